@@ -1,0 +1,443 @@
+#include "checkpoint/index.hpp"
+
+#include <sqlite3.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+#include <sstream>
+#include <utility>
+
+namespace cairn {
+namespace {
+
+// Tokens have a table of their own: SQLite rewrites a whole row, overflow pages too, when one of its columns changes.
+constexpr const char* schema = R"(
+CREATE TABLE namespaces(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  identity TEXT NOT NULL, probe BLOB NOT NULL, facts TEXT NOT NULL,
+  created_unix_ms INTEGER NOT NULL, last_seen_unix_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE checkpoints(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  namespace_id INTEGER NOT NULL, file_name TEXT NOT NULL UNIQUE,
+  token_count INTEGER NOT NULL, token_hash INTEGER NOT NULL,
+  bytes INTEGER NOT NULL, checksum BLOB NOT NULL, seal INTEGER NOT NULL,
+  files TEXT NOT NULL, resume_positions BLOB NOT NULL, kind TEXT NOT NULL,
+  cost_to_recompute_s REAL NOT NULL, uses INTEGER NOT NULL,
+  created_unix_ms INTEGER NOT NULL, last_used_unix_ms INTEGER NOT NULL,
+  pinned INTEGER NOT NULL, pin_label TEXT NOT NULL) STRICT;
+CREATE TABLE checkpoint_tokens(checkpoint_id INTEGER PRIMARY KEY, tokens BLOB NOT NULL) STRICT;
+CREATE TABLE settings(key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+)";
+
+Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, "index: " + std::move(what)); }
+
+void put_varint(std::string& out, std::uint32_t value) {
+  while (value >= 0x80) {
+    out.push_back(static_cast<char>(value | 0x80));
+    value >>= 7;
+  }
+  out.push_back(static_cast<char>(value));
+}
+
+// Takes one number off the front of `in`; false when there is none that fits 32 bits.
+bool take_varint(std::string_view& in, std::uint32_t& value) {
+  std::uint64_t number = 0;
+  for (unsigned shift = 0; shift < 35; shift += 7) {
+    if (in.empty()) return false;
+    const auto byte = static_cast<unsigned char>(in.front());
+    in.remove_prefix(1);
+    number |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
+    if (byte < 0x80) {
+      value = static_cast<std::uint32_t>(number);
+      return number <= 0xffffffffu;
+    }
+  }
+  return false;
+}
+
+std::string encode_positions(std::vector<std::uint32_t> positions) {
+  std::sort(positions.begin(), positions.end());
+  std::string out;
+  std::uint32_t before = 0;
+  for (const std::uint32_t position : positions) {
+    put_varint(out, position - before);
+    before = position;
+  }
+  return out;
+}
+
+bool decode_positions(std::string_view blob, std::uint32_t limit, std::vector<std::uint32_t>& positions) {
+  std::uint64_t position = 0;
+  while (!blob.empty()) {
+    std::uint32_t step = 0;
+    if (!take_varint(blob, step)) return false;
+    position += step;
+    if (position > limit) return false;
+    positions.push_back(static_cast<std::uint32_t>(position));
+  }
+  return true;
+}
+
+std::string encode_files(const std::vector<FileStamp>& files) {
+  std::ostringstream out;
+  for (const FileStamp& file : files) {
+    out << (file.suffix.empty() ? "-" : file.suffix) << ' ' << file.bytes << ' ' << file.inode << ' ' << file.mtime_ns
+        << '\n';
+  }
+  return out.str();
+}
+
+bool decode_files(const std::string& text, std::vector<FileStamp>& files) {
+  std::istringstream in(text);
+  FileStamp file;
+  while (in >> file.suffix >> file.bytes >> file.inode >> file.mtime_ns) {
+    if (file.suffix == "-") file.suffix.clear();
+    files.push_back(file);
+  }
+  return in.eof() && !files.empty() && files.front().suffix.empty();
+}
+
+// Over all that a restore trusts, so that a flipped bit in the index cannot pass a state of one model for another's.
+std::uint64_t seal_of(const CheckpointRecord& record, std::uint64_t token_hash) {
+  const std::uint64_t numbers[] = {static_cast<std::uint64_t>(record.namespace_id), record.token_count, token_hash,
+                                   record.bytes, record.checksum.low, record.checksum.high};
+  return XXH3_64bits_withSeed(record.file_name.data(), record.file_name.size(),
+                              XXH3_64bits(numbers, sizeof numbers));
+}
+
+}  // namespace
+
+std::string encode_tokens(TokenSpan tokens) {
+  std::string out;
+  out.reserve(tokens.size() * 3);
+  for (const Token token : tokens) put_varint(out, static_cast<std::uint32_t>(token));
+  return out;
+}
+
+Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash) {
+  if (count > blob.size()) return corrupt("fewer bytes than tokens");
+  Tokens tokens(static_cast<std::size_t>(count));
+  for (Token& token : tokens) {
+    std::uint32_t id = 0;
+    if (!take_varint(blob, id)) return corrupt("token ids end early");
+    token = static_cast<Token>(id);
+  }
+  if (!blob.empty()) return corrupt("bytes behind the last token");
+  if (hash_tokens(tokens) != hash) return corrupt("tokens do not match their hash");
+  return tokens;
+}
+
+std::uint64_t hash_tokens(TokenSpan tokens) { return XXH3_64bits(tokens.data(), tokens.size_bytes()); }
+
+// One use of a prepared statement: bound, stepped, and reset when it goes out of scope.
+class Index::Statement {
+ public:
+  Statement(Index& index, const char* sql) : index_(index), statement_(index.prepared(sql)) {}
+  ~Statement() {
+    if (statement_ == nullptr) return;
+    sqlite3_reset(statement_);
+    sqlite3_clear_bindings(statement_);
+  }
+  Statement(const Statement&) = delete;
+  Statement& operator=(const Statement&) = delete;
+
+  // Each takes the next parameter. What is bound must live until the statement is done.
+  Statement& integer(std::int64_t value) {
+    if (statement_ != nullptr) sqlite3_bind_int64(statement_, ++bound_, value);
+    return *this;
+  }
+  Statement& real(double value) {
+    if (statement_ != nullptr) sqlite3_bind_double(statement_, ++bound_, value);
+    return *this;
+  }
+  Statement& text(const std::string& value) {
+    if (statement_ != nullptr) sqlite3_bind_text64(statement_, ++bound_, value.data(), value.size(), SQLITE_STATIC, SQLITE_UTF8);
+    return *this;
+  }
+  Statement& blob(std::string_view value) {
+    // A null pointer would bind NULL, not an empty blob.
+    const void* data = value.empty() ? "" : value.data();
+    if (statement_ != nullptr) sqlite3_bind_blob64(statement_, ++bound_, data, value.size(), SQLITE_STATIC);
+    return *this;
+  }
+
+  // True: a row is there to be read.
+  Result<bool> step() {
+    if (statement_ == nullptr) return index_.error("prepare");
+    const int code = sqlite3_step(statement_);
+    if (code == SQLITE_ROW) return true;
+    if (code == SQLITE_DONE) return false;
+    return index_.error(sqlite3_sql(statement_));
+  }
+  Result<void> run() {
+    auto stepped = step();
+    if (!stepped) return stepped.error();
+    return {};
+  }
+
+  std::int64_t integer_at(int column) const { return sqlite3_column_int64(statement_, column); }
+  double real_at(int column) const { return sqlite3_column_double(statement_, column); }
+  std::string_view bytes_at(int column) const {
+    const void* data = sqlite3_column_blob(statement_, column);
+    const int bytes = sqlite3_column_bytes(statement_, column);
+    return data == nullptr ? std::string_view{} : std::string_view(static_cast<const char*>(data), static_cast<std::size_t>(bytes));
+  }
+  std::string string_at(int column) const { return std::string(bytes_at(column)); }
+
+ private:
+  Index& index_;
+  sqlite3_stmt* statement_;
+  int bound_ = 0;
+};
+
+// Rolled back unless committed.
+class Index::Transaction {
+ public:
+  explicit Transaction(Index& index) : index_(index), begun_(index.execute("BEGIN IMMEDIATE")) {}
+  ~Transaction() {
+    if (begun_ && sqlite3_get_autocommit(index_.database_) == 0) (void)index_.execute("ROLLBACK");
+  }
+  Transaction(const Transaction&) = delete;
+  Transaction& operator=(const Transaction&) = delete;
+  const Result<void>& begun() const { return begun_; }
+  Result<void> commit() { return index_.execute("COMMIT"); }
+
+ private:
+  Index& index_;
+  Result<void> begun_;
+};
+
+Result<std::unique_ptr<Index>> Index::open(const std::string& path) {
+  sqlite3* database = nullptr;
+  const int code = sqlite3_open_v2(path.c_str(), &database,
+                                   SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  std::unique_ptr<Index> index(new Index(database));
+  if (code != SQLITE_OK) return index->error("open " + path);
+  if (auto done = index->prepare_schema(); !done) return done.error();
+  return index;
+}
+
+Index::~Index() {
+  for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
+  sqlite3_close(database_);
+}
+
+Result<void> Index::prepare_schema() {
+  sqlite3_extended_result_codes(database_, 1);
+  sqlite3_busy_timeout(database_, 2000);
+  std::int64_t version = 0;
+  {
+    Statement read(*this, "PRAGMA user_version");
+    auto row = read.step();
+    if (!row) return row.error();
+    if (*row) version = read.integer_at(0);
+  }
+  if (version > index_format_version) {
+    return disk_error(ErrorCode::unsupported, "index: format " + std::to_string(version) + " is newer than " +
+                                                  std::to_string(index_format_version) +
+                                                  ", which this Cairn knows; use a newer one or another state directory");
+  }
+  // WAL with FULL: a commit is on disk when it returns, for one fsync of a few KB next to the fsync of a state of tens of
+  // megabytes. NORMAL would lose the last commits in a power cut, and the sweep would then delete their files.
+  for (const char* pragma : {"PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"}) {
+    if (auto done = execute(pragma); !done) return done;
+  }
+  if (version == index_format_version) return {};
+  Transaction transaction(*this);
+  if (!transaction.begun()) return transaction.begun();
+  if (auto done = execute(schema); !done) return done;
+  const std::string stamp = "PRAGMA user_version=" + std::to_string(index_format_version);
+  if (auto done = execute(stamp.c_str()); !done) return done;
+  return transaction.commit();
+}
+
+Result<void> Index::execute(const char* sql) {
+  if (sqlite3_exec(database_, sql, nullptr, nullptr, nullptr) != SQLITE_OK) return error(sql);
+  return {};
+}
+
+Error Index::error(const std::string& doing) const {
+  const int code = database_ == nullptr ? SQLITE_NOMEM : sqlite3_errcode(database_) & 0xff;
+  ErrorCode kind = ErrorCode::io;
+  if (code == SQLITE_FULL) kind = ErrorCode::no_space;
+  if (code == SQLITE_CORRUPT || code == SQLITE_NOTADB || code == SQLITE_ERROR) kind = ErrorCode::corrupt;
+  const std::string said = database_ == nullptr ? "out of memory" : sqlite3_errmsg(database_);
+  return disk_error(kind, "index: " + doing.substr(0, 60) + ": " + said, code == SQLITE_BUSY);
+}
+
+sqlite3_stmt* Index::prepared(const char* sql) {
+  sqlite3_stmt*& statement = statements_[sql];
+  if (statement == nullptr) sqlite3_prepare_v3(database_, sql, -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
+  return statement;
+}
+
+Result<std::vector<NamespaceRecord>> Index::namespaces() {
+  Statement read(*this,
+                 "SELECT id, identity, probe, facts, created_unix_ms, last_seen_unix_ms FROM namespaces ORDER BY id");
+  std::vector<NamespaceRecord> records;
+  for (;;) {
+    auto row = read.step();
+    if (!row) return row.error();
+    if (!*row) return records;
+    records.push_back({NamespaceId{read.integer_at(0)}, read.string_at(1), read.string_at(2), read.string_at(3),
+                       read.integer_at(4), read.integer_at(5)});
+  }
+}
+
+Result<NamespaceId> Index::add_namespace(const NamespaceRecord& record) {
+  Statement write(*this,
+                  "INSERT INTO namespaces(identity, probe, facts, created_unix_ms, last_seen_unix_ms) "
+                  "VALUES(?, ?, ?, ?, ?)");
+  write.text(record.identity).blob(record.probe).text(record.facts);
+  write.integer(record.created_unix_ms).integer(record.last_seen_unix_ms);
+  if (auto done = write.run(); !done) return done.error();
+  return NamespaceId{sqlite3_last_insert_rowid(database_)};
+}
+
+Result<void> Index::update_namespace(const NamespaceRecord& record) {
+  Statement write(*this, "UPDATE namespaces SET identity=?, probe=?, facts=?, last_seen_unix_ms=? WHERE id=?");
+  write.text(record.identity).blob(record.probe).text(record.facts);
+  write.integer(record.last_seen_unix_ms).integer(static_cast<std::int64_t>(record.id));
+  return write.run();
+}
+
+Result<std::vector<CheckpointRecord>> Index::checkpoints(std::vector<CheckpointId>& unreadable) {
+  Statement read(*this,
+                 "SELECT id, namespace_id, file_name, token_count, token_hash, bytes, checksum, seal, files, "
+                 "resume_positions, kind, cost_to_recompute_s, uses, created_unix_ms, last_used_unix_ms, pinned, pin_label "
+                 "FROM checkpoints ORDER BY id");
+  std::vector<CheckpointRecord> records;
+  for (;;) {
+    auto row = read.step();
+    if (!row) return row.error();
+    if (!*row) return records;
+    CheckpointRecord record;
+    record.id = CheckpointId{read.integer_at(0)};
+    record.namespace_id = NamespaceId{read.integer_at(1)};
+    record.file_name = read.string_at(2);
+    record.token_count = static_cast<std::uint32_t>(read.integer_at(3));
+    record.bytes = static_cast<std::uint64_t>(read.integer_at(5));
+    const std::string_view checksum = read.bytes_at(6);
+    bool good = checksum.size() == sizeof record.checksum;
+    if (good) std::memcpy(&record.checksum, checksum.data(), sizeof record.checksum);
+    good = good && seal_of(record, static_cast<std::uint64_t>(read.integer_at(4))) ==
+                       static_cast<std::uint64_t>(read.integer_at(7));
+    good = good && decode_files(read.string_at(8), record.files);
+    good = good && decode_positions(read.bytes_at(9), record.token_count, record.resume_positions);
+    record.kind = memory_kind_from_string(read.bytes_at(10));
+    record.cost_to_recompute_s = read.real_at(11);
+    record.uses = static_cast<std::uint64_t>(read.integer_at(12));
+    record.created_unix_ms = read.integer_at(13);
+    record.last_used_unix_ms = read.integer_at(14);
+    record.pinned = read.integer_at(15) != 0;
+    record.pin_label = read.string_at(16);
+    if (good) {
+      records.push_back(std::move(record));
+    } else {
+      unreadable.push_back(record.id);
+    }
+  }
+}
+
+Result<CheckpointId> Index::add_checkpoint(const CheckpointRecord& record, TokenSpan tokens) {
+  Transaction transaction(*this);
+  if (!transaction.begun()) return transaction.begun().error();
+  const std::uint64_t token_hash = hash_tokens(tokens);
+  const std::string files = encode_files(record.files);
+  const std::string positions = encode_positions(record.resume_positions);
+  const std::string kind{to_string(record.kind)};
+  const std::string_view checksum(reinterpret_cast<const char*>(&record.checksum), sizeof record.checksum);
+  std::int64_t id = 0;
+  {
+    Statement write(*this,
+                    "INSERT INTO checkpoints(namespace_id, file_name, token_count, token_hash, bytes, checksum, seal, "
+                    "files, resume_positions, kind, cost_to_recompute_s, uses, created_unix_ms, last_used_unix_ms, pinned, "
+                    "pin_label) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    write.integer(static_cast<std::int64_t>(record.namespace_id)).text(record.file_name);
+    write.integer(record.token_count).integer(static_cast<std::int64_t>(token_hash));
+    write.integer(static_cast<std::int64_t>(record.bytes)).blob(checksum);
+    write.integer(static_cast<std::int64_t>(seal_of(record, token_hash)));
+    write.text(files).blob(positions).text(kind).real(record.cost_to_recompute_s);
+    write.integer(static_cast<std::int64_t>(record.uses)).integer(record.created_unix_ms);
+    write.integer(record.last_used_unix_ms).integer(record.pinned ? 1 : 0).text(record.pin_label);
+    if (auto done = write.run(); !done) return done.error();
+    id = sqlite3_last_insert_rowid(database_);
+  }
+  const std::string blob = encode_tokens(tokens);
+  Statement write(*this, "INSERT INTO checkpoint_tokens(checkpoint_id, tokens) VALUES(?, ?)");
+  write.integer(id).blob(blob);
+  if (auto done = write.run(); !done) return done.error();
+  if (auto done = transaction.commit(); !done) return done.error();
+  return CheckpointId{id};
+}
+
+Result<void> Index::update_checkpoints(const std::vector<CheckpointRecord>& records) {
+  if (records.empty()) return {};
+  Transaction transaction(*this);
+  if (!transaction.begun()) return transaction.begun();
+  for (const CheckpointRecord& record : records) {
+    const std::string files = encode_files(record.files);
+    const std::string positions = encode_positions(record.resume_positions);
+    const std::string kind{to_string(record.kind)};
+    Statement write(*this,
+                    "UPDATE checkpoints SET files=?, resume_positions=?, kind=?, cost_to_recompute_s=?, uses=?, "
+                    "last_used_unix_ms=?, pinned=?, pin_label=? WHERE id=?");
+    write.text(files).blob(positions).text(kind).real(record.cost_to_recompute_s);
+    write.integer(static_cast<std::int64_t>(record.uses)).integer(record.last_used_unix_ms);
+    write.integer(record.pinned ? 1 : 0).text(record.pin_label).integer(static_cast<std::int64_t>(record.id));
+    if (auto done = write.run(); !done) return done;
+  }
+  return transaction.commit();
+}
+
+Result<void> Index::remove_checkpoints(const std::vector<CheckpointId>& ids) {
+  if (ids.empty()) return {};
+  Transaction transaction(*this);
+  if (!transaction.begun()) return transaction.begun();
+  for (const CheckpointId id : ids) {
+    for (const char* sql : {"DELETE FROM checkpoints WHERE id=?", "DELETE FROM checkpoint_tokens WHERE checkpoint_id=?"}) {
+      Statement write(*this, sql);
+      write.integer(static_cast<std::int64_t>(id));
+      if (auto done = write.run(); !done) return done;
+    }
+  }
+  return transaction.commit();
+}
+
+Result<Tokens> Index::tokens(CheckpointId id) {
+  Statement read(*this,
+                 "SELECT token_count, token_hash, tokens FROM checkpoints JOIN checkpoint_tokens ON checkpoint_id=id "
+                 "WHERE id=?");
+  read.integer(static_cast<std::int64_t>(id));
+  auto row = read.step();
+  if (!row) return row.error();
+  if (!*row) {
+    return disk_error(ErrorCode::not_found,
+                      "index: no tokens of checkpoint " + std::to_string(static_cast<std::int64_t>(id)));
+  }
+  const std::int64_t count = read.integer_at(0);
+  if (count < 0) return corrupt("negative token count");
+  return decode_tokens(read.bytes_at(2), static_cast<std::uint64_t>(count),
+                       static_cast<std::uint64_t>(read.integer_at(1)));
+}
+
+Result<std::map<std::string, std::string>> Index::settings() {
+  Statement read(*this, "SELECT key, value FROM settings");
+  std::map<std::string, std::string> values;
+  for (;;) {
+    auto row = read.step();
+    if (!row) return row.error();
+    if (!*row) return values;
+    values.emplace(read.string_at(0), read.string_at(1));
+  }
+}
+
+Result<void> Index::put_setting(const std::string& key, const std::string& value) {
+  Statement write(*this, "INSERT INTO settings(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value");
+  write.text(key).text(value);
+  return write.run();
+}
+
+}  // namespace cairn

@@ -1,0 +1,73 @@
+// The SQLite database that outlives both processes: namespaces, checkpoints, settings.
+// Thread: one at a time (the store's index thread).
+// Owner: CheckpointStore.
+// Errors: source disk; unsupported (a newer format), corrupt (not a database, damaged), no_space, io.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.hpp"
+#include "checkpoint/record.hpp"
+#include "prefix/tokens.hpp"
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+namespace cairn {
+
+// PRAGMA user_version of what this program writes.
+inline constexpr int index_format_version = 1;
+
+// Tokens as the index keeps them: LEB128 of each id (2-3 bytes for vocabularies of today; not deltas, ids do not ascend).
+// Each checkpoint has its own blob, although those of one conversation share prefixes: 3 bytes a token are nothing next
+// to the state (8-115 KB a token), and a chain of parents would make one damaged row cost all that hang on it, and an
+// eviction rewrite its children.
+std::string encode_tokens(TokenSpan tokens);
+// corrupt unless the blob holds exactly `count` tokens of this hash.
+Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash);
+// XXH3-64 of the ids as little-endian 32-bit words.
+std::uint64_t hash_tokens(TokenSpan tokens);
+
+class Index {
+ public:
+  // Opens or creates it. A newer format is refused and not touched.
+  static Result<std::unique_ptr<Index>> open(const std::string& path);
+  ~Index();
+  Index(const Index&) = delete;
+  Index& operator=(const Index&) = delete;
+
+  Result<std::vector<NamespaceRecord>> namespaces();
+  Result<NamespaceId> add_namespace(const NamespaceRecord& record);  // its id is ignored
+  Result<void> update_namespace(const NamespaceRecord& record);
+
+  // Rows that make no sense (unknown kind, broken blob) are named in `unreadable` instead.
+  Result<std::vector<CheckpointRecord>> checkpoints(std::vector<CheckpointId>& unreadable);
+  Result<CheckpointId> add_checkpoint(const CheckpointRecord& record, TokenSpan tokens);  // its id is ignored
+  // Everything that can change after the commit, in one transaction.
+  Result<void> update_checkpoints(const std::vector<CheckpointRecord>& records);
+  Result<void> remove_checkpoints(const std::vector<CheckpointId>& ids);
+  Result<Tokens> tokens(CheckpointId id);  // not_found, corrupt
+
+  Result<std::map<std::string, std::string>> settings();
+  Result<void> put_setting(const std::string& key, const std::string& value);
+
+ private:
+  class Statement;
+  class Transaction;
+  explicit Index(sqlite3* database) : database_(database) {}
+  Result<void> prepare_schema();
+  Result<void> execute(const char* sql);
+  Error error(const std::string& doing) const;
+  sqlite3_stmt* prepared(const char* sql);
+
+  sqlite3* database_;
+  std::map<const char*, sqlite3_stmt*> statements_;  // by the address of their text
+};
+
+}  // namespace cairn

@@ -1,0 +1,439 @@
+#include "checkpoint/store.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "checkpoint/index.hpp"
+#include "checkpoint/store_disk.hpp"
+
+namespace cairn {
+
+std::string_view to_string(RemovalReason reason) {
+  switch (reason) {
+    case RemovalReason::evicted: return "evicted";
+    case RemovalReason::erased: return "erased";
+    case RemovalReason::bad_file: return "bad_file";
+  }
+  return "unknown";
+}
+
+// ---- reservations and uses
+
+CheckpointStore::Reservation::Reservation(CheckpointStore* store, std::uint64_t bytes, std::string name)
+    : store_(store), bytes_(bytes), temporary_name_(std::move(name)) {
+  store_->counters_.reserved_bytes += bytes_;
+}
+
+CheckpointStore::Reservation::Reservation(Reservation&& other) noexcept
+    : store_(std::exchange(other.store_, nullptr)),
+      bytes_(other.bytes_),
+      temporary_name_(std::move(other.temporary_name_)) {}
+
+CheckpointStore::Reservation& CheckpointStore::Reservation::operator=(Reservation&& other) noexcept {
+  if (this != &other) {
+    release();
+    store_ = std::exchange(other.store_, nullptr);
+    bytes_ = other.bytes_;
+    temporary_name_ = std::move(other.temporary_name_);
+  }
+  return *this;
+}
+
+CheckpointStore::Reservation::~Reservation() { release(); }
+
+void CheckpointStore::Reservation::release() {
+  if (store_ == nullptr) return;
+  store_->counters_.reserved_bytes -= bytes_;
+  if (!temporary_name_.empty()) store_->condemn_file(std::move(temporary_name_));
+  temporary_name_.clear();
+  store_ = nullptr;
+}
+
+void CheckpointStore::Reservation::grow(std::uint64_t bytes) {
+  if (bytes <= bytes_) return;
+  store_->counters_.reserved_bytes += bytes - bytes_;
+  bytes_ = bytes;
+}
+
+CheckpointStore::Use::Use(CheckpointStore* store, CheckpointId id) : store_(store), id_(id) { ++store_->uses_[id_]; }
+
+CheckpointStore::Use::Use(Use&& other) noexcept : store_(std::exchange(other.store_, nullptr)), id_(other.id_) {}
+
+CheckpointStore::Use& CheckpointStore::Use::operator=(Use&& other) noexcept {
+  if (this != &other) {
+    release();
+    store_ = std::exchange(other.store_, nullptr);
+    id_ = other.id_;
+  }
+  return *this;
+}
+
+CheckpointStore::Use::~Use() { release(); }
+
+void CheckpointStore::Use::release() {
+  if (store_ == nullptr) return;
+  const auto found = store_->uses_.find(id_);
+  if (found != store_->uses_.end() && --found->second == 0) store_->uses_.erase(found);
+  store_ = nullptr;
+}
+
+// ---- opening
+
+CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, BlockingPool& disk_pool,
+                                 std::unique_ptr<EvictionPolicy> policy)
+    : options_(std::move(options)), files_(files), disk_pool_(disk_pool), policy_(std::move(policy)) {
+  if (policy_ == nullptr) policy_ = std::make_unique<ValuePolicy>();
+  counters_.budget_bytes = options_.budget_bytes;
+}
+
+CheckpointStore::~CheckpointStore() = default;
+
+ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions options, FileLayer& files,
+                                                                   BlockingPool& disk_pool,
+                                                                   std::unique_ptr<EvictionPolicy> policy) {
+  std::unique_ptr<CheckpointStore> store(
+      new CheckpointStore(std::move(options), files, disk_pool, std::move(policy)));
+  CheckpointStore& self = *store;
+  const auto job = [&self] { return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir); };
+  auto loaded = co_await self.index_pool_.run(job);
+  if (!loaded) co_return loaded.error();
+  self.index_ = std::move(loaded->index);
+  self.state_lock_ = std::move(loaded->state_lock);
+  self.slot_lock_ = std::move(loaded->slot_lock);
+  self.settings_ = std::move(loaded->settings);
+  for (NamespaceRecord& record : loaded->namespaces) self.namespaces_.emplace(record.id, std::move(record));
+  for (CheckpointRecord& record : loaded->checkpoints) {
+    const CheckpointId id = record.id;
+    self.counters_.bytes += record.bytes;
+    self.entries_.emplace(id, Entry{std::move(record), false, {}});
+  }
+  for (const auto& [id, name] : loaded->left) self.condemned_.push_back({name, 0, id, id != CheckpointId{}});
+  self.counters_.swept_files = loaded->swept_files;
+  self.counters_.swept_entries = loaded->swept_entries;
+  // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.
+  auto room = co_await self.make_room(false);
+  if (!room && room.error().code != ErrorCode::no_space) co_return room.error();
+  co_return store;
+}
+
+ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
+  // Small enough not to hold the I/O thread up, large enough for the trips to and fro not to matter.
+  constexpr std::size_t batch_tokens = 1u << 19;
+  std::vector<CheckpointId> ids;
+  for (const auto& [id, entry] : entries_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  std::size_t handed_out = 0;
+  std::size_t next = 0;
+  while (next < ids.size()) {
+    const auto job = [this, &ids, next] {
+      std::vector<std::pair<CheckpointId, Result<Tokens>>> batch;
+      std::size_t tokens = 0;
+      for (std::size_t i = next; i < ids.size() && tokens < batch_tokens; ++i) {
+        batch.emplace_back(ids[i], index_->tokens(ids[i]));
+        if (batch.back().second) tokens += batch.back().second->size();
+      }
+      return batch;
+    };
+    const auto batch = co_await index_pool_.run(job);
+    next += batch.size();
+    for (const auto& [id, tokens] : batch) {
+      const auto entry = entries_.find(id);
+      if (entry == entries_.end()) continue;
+      if (tokens) {
+        visitor(entry->second.record, *tokens);
+        ++handed_out;
+        continue;
+      }
+      const Error error = tokens.error();
+      if (error.code != ErrorCode::corrupt && error.code != ErrorCode::not_found) co_return error;
+      condemn(id, RemovalReason::bad_file);
+    }
+  }
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return handed_out;
+}
+
+ResultTask<Tokens> CheckpointStore::tokens_of(CheckpointId id) {
+  const auto job = [this, id] { return index_->tokens(id); };
+  auto tokens = co_await index_pool_.run(job);
+  co_return tokens;
+}
+
+// ---- saving
+
+ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t bytes_estimate) {
+  if (bytes_estimate > options_.budget_bytes) {
+    ++counters_.refused_reservations;
+    co_return disk_error(ErrorCode::no_space, std::to_string(bytes_estimate) + " bytes are more than the whole budget");
+  }
+  // Counted before anything is awaited: two reservations cannot both take the last of the room.
+  Reservation reservation(this, bytes_estimate, {});
+  auto room = co_await make_room(true);
+  if (!room) {
+    if (room.error().code == ErrorCode::no_space) ++counters_.refused_reservations;
+    co_return room.error();
+  }
+  reservation.temporary_name_ = new_base_name() + std::string(saving_suffix);
+  co_return std::move(reservation);
+}
+
+ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation, NewCheckpoint checkpoint) {
+  if (reservation.store_ != this || reservation.temporary_name_.empty()) {
+    co_return internal_error("commit without a reservation of this store");
+  }
+  const std::string temporary_name = reservation.temporary_name_;
+  const std::string final_name =
+      temporary_name.substr(0, temporary_name.size() - saving_suffix.size()) + std::string(state_suffix);
+  const std::string temporary_path = slot_path(temporary_name);
+  const std::string final_path = slot_path(final_name);
+
+  Error failure;
+  const auto inspection = [&] { return inspect_saved(files_, temporary_path, checkpoint); };
+  auto inspected = co_await disk_pool_.run(inspection);
+  bool good = inspected.has_value();
+  if (!good) failure = inspected.error();
+
+  if (good && inspected->bytes > reservation.bytes()) {
+    reservation.grow(inspected->bytes);
+    auto room = co_await make_room(false);  // the disk already holds it
+    good = room.has_value();
+    if (!good) failure = room.error();
+  }
+
+  Sealed sealed;
+  if (good) {
+    const auto sealing = [&] {
+      return seal_saved(files_, options_.slot_dir, temporary_path, final_path, *inspected);
+    };
+    auto done = co_await disk_pool_.run(sealing);
+    good = done.has_value();
+    if (good) {
+      sealed = std::move(*done);
+    } else {
+      failure = done.error();
+    }
+  }
+
+  CheckpointRecord record;
+  if (good) {
+    record.namespace_id = checkpoint.namespace_id;
+    record.file_name = final_name;
+    record.token_count = static_cast<std::uint32_t>(inspected->header.tokens.size());
+    record.resume_positions = checkpoint.resume_positions.value_or(sealed.context_checkpoints);
+    record.kind = checkpoint.kind;
+    record.bytes = inspected->bytes;
+    record.cost_to_recompute_s = checkpoint.cost_to_recompute_s;
+    record.created_unix_ms = record.last_used_unix_ms = now_unix_ms();
+    record.pinned = checkpoint.pin_label.has_value();
+    record.pin_label = checkpoint.pin_label.value_or("");
+    record.checksum = sealed.checksum;
+    record.files = sealed.stamps;
+    const auto insertion = [&] { return index_->add_checkpoint(record, inspected->header.tokens); };
+    auto id = co_await index_pool_.run(insertion);
+    good = id.has_value();
+    if (good) {
+      record.id = *id;
+    } else {
+      failure = id.error();
+    }
+  }
+
+  if (!good) {
+    ++counters_.failed_commits;
+    if (failure.source == ErrorSource::disk && failure.code != ErrorCode::corrupt) ++counters_.disk_errors;
+    condemn_file(final_name);
+    reservation.release();
+    auto tidied = co_await tidy();
+    (void)tidied;  // tried again later
+    co_return failure;
+  }
+
+  CommittedCheckpoint committed;
+  committed.id = record.id;
+  committed.tokens = std::move(inspected->header.tokens);
+  committed.bytes = record.bytes;
+  committed.state_version = inspected->header.version;
+  committed.context_checkpoints = std::move(sealed.context_checkpoints);
+  committed.checksum_bytes_per_s =
+      sealed.seconds > 0 ? static_cast<double>(record.bytes) / sealed.seconds : 0;
+  reservation.temporary_name_.clear();  // renamed: nothing to delete
+  reservation.release();
+  counters_.bytes += record.bytes;
+  ++counters_.commits;
+  // Hashed by this process a moment ago: verified as it lies there now.
+  entries_.emplace(committed.id, Entry{std::move(record), false, std::move(sealed.stamps)});
+  co_return std::move(committed);
+}
+
+ResultTask<void> CheckpointStore::discard(Reservation reservation) {
+  reservation.release();
+  auto tidied = co_await tidy();
+  co_return tidied;
+}
+
+// ---- reading
+
+const CheckpointRecord* CheckpointStore::find(CheckpointId id) const {
+  const auto found = entries_.find(id);
+  return found == entries_.end() ? nullptr : &found->second.record;
+}
+
+void CheckpointStore::for_each(const std::function<void(const CheckpointRecord&)>& visitor) const {
+  for (const auto& [id, entry] : entries_) visitor(entry.record);
+}
+
+CheckpointStore::Use CheckpointStore::use(CheckpointId id) {
+  if (!entries_.contains(id)) return {};
+  return Use(this, id);
+}
+
+ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id) {
+  const auto entry = entries_.find(id);
+  if (entry == entries_.end()) {
+    co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
+  }
+  const CheckpointRecord record = entry->second.record;
+  const std::vector<FileStamp> verified_as = entry->second.verified_as;
+  const std::string path = slot_path(record.file_name);
+  const bool read_all = options_.verify_checksums;
+  const auto job = [&] { return verify_files(files_, path, record, verified_as, read_all); };
+  auto verified = co_await disk_pool_.run(job);
+  if (verified) {
+    counters_.checksum_bytes += verified->outcome.bytes;
+    counters_.checksum_seconds += verified->outcome.seconds;
+    const auto again = entries_.find(id);
+    if (again != entries_.end()) {
+      again->second.verified_as = verified->stamps;
+      if (verified->outcome.checksum_read) {
+        again->second.record.files = std::move(verified->stamps);  // moved or copied by somebody, and still good
+        again->second.dirty = true;
+      }
+    }
+    co_return verified->outcome;
+  }
+  const Error error = verified.error();
+  if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {
+    condemn(id, RemovalReason::bad_file);
+    auto tidied = co_await tidy();
+    (void)tidied;  // tried again later
+  } else {
+    ++counters_.disk_errors;
+  }
+  co_return error;
+}
+
+// ---- what may change
+
+void CheckpointStore::mark_used(CheckpointId id) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  ++found->second.record.uses;
+  found->second.record.last_used_unix_ms = now_unix_ms();
+  found->second.dirty = true;
+}
+
+void CheckpointStore::set_resume(CheckpointId id, CheckpointKind kind,
+                                 std::vector<std::uint32_t> resume_positions) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  found->second.record.kind = kind;
+  found->second.record.resume_positions = std::move(resume_positions);
+  found->second.dirty = true;
+}
+
+void CheckpointStore::set_cost(CheckpointId id, double cost_to_recompute_s) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return;
+  found->second.record.cost_to_recompute_s = cost_to_recompute_s;
+  found->second.dirty = true;
+}
+
+ResultTask<void> CheckpointStore::erase(CheckpointId id, RemovalReason reason) {
+  condemn(id, reason);
+  auto tidied = co_await tidy();
+  co_return tidied;
+}
+
+ResultTask<void> CheckpointStore::set_pin(CheckpointId id, bool pinned, std::string label) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) {
+    co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
+  }
+  found->second.record.pinned = pinned;
+  found->second.record.pin_label = std::move(label);
+  found->second.dirty = true;
+  auto tidied = co_await tidy();
+  co_return tidied;
+}
+
+ResultTask<void> CheckpointStore::pin(CheckpointId id, std::string label) { return set_pin(id, true, std::move(label)); }
+ResultTask<void> CheckpointStore::unpin(CheckpointId id) { return set_pin(id, false, {}); }
+
+ResultTask<void> CheckpointStore::flush() {
+  auto tidied = co_await tidy();
+  co_return tidied;
+}
+
+ResultTask<NamespaceId> CheckpointStore::add_namespace(std::string identity_json, std::string probe,
+                                                       std::string facts_json) {
+  NamespaceRecord record{NamespaceId{}, std::move(identity_json), std::move(probe), std::move(facts_json),
+                         now_unix_ms(), now_unix_ms()};
+  const auto job = [&] { return index_->add_namespace(record); };
+  auto id = co_await index_pool_.run(job);
+  if (!id) {
+    ++counters_.disk_errors;
+    co_return id.error();
+  }
+  record.id = *id;
+  namespaces_.emplace(*id, std::move(record));
+  co_return *id;
+}
+
+ResultTask<void> CheckpointStore::update_namespace(NamespaceId id, std::string identity_json, std::string probe,
+                                                   std::string facts_json) {
+  const auto found = namespaces_.find(id);
+  if (found == namespaces_.end()) co_return internal_error("update of an unknown namespace");
+  NamespaceRecord& record = found->second;
+  record.identity = std::move(identity_json);
+  record.probe = std::move(probe);
+  record.facts = std::move(facts_json);
+  record.last_seen_unix_ms = now_unix_ms();
+  const NamespaceRecord copy = record;
+  const auto job = [&] { return index_->update_namespace(copy); };
+  auto done = co_await index_pool_.run(job);
+  if (!done) ++counters_.disk_errors;
+  co_return done;
+}
+
+std::optional<std::string> CheckpointStore::setting(const std::string& key) const {
+  const auto found = settings_.find(key);
+  if (found == settings_.end()) return std::nullopt;
+  return found->second;
+}
+
+ResultTask<void> CheckpointStore::put_setting(std::string key, std::string value) {
+  settings_[key] = value;
+  const auto job = [&] { return index_->put_setting(key, value); };
+  auto done = co_await index_pool_.run(job);
+  if (!done) ++counters_.disk_errors;
+  co_return done;
+}
+
+StoreCounters CheckpointStore::counters() const {
+  StoreCounters counters = counters_;
+  counters.files = entries_.size();
+  for (const auto& [id, entry] : entries_) {
+    if (entry.record.pinned) counters.pinned_bytes += entry.record.bytes;
+  }
+  return counters;
+}
+
+std::int64_t CheckpointStore::now_unix_ms() const {
+  if (options_.now_unix_ms) return options_.now_unix_ms();
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+}
+
+}  // namespace cairn

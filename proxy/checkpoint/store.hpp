@@ -1,0 +1,237 @@
+// The saved states: reserves room for them, commits them so that a crash at any instant leaves nothing half, verifies
+// them before they are restored, and evicts them within a byte budget.
+// Thread: the I/O thread; disk work and checksums run on `disk_pool`, SQLite and deletions on a thread of its own.
+// Owner: main. Outlives every task it returned, every Reservation and every Use. `disk_pool` and `files` outlive it.
+// Errors: source disk (no_space, io, corrupt, not_found), never an exception; after any of them the store is usable.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/blocking_pool.hpp"
+#include "base/task.hpp"
+#include "checkpoint/eviction.hpp"
+#include "checkpoint/file_layer.hpp"
+#include "checkpoint/record.hpp"
+#include "prefix/tokens.hpp"
+
+namespace cairn {
+
+class Index;
+
+struct StoreOptions {
+  std::string slot_dir;   // the backend's --slot-save-path, as this process sees it
+  std::string state_dir;  // Cairn's own data: index.sqlite; made when it is missing
+  std::uint64_t budget_bytes = 0;
+  std::uint64_t min_free_bytes = 0;  // of the slot directory's disk
+  double low_water = 0.9;            // of the budget: what an eviction trims to, so that not every save evicts
+  bool verify_checksums = true;      // false: only size, inode and times are looked at before a restore
+  std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
+};
+
+enum class RemovalReason { evicted, erased, bad_file };
+std::string_view to_string(RemovalReason reason);
+
+struct NewCheckpoint {
+  NamespaceId namespace_id{};
+  Tokens expected_prefix;        // the file's tokens must begin with these
+  std::uint64_t saved_tokens = 0;  // `n_saved` of the backend's answer: the file must hold exactly as many
+  std::uint64_t saved_bytes = 0;   // `n_written` of it: the file must not be shorter; 0 when unknown
+  // nullopt: what the file itself says (its context checkpoints; none on builds that do not save them).
+  std::optional<std::vector<std::uint32_t>> resume_positions;
+  CheckpointKind kind = CheckpointKind::unknown;
+  double cost_to_recompute_s = 0;
+  std::optional<std::string> pin_label;  // set: pinned from the start
+};
+
+struct CommittedCheckpoint {
+  CheckpointId id{};
+  Tokens tokens;  // what the file really holds
+  std::uint64_t bytes = 0;
+  std::uint32_t state_version = 0;  // of the file: below 4 it carries no context checkpoints
+  std::vector<std::uint32_t> context_checkpoints;  // prefix lengths of those in the file, ascending
+  double checksum_bytes_per_s = 0;
+};
+
+struct VerifyOutcome {
+  bool checksum_read = false;  // false: the stat alone said that it is the file verified before
+  std::uint64_t bytes = 0;     // read
+  double seconds = 0;
+};
+
+struct StoreCounters {
+  std::uint64_t files = 0;
+  std::uint64_t bytes = 0;           // of committed checkpoints
+  std::uint64_t reserved_bytes = 0;  // being saved
+  std::uint64_t condemned_bytes = 0;  // removed from the index, still on disk: in use or undeletable so far
+  std::uint64_t budget_bytes = 0;
+  std::uint64_t pinned_bytes = 0;
+  std::uint64_t commits = 0;
+  std::uint64_t failed_commits = 0;
+  std::uint64_t refused_reservations = 0;
+  std::uint64_t evictions = 0;
+  std::uint64_t dropped_bad = 0;
+  std::uint64_t swept_files = 0;    // at start-up: files without an entry, half-saved ones
+  std::uint64_t swept_entries = 0;  // at start-up: entries without a file or with a wrong size
+  std::uint64_t checksum_bytes = 0;
+  double checksum_seconds = 0;
+  std::uint64_t disk_errors = 0;
+};
+
+class CheckpointStore {
+ public:
+  // Room for one save, and the name to save to. Dropped without a commit it gives the room back, and the file is deleted
+  // with the store's next piece of work.
+  class [[nodiscard]] Reservation {
+   public:
+    Reservation() = default;
+    Reservation(Reservation&& other) noexcept;
+    Reservation& operator=(Reservation&& other) noexcept;
+    ~Reservation();
+    // Plain name, `cairn-<32 hex>.saving`: the "filename" of the backend's save action.
+    const std::string& temporary_name() const { return temporary_name_; }
+    std::uint64_t bytes() const { return bytes_; }
+    explicit operator bool() const { return store_ != nullptr; }
+
+   private:
+    friend class CheckpointStore;
+    Reservation(CheckpointStore* store, std::uint64_t bytes, std::string name);
+    void release();
+    void grow(std::uint64_t bytes);
+    CheckpointStore* store_ = nullptr;
+    std::uint64_t bytes_ = 0;
+    std::string temporary_name_;
+  };
+
+  // While it lives the file is neither evicted nor deleted.
+  class [[nodiscard]] Use {
+   public:
+    Use() = default;
+    Use(Use&& other) noexcept;
+    Use& operator=(Use&& other) noexcept;
+    ~Use();
+    explicit operator bool() const { return store_ != nullptr; }
+
+   private:
+    friend class CheckpointStore;
+    Use(CheckpointStore* store, CheckpointId id);
+    void release();
+    CheckpointStore* store_ = nullptr;
+    CheckpointId id_{};
+  };
+
+  using RemovalCallback = std::function<void(const CheckpointRecord&, RemovalReason)>;
+  using TokenVisitor = std::function<void(const CheckpointRecord&, TokenSpan)>;
+
+  // Locks both directories (`invalid` when another Cairn holds one), loads the index and sweeps what a crash left. Only
+  // regular files named `cairn-<32 hex>.state|.saving`, with or without a side suffix, are ever deleted. A damaged index
+  // is set aside as index.sqlite.bad and an empty one begun; one of a newer format is refused (`unsupported`) and left.
+  // `policy` null: ValuePolicy.
+  static ResultTask<std::unique_ptr<CheckpointStore>> open(StoreOptions options, FileLayer& files,
+                                                           BlockingPool& disk_pool,
+                                                           std::unique_ptr<EvictionPolicy> policy = nullptr);
+  ~CheckpointStore();
+  CheckpointStore(const CheckpointStore&) = delete;
+  CheckpointStore& operator=(const CheckpointStore&) = delete;
+
+  // Called at each removal after open (tell the prefix tree); the record is already gone from the store.
+  void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
+
+  // Hands out the tokens of every checkpoint, in batches, for rebuilding the prefix tree; returns how many. An entry whose
+  // tokens do not match their hash is removed (bad_file).
+  ResultTask<std::size_t> load_tokens(TokenVisitor visitor);
+  ResultTask<Tokens> tokens_of(CheckpointId id);
+
+  // Makes room for a file of about so many bytes, evicting where needed. no_space when it cannot.
+  ResultTask<Reservation> reserve(std::uint64_t bytes_estimate);
+  // Takes the file saved under the reservation's name: checks its tokens and size, makes it durable, gives it its final
+  // name and its entry. On any error the file is gone, and the reservation with it. corrupt: not what was expected.
+  ResultTask<CommittedCheckpoint> commit(Reservation reservation, NewCheckpoint checkpoint);
+  // Deletes the temporary file now instead of later.
+  ResultTask<void> discard(Reservation reservation);
+
+  // nullptr when there is none (or no longer). Valid until the next co_await or non-const member.
+  const CheckpointRecord* find(CheckpointId id) const;
+  void for_each(const std::function<void(const CheckpointRecord&)>& visitor) const;
+  // An empty Use when there is no such checkpoint.
+  Use use(CheckpointId id);
+  // Hold a Use meanwhile and until the restore is over. Reads the whole file the first time in this process and whenever
+  // size, inode or times differ; else a stat. A bad one is removed, and the Error (corrupt, not_found) says what it was.
+  // Trouble with reading (io) removes nothing.
+  ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id);
+
+  // Counts a use; written with the next flush, commit or removal.
+  void mark_used(CheckpointId id);
+  // Corrects what the file is believed to be good for; written likewise.
+  void set_resume(CheckpointId id, CheckpointKind kind, std::vector<std::uint32_t> resume_positions);
+  void set_cost(CheckpointId id, double cost_to_recompute_s);
+  // The entry goes at once; the file too, or when its last Use ends. `reason` is what the callback is told.
+  ResultTask<void> erase(CheckpointId id, RemovalReason reason = RemovalReason::erased);
+  ResultTask<void> pin(CheckpointId id, std::string label);
+  ResultTask<void> unpin(CheckpointId id);
+  // Writes what is not written yet and deletes what waits for deletion (call it when idle and at shutdown).
+  ResultTask<void> flush();
+
+  const std::map<NamespaceId, NamespaceRecord>& namespaces() const { return namespaces_; }
+  ResultTask<NamespaceId> add_namespace(std::string identity_json, std::string probe, std::string facts_json);
+  // Replaces identity, probe and facts, and sets last_seen to now.
+  ResultTask<void> update_namespace(NamespaceId id, std::string identity_json, std::string probe,
+                                    std::string facts_json);
+  // Values that outlive a restart: measured rates and the like. Read from memory, written through.
+  std::optional<std::string> setting(const std::string& key) const;
+  ResultTask<void> put_setting(std::string key, std::string value);
+
+  StoreCounters counters() const;
+  const StoreOptions& options() const { return options_; }
+
+ private:
+  struct Entry {
+    CheckpointRecord record;
+    bool dirty = false;                  // differs from the index
+    std::vector<FileStamp> verified_as;  // empty: not yet verified by this process
+  };
+  // Gone from memory; its row and its files are still to be deleted.
+  struct Condemned {
+    std::string file_name;
+    std::uint64_t bytes = 0;
+    CheckpointId id{};  // 0: never had a row
+    bool row_left = false;
+  };
+
+  CheckpointStore(StoreOptions options, FileLayer& files, BlockingPool& disk_pool,
+                  std::unique_ptr<EvictionPolicy> policy);
+  ResultTask<void> make_room(bool check_disk);
+  ResultTask<void> fit_budget();
+  ResultTask<void> tidy();
+  bool evict(std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
+  ResultTask<void> set_pin(CheckpointId id, bool pinned, std::string label);
+  void condemn(CheckpointId id, RemovalReason reason);
+  void condemn_file(std::string file_name);
+  bool in_use(CheckpointId id) const { return uses_.contains(id); }
+  std::int64_t now_unix_ms() const;
+  std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
+
+  StoreOptions options_;
+  FileLayer& files_;
+  BlockingPool& disk_pool_;
+  std::unique_ptr<EvictionPolicy> policy_;
+  RemovalCallback on_removed_;
+  std::unique_ptr<FileLock> state_lock_;
+  std::unique_ptr<FileLock> slot_lock_;
+  std::unordered_map<CheckpointId, Entry> entries_;
+  std::unordered_map<CheckpointId, int> uses_;
+  std::vector<Condemned> condemned_;
+  std::map<NamespaceId, NamespaceRecord> namespaces_;
+  std::map<std::string, std::string> settings_;
+  StoreCounters counters_;
+  std::unique_ptr<Index> index_;  // touched on index_pool_ alone once it is open
+  BlockingPool index_pool_{1};    // joined first
+};
+
+}  // namespace cairn

@@ -1,0 +1,71 @@
+// The store's work on files, in the order that lets a crash happen anywhere in it: start-up, commit, verification.
+// Thread: the index thread or a disk thread; touches nothing but its arguments.
+// Errors: source disk, see CheckpointStore.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "checkpoint/file_layer.hpp"
+#include "checkpoint/index.hpp"
+#include "checkpoint/record.hpp"
+#include "checkpoint/state_file.hpp"
+#include "checkpoint/store.hpp"
+
+namespace cairn {
+
+inline constexpr std::string_view saving_suffix = ".saving";
+inline constexpr std::string_view state_suffix = ".state";
+
+// "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
+std::string new_base_name();
+// The state's name when `name` is one of ours (`cairn-<32 hex>.state|.saving`, or a side file of such), else empty.
+std::string state_name_of(const std::string& name);
+
+struct Loaded {
+  std::unique_ptr<Index> index;
+  std::unique_ptr<FileLock> state_lock, slot_lock;
+  std::vector<NamespaceRecord> namespaces;
+  std::vector<CheckpointRecord> checkpoints;
+  std::map<std::string, std::string> settings;
+  std::vector<std::pair<CheckpointId, std::string>> left;  // could not be deleted: row (0: none) and file name
+  std::uint64_t swept_files = 0, swept_entries = 0;
+};
+Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir);
+
+struct Inspected {
+  StateHeader header;
+  std::vector<FileStamp> stamps;
+  std::uint64_t bytes = 0;
+  bool may_have_context_checkpoints = false;
+};
+// Is the file what the backend was asked to save?
+Result<Inspected> inspect_saved(FileLayer& files, const std::string& path, const NewCheckpoint& expected);
+
+struct Sealed {
+  std::vector<FileStamp> stamps;  // under the final name
+  Checksum checksum;
+  std::vector<std::uint32_t> context_checkpoints;
+  double seconds = 0;  // of the checksum
+};
+// Hashes it, makes it durable and gives it its final name.
+Result<Sealed> seal_saved(FileLayer& files, const std::string& slot_dir, const std::string& temporary_path,
+                          const std::string& final_path, const Inspected& inspected);
+
+struct Verified {
+  VerifyOutcome outcome;
+  std::vector<FileStamp> stamps;
+};
+// corrupt or not_found: not the file of the record. `verified_as`: its stamps when this process last verified it.
+Result<Verified> verify_files(FileLayer& files, const std::string& path, const CheckpointRecord& record,
+                              const std::vector<FileStamp>& verified_as, bool read_all);
+
+// The state and its side files; those that are not there are success.
+Result<void> remove_state_files(FileLayer& files, const std::string& path);
+
+}  // namespace cairn

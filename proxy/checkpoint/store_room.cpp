@@ -1,0 +1,182 @@
+// The store's budget: what goes when there is no room, and how what goes is deleted.
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/index.hpp"
+#include "checkpoint/store.hpp"
+#include "checkpoint/store_disk.hpp"
+
+namespace cairn {
+
+namespace {
+// Deleting may free less than it should: files still open in the backend, others who write to the same disk.
+constexpr int max_rounds = 3;
+}  // namespace
+
+// Makes what is reserved fit into the budget and, with check_disk, onto the disk above its floor.
+ResultTask<void> CheckpointStore::make_room(bool check_disk) {
+  auto room = co_await fit_budget();
+  if (!room || !check_disk) co_return room;
+  Error error;
+  for (int round = 0; round < max_rounds; ++round) {
+    const auto job = [this] { return files_.space(options_.slot_dir); };
+    auto space = co_await index_pool_.run(job);
+    if (!space) {
+      ++counters_.disk_errors;
+      co_return space.error();
+    }
+    // What other saves have written of their reservations is counted twice: on the safe side.
+    const std::uint64_t needed = counters_.reserved_bytes + options_.min_free_bytes;
+    if (space->free_bytes >= needed) co_return Result<void>{};
+    error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " +
+                                                std::to_string(needed) + " are needed");
+    const std::uint64_t missing = needed - space->free_bytes;
+    if (!evict(missing, missing)) break;
+    auto tidied = co_await tidy();
+    if (!tidied) co_return tidied;
+  }
+  co_return error;
+}
+
+ResultTask<void> CheckpointStore::fit_budget() {
+  const std::uint64_t budget = options_.budget_bytes;
+  const auto low_water = std::min(budget, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget)));
+  Result<void> tidied;
+  for (int round = 0; round < max_rounds; ++round) {
+    std::uint64_t held_bytes = 0;  // condemned, but somebody is reading it
+    for (const Condemned& condemned : condemned_) {
+      if (in_use(condemned.id)) held_bytes += condemned.bytes;
+    }
+    const std::uint64_t wanted = counters_.bytes + held_bytes + counters_.reserved_bytes;
+    if (wanted > budget && !evict(wanted - budget, wanted - low_water)) {
+      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full");
+    }
+    // Also when there is nothing to delete: the index thread takes one job after the other, so that deletions which
+    // another save asked for are done when this one returns.
+    tidied = co_await tidy();
+    if (counters_.bytes + counters_.condemned_bytes + counters_.reserved_bytes <= budget) co_return Result<void>{};
+    // Not yet: what others condemned meanwhile is on its way out.
+  }
+  if (!tidied) co_return tidied;
+  co_return disk_error(ErrorCode::no_space, "evicted files are still there");
+}
+
+// Condemns victims of the policy's choice until `at_least` bytes are gone, then as many more as fit into `at_most`. When
+// all that may go would not be enough, nothing goes.
+bool CheckpointStore::evict(std::uint64_t at_least, std::uint64_t at_most) {
+  std::vector<const CheckpointRecord*> candidates;
+  std::uint64_t evictable = 0;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.record.pinned || in_use(id)) continue;
+    candidates.push_back(&entry.record);
+    evictable += entry.record.bytes;
+  }
+  if (evictable < at_least) return false;
+  std::uint64_t gone = 0;
+  while (!candidates.empty() && gone < at_most) {
+    const auto chosen = policy_->choose(candidates, counters_.reserved_bytes, now_unix_ms());
+    if (!chosen) break;
+    const auto victim = std::find_if(candidates.begin(), candidates.end(),
+                                     [&](const CheckpointRecord* record) { return record->id == *chosen; });
+    if (victim == candidates.end()) break;
+    // Beyond what must go, a large state is not thrown away for the sake of a round number.
+    const std::uint64_t bytes = (*victim)->bytes;
+    if (gone >= at_least && gone + bytes > at_most) break;
+    gone += bytes;
+    candidates.erase(victim);
+    condemn(*chosen, RemovalReason::evicted);
+  }
+  return gone >= at_least;
+}
+
+void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
+  auto node = entries_.extract(id);
+  if (node.empty()) return;
+  const CheckpointRecord record = std::move(node.mapped().record);
+  counters_.bytes -= record.bytes;
+  counters_.condemned_bytes += record.bytes;
+  condemned_.push_back({record.file_name, record.bytes, id, true});
+  if (reason == RemovalReason::evicted) ++counters_.evictions;
+  if (reason == RemovalReason::bad_file) ++counters_.dropped_bad;
+  if (on_removed_) on_removed_(record, reason);
+}
+
+void CheckpointStore::condemn_file(std::string file_name) {
+  condemned_.push_back({std::move(file_name), 0, CheckpointId{}, false});
+}
+
+// Deletes what is condemned and writes what changed. What fails stays for the next time. Rows go before files: a crash in
+// between leaves files without an entry, which start-up sweeps.
+ResultTask<void> CheckpointStore::tidy() {
+  struct Work {
+    std::vector<CheckpointId> rows;
+    std::vector<CheckpointRecord> changed;
+    std::vector<std::string> paths;
+  };
+  struct Outcome {
+    Result<void> rows, changed;
+    std::vector<Result<void>> files;
+  };
+  std::vector<Condemned> taken;
+  std::vector<Condemned> waiting;
+  Work work;
+  for (Condemned& condemned : condemned_) {
+    if (condemned.row_left) work.rows.push_back(condemned.id);
+    // In use: the row goes now, the file when its last Use has ended.
+    if (in_use(condemned.id)) {
+      waiting.push_back(condemned);
+    } else {
+      work.paths.push_back(slot_path(condemned.file_name));
+      taken.push_back(std::move(condemned));
+    }
+  }
+  condemned_ = waiting;
+  for (auto& [id, entry] : entries_) {
+    if (!entry.dirty) continue;
+    entry.dirty = false;
+    work.changed.push_back(entry.record);
+  }
+
+  const auto job = [this, &work] {
+    Outcome outcome;
+    outcome.rows = index_->remove_checkpoints(work.rows);
+    outcome.changed = index_->update_checkpoints(work.changed);
+    for (const std::string& path : work.paths) outcome.files.push_back(remove_state_files(files_, path));
+    return outcome;
+  };
+  auto outcome = co_await index_pool_.run(job);
+
+  Result<void> result;
+  const auto note = [&](const Result<void>& done) {
+    if (done) return;
+    ++counters_.disk_errors;
+    if (result) result = done;
+  };
+  note(outcome.rows);
+  note(outcome.changed);
+  if (outcome.rows) {
+    // Those that wait for their Uses may have been joined by others meanwhile: only what was in this job is done.
+    for (Condemned& condemned : condemned_) {
+      if (std::find(work.rows.begin(), work.rows.end(), condemned.id) != work.rows.end()) condemned.row_left = false;
+    }
+  }
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    Condemned& condemned = taken[i];
+    if (outcome.rows) condemned.row_left = false;
+    note(outcome.files[i]);
+    if (outcome.files[i]) {
+      counters_.condemned_bytes -= condemned.bytes;
+      condemned.bytes = 0;
+    }
+    if (condemned.row_left || !outcome.files[i]) condemned_.push_back(std::move(condemned));
+  }
+  if (!outcome.changed) {
+    for (const CheckpointRecord& record : work.changed) {
+      const auto entry = entries_.find(record.id);
+      if (entry != entries_.end()) entry->second.dirty = true;
+    }
+  }
+  co_return result;
+}
+
+}  // namespace cairn

@@ -1,0 +1,158 @@
+#include "checkpoint/index.hpp"
+
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+
+#include "checkpoint_support.hpp"
+
+namespace cairn::test {
+namespace {
+
+void raw_sql(const std::string& path, const std::string& sql) {
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open(path.c_str(), &database), SQLITE_OK);
+  char* message = nullptr;
+  EXPECT_EQ(sqlite3_exec(database, sql.c_str(), nullptr, nullptr, &message), SQLITE_OK) << message;
+  sqlite3_close(database);
+}
+
+CheckpointRecord a_record(const std::string& name, std::uint32_t token_count) {
+  CheckpointRecord record;
+  record.namespace_id = NamespaceId{7};
+  record.file_name = name;
+  record.token_count = token_count;
+  record.resume_positions = {96, 5, 300};
+  record.kind = CheckpointKind::checkpointed;
+  record.bytes = 123456789012;
+  record.cost_to_recompute_s = 12.5;
+  record.uses = 3;
+  record.created_unix_ms = 1;
+  record.last_used_unix_ms = 2;
+  record.pinned = true;
+  record.pin_label = "système";
+  record.checksum = {0xfedcba9876543210u, 0x0123456789abcdefu};
+  record.files = {{"", 123456789000, 42, 1234567890123456789, 0}, {".ckpt", 12, 43, 17, 0}};
+  return record;
+}
+
+TEST(TokenBlob, RoundTrips) {
+  std::mt19937_64 random(seed());
+  for (int round = 0; round < 300; ++round) {
+    Tokens tokens(random() % 500);
+    for (Token& token : tokens) token = static_cast<Token>(random() >> (random() % 64));
+    const std::string blob = encode_tokens(tokens);
+    const auto back = decode_tokens(blob, tokens.size(), hash_tokens(tokens));
+    ASSERT_TRUE(back);
+    EXPECT_EQ(*back, tokens);
+    EXPECT_FALSE(decode_tokens(blob, tokens.size() + 1, hash_tokens(tokens)));
+    EXPECT_FALSE(decode_tokens(blob + '\0', tokens.size(), hash_tokens(tokens)));
+    if (tokens.empty()) continue;
+    EXPECT_FALSE(decode_tokens(blob, tokens.size() - 1, hash_tokens(tokens)));
+    std::string flipped = blob;
+    flipped[random() % flipped.size()] ^= static_cast<char>(1 << (random() % 8));
+    EXPECT_EQ(decode_tokens(flipped, tokens.size(), hash_tokens(tokens)).error().code, ErrorCode::corrupt);
+  }
+}
+
+TEST(TokenBlob, NeverTrustsACount) {
+  EXPECT_FALSE(decode_tokens("abc", std::uint64_t{1} << 62, 0));
+  EXPECT_FALSE(decode_tokens("\xff\xff\xff\xff\xff\xff\xff", 1, 0));
+}
+
+TEST(Index, KeepsEverythingAcrossOpens) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  const Tokens tokens = tokens_of_length(400);
+  CheckpointId id{};
+  {
+    auto index = Index::open(path);
+    ASSERT_TRUE(index) << to_string(index.error());
+    const NamespaceRecord model{NamespaceId{}, "{\"model\":1}", std::string("\0\1\2", 3), "{}", 11, 12};
+    const auto model_id = (*index)->add_namespace(model);
+    ASSERT_TRUE(model_id);
+    auto added = (*index)->add_checkpoint(a_record("one", 400), tokens);
+    ASSERT_TRUE(added) << to_string(added.error());
+    id = *added;
+    ASSERT_TRUE((*index)->put_setting("rate", "1"));
+    ASSERT_TRUE((*index)->put_setting("rate", "2"));
+    EXPECT_FALSE((*index)->add_checkpoint(a_record("one", 400), tokens));  // a file has one entry
+  }
+  auto index = Index::open(path);
+  ASSERT_TRUE(index);
+  std::vector<CheckpointId> unreadable;
+  const auto records = (*index)->checkpoints(unreadable);
+  ASSERT_TRUE(records);
+  ASSERT_EQ(records->size(), 1u);
+  EXPECT_TRUE(unreadable.empty());
+  const CheckpointRecord& record = records->front();
+  const CheckpointRecord wanted = a_record("one", 400);
+  EXPECT_EQ(record.id, id);
+  EXPECT_EQ(record.namespace_id, wanted.namespace_id);
+  EXPECT_EQ(record.resume_positions, (std::vector<std::uint32_t>{5, 96, 300}));
+  EXPECT_EQ(record.kind, wanted.kind);
+  EXPECT_EQ(record.bytes, wanted.bytes);
+  EXPECT_EQ(record.checksum, wanted.checksum);
+  EXPECT_EQ(record.pin_label, wanted.pin_label);
+  EXPECT_TRUE(record.pinned);
+  ASSERT_EQ(record.files.size(), 2u);
+  EXPECT_EQ(record.files[0].mtime_ns, wanted.files[0].mtime_ns);
+  EXPECT_EQ(record.files[1].suffix, ".ckpt");
+  EXPECT_EQ(*(*index)->tokens(id), tokens);
+  EXPECT_EQ((*index)->settings()->at("rate"), "2");
+  const auto namespaces = (*index)->namespaces();
+  ASSERT_EQ(namespaces->size(), 1u);
+  EXPECT_EQ(namespaces->front().probe, std::string("\0\1\2", 3));
+
+  CheckpointRecord changed = record;
+  changed.uses = 99;
+  changed.pinned = false;
+  changed.resume_positions = {};
+  ASSERT_TRUE((*index)->update_checkpoints({changed}));
+  EXPECT_EQ((*index)->checkpoints(unreadable)->front().uses, 99u);
+  ASSERT_TRUE((*index)->remove_checkpoints({id}));
+  EXPECT_TRUE((*index)->checkpoints(unreadable)->empty());
+  EXPECT_EQ((*index)->tokens(id).error().code, ErrorCode::not_found);
+  EXPECT_NE(*(*index)->add_checkpoint(a_record("two", 400), tokens), id);  // never used twice
+}
+
+TEST(Index, ANewerFormatIsRefusedAndLeftAlone) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  { ASSERT_TRUE(Index::open(path)); }
+  raw_sql(path, "PRAGMA user_version=" + std::to_string(index_format_version + 1));
+  const std::string before = read_file(path);
+  const auto index = Index::open(path);
+  ASSERT_FALSE(index);
+  EXPECT_EQ(index.error().code, ErrorCode::unsupported);
+  EXPECT_NE(index.error().context.find("newer"), std::string::npos);
+  EXPECT_EQ(read_file(path), before);
+}
+
+TEST(Index, GarbageIsCorrupt) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  write_file(path, std::string(8192, 'x'));
+  EXPECT_EQ(Index::open(path).error().code, ErrorCode::corrupt);
+  EXPECT_FALSE(Index::open("/nonexistent/index.sqlite"));
+}
+
+TEST(Index, AnEntryThatWasTamperedWithIsUnreadable) {
+  const char* changes[] = {"namespace_id=8", "file_name='other'", "token_count=399", "token_hash=token_hash+1",
+                           "bytes=bytes+1",  "checksum=x'00'",    "files='nonsense'", "resume_positions=x'ff'"};
+  for (const char* change : changes) {
+    const ScratchDirectory scratch;
+    const std::string path = scratch.path() + "/index.sqlite";
+    {
+      auto index = Index::open(path);
+      ASSERT_TRUE((*index)->add_checkpoint(a_record("one", 400), tokens_of_length(400)));
+    }
+    raw_sql(path, std::string("UPDATE checkpoints SET ") + change);
+    auto index = Index::open(path);
+    std::vector<CheckpointId> unreadable;
+    EXPECT_TRUE((*index)->checkpoints(unreadable)->empty()) << change;
+    EXPECT_EQ(unreadable.size(), 1u) << change;
+  }
+}
+
+}  // namespace
+}  // namespace cairn::test

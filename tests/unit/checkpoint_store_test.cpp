@@ -1,0 +1,370 @@
+#include "checkpoint/store.hpp"
+
+#include <gtest/gtest.h>
+#include <sqlite3.h>
+
+#include "checkpoint_support.hpp"
+
+namespace cairn::test {
+namespace {
+
+class Store : public ::testing::Test {
+ protected:
+  ScratchDirectory scratch;
+  FaultyLayer files;
+  StoreFixture fixture{scratch, files};
+  CheckpointStore& store() { return *fixture.store; }
+  std::string path_of(CheckpointId id) { return scratch.slots() + "/" + store().find(id)->file_name; }
+  void SetUp() override {
+    const auto opened = fixture.open();
+    ASSERT_TRUE(opened) << to_string(opened.error());
+  }
+};
+
+TEST_F(Store, CommitsAndFindsAgainAfterARestart) {
+  const Tokens tokens = tokens_of_length(300);
+  const auto committed = fixture.save(tokens, 5000, 2.5, {".ckpt"});
+  ASSERT_TRUE(committed) << to_string(committed.error());
+  EXPECT_EQ(committed->tokens, tokens);
+  EXPECT_EQ(committed->state_version, 4u);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+  store().mark_used(committed->id);
+  ASSERT_TRUE(fixture.await(store().pin(committed->id, "system prompt")));
+  ASSERT_TRUE(fixture.await(store().put_setting("rates", "{}")));
+  const auto model = fixture.await(store().add_namespace("{}", "probe", "{}"));
+  ASSERT_TRUE(model);
+  ASSERT_TRUE(fixture.await(store().update_namespace(*model, "{}", "probe", "{\"kind\":1}")));
+
+  ASSERT_TRUE(fixture.open());
+  const CheckpointRecord* record = store().find(committed->id);
+  ASSERT_NE(record, nullptr);
+  EXPECT_EQ(record->token_count, 300u);
+  EXPECT_EQ(record->uses, 1u);
+  EXPECT_EQ(record->pin_label, "system prompt");
+  EXPECT_EQ(record->bytes, committed->bytes);
+  EXPECT_EQ(store().setting("rates"), "{}");
+  EXPECT_EQ(store().namespaces().at(*model).facts, "{\"kind\":1}");
+  EXPECT_EQ(store().counters().bytes, committed->bytes);
+  EXPECT_EQ(store().counters().swept_files, 0u);
+  Tokens loaded;
+  const auto visitor = [&](const CheckpointRecord&, TokenSpan span) { loaded.assign(span.begin(), span.end()); };
+  EXPECT_EQ(*fixture.await(store().load_tokens(visitor)), 1u);
+  EXPECT_EQ(loaded, tokens);
+  EXPECT_EQ(*fixture.await(store().tokens_of(committed->id)), tokens);
+
+  ASSERT_TRUE(fixture.await(store().erase(committed->id)));
+  EXPECT_TRUE(fixture.slot_files().empty());
+  EXPECT_EQ(store().counters().bytes, 0u);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().files, 0u);
+}
+
+TEST_F(Store, TakesContextCheckpointsFromTheFile) {
+  const Tokens tokens = tokens_of_length(2000);
+  auto reservation = fixture.await(store().reserve(100000));
+  ASSERT_TRUE(reservation);
+  write_file(scratch.slots() + "/" + reservation->temporary_name(), state_bytes(4, tokens, 900, {984, 1496, 1996}).data);
+  NewCheckpoint checkpoint;
+  checkpoint.saved_tokens = 2000;
+  checkpoint.kind = CheckpointKind::checkpointed;
+  const auto committed = fixture.await(store().commit(std::move(*reservation), checkpoint));
+  ASSERT_TRUE(committed) << to_string(committed.error());
+  EXPECT_EQ(store().find(committed->id)->resume_positions, (std::vector<std::uint32_t>{984, 1496, 1996}));
+  store().set_resume(committed->id, CheckpointKind::exact, {7});
+  ASSERT_TRUE(fixture.await(store().flush()));
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().find(committed->id)->resume_positions, (std::vector<std::uint32_t>{7}));
+  EXPECT_EQ(store().find(committed->id)->kind, CheckpointKind::exact);
+}
+
+TEST_F(Store, RefusesAFileThatIsNotWhatWasExpected) {
+  const Tokens tokens = tokens_of_length(100);
+  const auto attempt = [&](const std::string& data, const std::function<void(NewCheckpoint&)>& change) {
+    auto reservation = fixture.await(store().reserve(10000));
+    EXPECT_TRUE(reservation);
+    if (!data.empty()) write_file(scratch.slots() + "/" + reservation->temporary_name(), data);
+    NewCheckpoint checkpoint;
+    checkpoint.expected_prefix = tokens;
+    checkpoint.saved_tokens = 100;
+    change(checkpoint);
+    const auto committed = fixture.await(store().commit(std::move(*reservation), checkpoint));
+    EXPECT_TRUE(fixture.slot_files().empty());
+    EXPECT_EQ(store().counters().reserved_bytes, 0u);
+    return committed ? ErrorCode::internal : committed.error().code;
+  };
+  const auto as_is = [](NewCheckpoint&) {};
+  const std::string good = state_bytes(4, tokens, 50).data;
+  EXPECT_EQ(attempt("", as_is), ErrorCode::not_found);
+  EXPECT_EQ(attempt("garbage", as_is), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(good.substr(0, 200), as_is), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(state_bytes(4, tokens_of_length(100, 1), 50).data, as_is), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(state_bytes(4, {}, 50).data, as_is), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(good, [](NewCheckpoint& c) { c.saved_tokens = 101; }), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(good, [&](NewCheckpoint& c) { c.saved_bytes = good.size() + 1; }), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(good, [](NewCheckpoint& c) { c.expected_prefix.push_back(1); }), ErrorCode::corrupt);
+  EXPECT_EQ(store().counters().failed_commits, 8u);
+  EXPECT_EQ(store().counters().files, 0u);
+}
+
+TEST_F(Store, ADroppedReservationDeletesItsFile) {
+  {
+    auto reservation = fixture.await(store().reserve(5000));
+    ASSERT_TRUE(reservation);
+    EXPECT_EQ(store().counters().reserved_bytes, 5000u);
+    write_file(scratch.slots() + "/" + reservation->temporary_name(), "half");
+  }
+  EXPECT_EQ(store().counters().reserved_bytes, 0u);
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_TRUE(fixture.slot_files().empty());
+}
+
+TEST_F(Store, VerifiesOnceAndWheneverTheFileLooksDifferent) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 100000)->id;
+  EXPECT_FALSE(fixture.await(store().verify_before_restore(id))->checksum_read);  // hashed when it was committed
+  ASSERT_TRUE(fixture.open());
+  const auto first = fixture.await(store().verify_before_restore(id));
+  ASSERT_TRUE(first);
+  EXPECT_TRUE(first->checksum_read);
+  EXPECT_GT(first->bytes, 100000u);
+  EXPECT_FALSE(fixture.await(store().verify_before_restore(id))->checksum_read);
+  // Copied: another inode, the same bytes.
+  fs::copy_file(path_of(id), scratch.path() + "/copy");
+  fs::rename(scratch.path() + "/copy", path_of(id));
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id))->checksum_read);
+  EXPECT_FALSE(fixture.await(store().verify_before_restore(id))->checksum_read);
+}
+
+TEST_F(Store, FindsEveryFlippedBit) {
+  std::mt19937_64 random(seed());
+  for (int round = 0; round < 20; ++round) {
+    const CheckpointId id = fixture.save(tokens_of_length(50), 3000, 1, {".checkpoints"})->id;
+    if (round % 2 == 0) ASSERT_TRUE(fixture.open());
+    const std::string path = path_of(id) + (round % 3 == 0 ? ".checkpoints" : "");
+    std::string data = read_file(path);
+    data[random() % data.size()] ^= static_cast<char>(1 << (random() % 8));
+    const auto time = fs::last_write_time(path);
+    write_file(path, data);
+    fs::last_write_time(path, time);  // as silent as a bad disk
+    int told = 0;
+    store().on_removed([&](const CheckpointRecord& record, RemovalReason reason) {
+      EXPECT_EQ(record.id, id);
+      EXPECT_EQ(reason, RemovalReason::bad_file);
+      ++told;
+    });
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::corrupt);
+    EXPECT_EQ(told, 1);
+    EXPECT_EQ(store().find(id), nullptr);
+    EXPECT_TRUE(fixture.slot_files().empty());
+    store().on_removed(nullptr);
+  }
+}
+
+TEST_F(Store, FindsSwappedTruncatedAndMissingFiles) {
+  const CheckpointId a = fixture.save(tokens_of_length(50), 3000)->id;
+  const CheckpointId b = fixture.save(tokens_of_length(50, 9), 3000)->id;
+  const CheckpointId c = fixture.save(tokens_of_length(50, 10), 3000)->id;
+  const CheckpointId d = fixture.save(tokens_of_length(50, 11), 3000)->id;
+  fs::rename(path_of(a), scratch.path() + "/swap");
+  fs::rename(path_of(b), path_of(a));
+  fs::rename(scratch.path() + "/swap", path_of(b));
+  fs::resize_file(path_of(c), 3000);
+  fs::remove(path_of(d));
+  for (const CheckpointId id : {a, b, c}) {
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::corrupt);
+  }
+  EXPECT_EQ(fixture.await(store().verify_before_restore(d)).error().code, ErrorCode::not_found);
+  EXPECT_EQ(store().counters().dropped_bad, 4u);
+  EXPECT_EQ(store().counters().bytes, 0u);
+  EXPECT_TRUE(fixture.slot_files().empty());
+}
+
+TEST_F(Store, WithoutChecksumsTheStatStillCounts) {
+  fixture.options.verify_checksums = false;
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_FALSE(fixture.await(store().verify_before_restore(id))->checksum_read);
+  const std::string data = read_file(path_of(id));
+  write_file(path_of(id), data);
+  EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::corrupt);
+}
+
+TEST_F(Store, StartUpSweepsOnlyOurOwn) {
+  const CheckpointId kept = fixture.save(tokens_of_length(50), 3000)->id;
+  const CheckpointId lost = fixture.save(tokens_of_length(50, 1), 3000)->id;
+  const CheckpointId cut = fixture.save(tokens_of_length(50, 2), 3000, 1, {".ckpt"})->id;
+  fs::remove(path_of(lost));
+  fs::resize_file(path_of(cut) + ".ckpt", 1);
+  const std::string hex = "0123456789abcdef0123456789abcdef";
+  for (const std::string& name : {"cairn-" + hex + ".saving", "cairn-" + hex + ".state.ckpt", "cairn-" + hex + ".state"}) {
+    write_file(scratch.slots() + "/" + name, "left by a crash");
+  }
+  const std::vector<std::string> others{"precious.bin", "cairn-notes.txt", "cairn-" + hex, "cairn-" + hex + ".state.bak",
+                                        "cairn-" + hex.substr(1) + ".state"};
+  for (const std::string& name : others) write_file(scratch.slots() + "/" + name, "not ours");
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(kept), nullptr);
+  EXPECT_EQ(store().find(lost), nullptr);
+  EXPECT_EQ(store().find(cut), nullptr);
+  EXPECT_EQ(store().counters().swept_entries, 2u);
+  EXPECT_EQ(store().counters().swept_files, 5u);
+  EXPECT_EQ(fixture.slot_files().size(), others.size() + 1);
+}
+
+TEST_F(Store, OneCairnADirectory) {
+  StoreFixture second(scratch, files);
+  EXPECT_EQ(second.open().error().code, ErrorCode::invalid);
+  second.options.state_dir = scratch.path() + "/other";
+  EXPECT_EQ(second.open().error().code, ErrorCode::invalid);  // its sweep would delete our files
+  fixture.store.reset();
+  EXPECT_TRUE(second.open());
+}
+
+TEST_F(Store, AMissingSlotDirectoryLosesNothing) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  EXPECT_EQ(fixture.open().error().code, ErrorCode::not_found);
+  fs::rename(scratch.path() + "/away", scratch.slots());
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+}
+
+TEST_F(Store, ADamagedIndexIsSetAside) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  write_file(scratch.state() + "/index.sqlite", std::string(10000, 'x'));
+  ASSERT_TRUE(fixture.open());
+  EXPECT_TRUE(fs::exists(scratch.state() + "/index.sqlite.bad"));
+  EXPECT_EQ(store().counters().files, 0u);
+  EXPECT_TRUE(fixture.slot_files().empty());  // nothing unverified is adopted
+  EXPECT_TRUE(fixture.save(tokens_of_length(50), 3000));
+}
+
+TEST_F(Store, ANewerIndexIsRefusedAndNothingIsSwept) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open((scratch.state() + "/index.sqlite").c_str(), &database), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(database, "PRAGMA user_version=2", nullptr, nullptr, nullptr), SQLITE_OK);
+  sqlite3_close(database);
+  EXPECT_EQ(fixture.open().error().code, ErrorCode::unsupported);
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
+// ---- room
+
+TEST_F(Store, TheBudgetIsRespected) {
+  fixture.options.budget_bytes = 40000;
+  fixture.options.low_water = 0.6;
+  ASSERT_TRUE(fixture.open());
+  std::vector<CheckpointId> removed;
+  store().on_removed([&](const CheckpointRecord& record, RemovalReason reason) {
+    EXPECT_EQ(reason, RemovalReason::evicted);
+    removed.push_back(record.id);
+  });
+  std::vector<CheckpointId> ids;
+  for (int i = 0; i < 4; ++i) {
+    fixture.now_ms += 1000;
+    ids.push_back(fixture.save(tokens_of_length(50, i), 9000, i == 0 ? 100 : 1)->id);  // the first is dear
+  }
+  EXPECT_TRUE(removed.empty());
+  ASSERT_TRUE(fixture.save(tokens_of_length(50, 5), 9000));
+  EXPECT_EQ(removed, (std::vector<CheckpointId>{ids[1], ids[2]}));  // the oldest of equals, down to the low-water mark
+  EXPECT_LE(store().counters().bytes, 40000u);
+  EXPECT_EQ(fixture.slot_files().size(), 3u);
+  EXPECT_EQ(store().counters().evictions, 2u);
+  EXPECT_EQ(fixture.await(store().reserve(40001)).error().code, ErrorCode::no_space);
+  EXPECT_EQ(fixture.slot_files().size(), 3u);  // nothing was sacrificed for what cannot fit
+}
+
+TEST_F(Store, PinnedAndUsedStay) {
+  fixture.options.budget_bytes = 20000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId pinned = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  ASSERT_TRUE(fixture.await(store().pin(pinned, "")));
+  const CheckpointId used = fixture.save(tokens_of_length(50, 2), 9000)->id;
+  {
+    const auto use = store().use(used);
+    ASSERT_TRUE(use);
+    EXPECT_EQ(fixture.save(tokens_of_length(50, 3), 9000).error().code, ErrorCode::no_space);
+    EXPECT_EQ(store().counters().refused_reservations, 1u);
+    EXPECT_EQ(store().counters().reserved_bytes, 0u);
+    EXPECT_NE(store().find(used), nullptr);
+    // Erased while in use: gone for everybody else, the file stays and counts until the use ends.
+    const std::string path = path_of(used);
+    ASSERT_TRUE(fixture.await(store().erase(used)));
+    EXPECT_EQ(store().find(used), nullptr);
+    EXPECT_FALSE(store().use(used));
+    EXPECT_TRUE(fs::exists(path));
+    EXPECT_EQ(fixture.await(store().reserve(9000)).error().code, ErrorCode::no_space);
+  }
+  EXPECT_TRUE(fixture.save(tokens_of_length(50, 3), 9000));
+  EXPECT_NE(store().find(pinned), nullptr);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+}
+
+TEST_F(Store, AFileLargerThanItsReservationMustFitToo) {
+  fixture.options.budget_bytes = 20000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId first = fixture.save(tokens_of_length(50), 9000)->id;
+  const auto save_larger = [&](std::size_t bytes) {
+    auto reservation = fixture.await(store().reserve(1000));
+    EXPECT_TRUE(reservation);
+    write_file(scratch.slots() + "/" + reservation->temporary_name(), state_bytes(4, tokens_of_length(60), bytes).data);
+    NewCheckpoint checkpoint;
+    checkpoint.saved_tokens = 60;
+    return fixture.await(store().commit(std::move(*reservation), checkpoint));
+  };
+  EXPECT_EQ(save_larger(25000).error().code, ErrorCode::no_space);
+  EXPECT_NE(store().find(first), nullptr);
+  EXPECT_TRUE(save_larger(15000));  // evicts
+  EXPECT_EQ(store().find(first), nullptr);
+  EXPECT_LE(store().counters().bytes, 20000u);
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
+TEST_F(Store, KeepsTheFloorOfFreeDisk) {
+  fixture.options.min_free_bytes = 1000000;
+  ASSERT_TRUE(fixture.open());
+  files.pretended_space = DiskSpace{1020000, 2000000};
+  const CheckpointId id = fixture.save(tokens_of_length(50), 9000)->id;
+  EXPECT_EQ(fixture.await(store().reserve(500000)).error().code, ErrorCode::no_space);
+  EXPECT_NE(store().find(id), nullptr);  // could not have helped
+  files.pretended_space = DiskSpace{1005000, 2000000};
+  files.after = [&](int, const char* call) {
+    if (std::string_view(call) == "remove") files.pretended_space = DiskSpace{1014000, 2000000};
+  };
+  EXPECT_TRUE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(store().find(id), nullptr);
+}
+
+TEST_F(Store, ALoweredBudgetTrimsAtStart) {
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(fixture.save(tokens_of_length(50, i), 9000));
+  fixture.options.budget_bytes = 20000;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_LE(store().counters().bytes, 20000u);
+  EXPECT_EQ(fixture.slot_files().size(), store().counters().files);
+}
+
+TEST_F(Store, ReservationsAtTheSameTimeShareTheBudget) {
+  fixture.options.budget_bytes = 20000;
+  ASSERT_TRUE(fixture.open());
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));
+  boost::asio::io_context io;
+  std::vector<Result<CheckpointStore::Reservation>> results;
+  for (int i = 0; i < 3; ++i) {
+    boost::asio::co_spawn(io, store().reserve(8000),
+                          [&](std::exception_ptr, Result<CheckpointStore::Reservation> result) {
+                            EXPECT_LE(store().counters().bytes + store().counters().condemned_bytes, 20000u);
+                            results.push_back(std::move(result));
+                          });
+  }
+  io.run();
+  std::uint64_t granted = 0;
+  for (const auto& result : results) granted += result ? result->bytes() : 0;
+  EXPECT_EQ(granted, store().counters().reserved_bytes);
+  EXPECT_LE(granted + store().counters().bytes, 20000u);
+  EXPECT_GE(granted, 8000u);
+}
+
+}  // namespace
+}  // namespace cairn::test
