@@ -1,0 +1,89 @@
+#include "plan/cost_model.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+namespace cairn {
+
+namespace {
+// Before the first sample: a laptop with a small model. Wrong by a factor of ten either way, it still picks a restore over
+// recomputing a long prompt, and is corrected by the first answers.
+constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.01};
+constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 1};
+constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};
+constexpr std::array<double, 2> restore_prior{0.01, 1.0 / 1.5e9};
+constexpr std::array<double, 2> bytes_scale{1, 50e6};
+constexpr std::array<double, 3> state_prior{1e6, 20e3, 1e6};
+constexpr std::array<double, 3> state_scale{1, 4000, 8};
+
+double relative_weight(double y, double floor) {
+  const double bounded = std::max(y, floor);
+  return 1.0 / (bounded * bounded);
+}
+}  // namespace
+
+CostModel::CostModel()
+    : prefill_(prefill_prior, prefill_scale),
+      save_(save_prior, bytes_scale),
+      restore_(restore_prior, bytes_scale),
+      state_(state_prior, state_scale, 0.995, 0.01) {}
+
+void CostModel::observe_prefill(double from, double tokens, double seconds) {
+  if (tokens < 1 || seconds <= 0) return;
+  prefill_.add({tokens, tokens * (from + tokens / 2), 1}, seconds, relative_weight(seconds, 0.005));
+}
+void CostModel::observe_save(double bytes, double seconds) {
+  if (bytes > 0 && seconds >= 0) save_.add({1, bytes}, seconds, relative_weight(seconds, 0.002));
+}
+void CostModel::observe_restore(double bytes, double seconds) {
+  if (bytes > 0 && seconds >= 0) restore_.add({1, bytes}, seconds, relative_weight(seconds, 0.002));
+}
+void CostModel::observe_state(double tokens, double context_checkpoints, double bytes) {
+  if (tokens > 0 && bytes > 0) state_.add({1, tokens, context_checkpoints}, bytes, relative_weight(bytes, 1000));
+}
+
+double CostModel::prefill_seconds(double from, double to) const {
+  const double tokens = to - from;
+  if (tokens <= 0) return 0;
+  // Never negative, and never free: a fit through few samples can bend below zero at the far end.
+  return std::max(prefill_.predict({tokens, tokens * (from + tokens / 2), 1}), tokens * 1e-6);
+}
+double CostModel::boundary_seconds() const { return std::max(prefill_.weights()[2], 0.0005); }
+double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
+double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }
+double CostModel::state_bytes(double tokens, double context_checkpoints) const {
+  return std::max(state_.predict({1, tokens, context_checkpoints}), 4 * tokens);
+}
+double CostModel::context_checkpoint_bytes() const { return std::max(state_.weights()[2], 0.0); }
+
+std::string CostModel::to_json() const {
+  const auto& p = prefill_.weights();
+  const auto& s = save_.weights();
+  const auto& r = restore_.weights();
+  const auto& b = state_.weights();
+  return fmt::format(
+      R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})",
+      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], b[2]);
+}
+
+bool CostModel::load(std::string_view json) {
+  const std::string text{json};
+  std::array<double, 3> p{};
+  std::array<double, 2> s{};
+  std::array<double, 2> r{};
+  std::array<double, 3> b{};
+  const int read = std::sscanf(
+      text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf]})", &p[0], &p[1],
+      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &b[2]);
+  if (read != 10) return false;
+  prefill_.set_prior(p);
+  save_.set_prior(s);
+  restore_.set_prior(r);
+  state_.set_prior(b);
+  return true;
+}
+
+}  // namespace cairn

@@ -1,0 +1,44 @@
+// What things cost on one backend: learned from its own timings, so that plans come out right on a fast GPU and on a laptop.
+// Thread: the I/O thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "plan/least_squares.hpp"
+
+namespace cairn {
+
+class CostModel {
+ public:
+  CostModel();
+
+  // One computation of `tokens` prompt tokens that began at depth `from` (tokens before it in the slot).
+  void observe_prefill(double from, double tokens, double seconds);
+  void observe_save(double bytes, double seconds);
+  void observe_restore(double bytes, double seconds);
+  // A saved file: tokens in it, context checkpoints in it (0 when not known), its bytes.
+  void observe_state(double tokens, double context_checkpoints, double bytes);
+
+  double prefill_seconds(double from, double to) const;  // one piece; 0 for nothing
+  double boundary_seconds() const;                       // added by one more piece of the same prompt
+  double save_seconds(double bytes) const;
+  double restore_seconds(double bytes) const;
+  double state_bytes(double tokens, double context_checkpoints) const;
+  // Bytes that each context checkpoint adds to a file.
+  double context_checkpoint_bytes() const;
+  std::size_t prefill_samples() const { return prefill_.samples(); }
+
+  // A line of JSON with the rates, for the index and the status page; load() takes it back as the prior.
+  std::string to_json() const;
+  bool load(std::string_view json);
+
+ private:
+  LeastSquares<3> prefill_;  // tokens, tokens x mean depth, 1
+  LeastSquares<2> save_;     // 1, bytes
+  LeastSquares<2> restore_;  // 1, bytes
+  LeastSquares<3> state_;    // 1, tokens, context checkpoints
+};
+
+}  // namespace cairn

@@ -1,0 +1,93 @@
+#include "plan/planner.hpp"
+
+#include <algorithm>
+
+namespace cairn {
+
+std::string_view to_string(Source source) {
+  switch (source) {
+    case Source::live: return "live";
+    case Source::restore: return "restore";
+    case Source::recompute: return "recompute";
+  }
+  return "?";
+}
+
+namespace {
+
+// What it costs others when `slot` is overwritten from token `kept` on, and whether saving it first makes that cheaper.
+struct Loss {
+  double seconds = 0;
+  bool save_first = false;
+};
+
+Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_t kept) {
+  Loss loss;
+  if (slot.held <= kept) return loss;
+  const CostModel& costs = *input.costs;
+  const double bytes = costs.state_bytes(slot.held, 0);
+  // As it is now: bring back what is saved, compute the rest.
+  double back = costs.prefill_seconds(slot.recoverable, slot.held);
+  if (slot.recoverable > 0) {
+    back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, 0)), costs.prefill_seconds(0, slot.recoverable));
+  }
+  loss.seconds = back * return_chance;
+  if (!input.can_save || slot.held <= slot.recoverable) return loss;
+  const double saved = costs.save_seconds(bytes) + costs.restore_seconds(bytes) * return_chance;
+  if (saved < loss.seconds) {
+    loss.seconds = saved;
+    loss.save_first = true;
+  }
+  return loss;
+}
+
+}  // namespace
+
+std::optional<Plan> make_plan(const PlanInput& input) {
+  const CostModel& costs = *input.costs;
+  const double all = costs.prefill_seconds(0, input.prompt);
+  std::optional<Plan> best;
+  double best_total = 0;
+  std::uint64_t best_last_used = 0;
+  const auto consider = [&](Plan plan, const SlotOption& slot, const Loss& loss) {
+    plan.slot = slot.slot;
+    plan.save_first = loss.save_first;
+    plan.recompute_all_s = all;
+    const double total = plan.expected_s + loss.seconds;
+    // Equal plans: the slot that was used longest ago.
+    const bool better = !best || total < best_total - 1e-9 ||
+                        (total < best_total + 1e-9 && slot.last_used < best_last_used);
+    if (!better) return;
+    best = plan;
+    best_total = total;
+    best_last_used = slot.last_used;
+  };
+
+  for (const SlotOption& slot : input.slots) {
+    Plan live;
+    live.source = slot.usable > 0 ? Source::live : Source::recompute;
+    live.base = slot.usable;
+    live.expected_s = costs.prefill_seconds(slot.usable, input.prompt);
+    live.reason = slot.usable > 0 ? "the slot holds it" : "nothing known";
+    consider(live, slot, overwrite_loss(input, slot, slot.usable));
+  }
+  for (const RestoreOption& option : input.restores) {
+    const double restore_s = costs.restore_seconds(option.bytes);
+    const double rest_s = costs.prefill_seconds(option.usable, input.prompt);
+    if (restore_s + rest_s >= all) continue;  // cheaper to compute than to bring back
+    for (const SlotOption& slot : input.slots) {
+      if (option.usable <= slot.usable) continue;
+      Plan plan;
+      plan.source = Source::restore;
+      plan.checkpoint = option.checkpoint;
+      plan.base = option.usable;
+      plan.expected_s = restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
+      plan.reason = "a saved state reaches further";
+      consider(plan, slot, overwrite_loss(input, slot, 0));
+    }
+  }
+  if (best && best->source == Source::recompute && !input.restores.empty()) best->reason = "cheaper to recompute";
+  return best;
+}
+
+}  // namespace cairn

@@ -1,0 +1,61 @@
+// Decides, for one prompt, which slot takes it and whether it goes on from what is there, from a saved state, or from nothing.
+// Pure: the same input gives the same plan.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "plan/cost_model.hpp"
+#include "plan/memory_kind.hpp"
+
+namespace cairn {
+
+// A slot that is free to take the prompt. All counts in tokens.
+struct SlotOption {
+  int slot = 0;
+  std::uint32_t usable = 0;        // of the prompt, when it goes on from what the slot holds
+  std::uint32_t held = 0;          // what the slot holds in all
+  std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
+  bool clean = true;               // false: must be washed before a restore (costs one token)
+  std::uint64_t last_used = 0;     // a counter: smaller is longer ago
+};
+
+// A saved state that shares a prefix with the prompt.
+struct RestoreOption {
+  std::int64_t checkpoint = 0;
+  std::uint32_t usable = 0;
+  double bytes = 0;
+};
+
+struct PlanInput {
+  std::uint32_t prompt = 0;  // tokens
+  std::span<const SlotOption> slots;
+  std::span<const RestoreOption> restores;
+  const CostModel* costs = nullptr;
+  bool can_save = false;
+  double state_bytes_per_context_checkpoint = 0;
+};
+
+enum class Source { live, restore, recompute };
+std::string_view to_string(Source source);
+
+struct Plan {
+  Source source = Source::recompute;
+  int slot = -1;
+  std::int64_t checkpoint = 0;    // for Source::restore
+  std::uint32_t base = 0;         // tokens expected to be reused
+  bool save_first = false;        // what the slot holds is worth saving before it is overwritten
+  double expected_s = 0;          // until the first token can be sampled
+  double recompute_all_s = 0;     // the same with nothing reused
+  std::string_view reason;        // for the log: why this source
+};
+
+// nullopt when `slots` is empty.
+std::optional<Plan> make_plan(const PlanInput& input);
+
+// Chance that what a slot holds is asked for again; weighs what overwriting it loses against the time of this prompt.
+inline constexpr double return_chance = 0.5;
+
+}  // namespace cairn

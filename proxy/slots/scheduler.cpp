@@ -1,0 +1,128 @@
+#include "slots/scheduler.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace cairn {
+
+Lease::Lease(Lease&& other) noexcept : scheduler_(std::exchange(other.scheduler_, nullptr)), slot_(other.slot_) {}
+Lease& Lease::operator=(Lease&& other) noexcept {
+  if (this != &other) {
+    release();
+    scheduler_ = std::exchange(other.scheduler_, nullptr);
+    slot_ = other.slot_;
+  }
+  return *this;
+}
+void Lease::release() {
+  if (Scheduler* scheduler = std::exchange(scheduler_, nullptr)) scheduler->release(slot_);
+}
+
+StartGate::StartGate(StartGate&& other) noexcept : scheduler_(std::exchange(other.scheduler_, nullptr)) {}
+StartGate& StartGate::operator=(StartGate&& other) noexcept {
+  if (this != &other) {
+    release();
+    scheduler_ = std::exchange(other.scheduler_, nullptr);
+  }
+  return *this;
+}
+void StartGate::release() {
+  if (Scheduler* scheduler = std::exchange(scheduler_, nullptr)) scheduler->leave_gate();
+}
+
+Scheduler::Scheduler(boost::asio::any_io_executor executor, SlotTable& table, std::size_t max_waiting)
+    : executor_(std::move(executor)), table_(table), max_waiting_(max_waiting) {}
+
+Lease Scheduler::grant(int slot) {
+  table_.at(slot).leased = true;
+  ++leased_;
+  return Lease{this, slot};
+}
+
+ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
+  if (cancel.cancelled()) co_return upstream_error(ErrorCode::cancelled, "left before it had a slot");
+  if (queue_.size() >= max_waiting_) co_return upstream_error(ErrorCode::no_space, "too many requests wait for a slot");
+  auto waiter = std::make_shared<Waiter>(executor_);
+  waiter->choose = std::move(choose);
+  queue_.push_back(waiter);
+  dispatch();
+  std::function<void()> leave = [waiter] {
+    waiter->cancelled = true;
+    waiter->wakeup.notify();
+  };
+  const CancelSource::Registration registration = cancel.on_cancel(std::move(leave));
+  co_await waiter->wakeup.wait();
+  if (waiter->slot < 0) {
+    queue_.remove(waiter);
+    dispatch();  // whoever waited behind us may be content with what we were not
+    co_return upstream_error(ErrorCode::cancelled, "left while it waited for a slot");
+  }
+  // dispatch() has leased it already: it is ours even when the client left in the meantime.
+  co_return Lease{this, waiter->slot};
+}
+
+std::optional<Lease> Scheduler::try_acquire(int slot) {
+  if (!queue_.empty() || table_.at(slot).leased) return std::nullopt;
+  return grant(slot);
+}
+
+void Scheduler::dispatch() {
+  while (!queue_.empty()) {
+    std::vector<int> idle;
+    for (const SlotState& slot : std::as_const(table_).slots()) {
+      if (!slot.leased) idle.push_back(slot.id);
+    }
+    if (idle.empty()) return;
+    const std::shared_ptr<Waiter> first = queue_.front();
+    if (first->cancelled) {
+      queue_.pop_front();
+      continue;
+    }
+    const std::optional<int> slot = first->choose(idle);
+    if (!slot) return;
+    queue_.pop_front();
+    table_.at(*slot).leased = true;
+    ++leased_;
+    first->slot = *slot;
+    first->wakeup.notify();
+  }
+}
+
+void Scheduler::release(int slot) {
+  table_.at(slot).leased = false;
+  --leased_;
+  dispatch();
+  if (on_release_) on_release_(slot);
+}
+
+ResultTask<StartGate> Scheduler::enter_gate(CancelSource& cancel) {
+  if (!gate_held_) {
+    gate_held_ = true;
+    co_return StartGate{this};
+  }
+  auto waiter = std::make_shared<Waiter>(executor_);
+  gate_queue_.push_back(waiter);
+  std::function<void()> leave = [waiter] {
+    waiter->cancelled = true;
+    waiter->wakeup.notify();
+  };
+  const CancelSource::Registration registration = cancel.on_cancel(std::move(leave));
+  co_await waiter->wakeup.wait();
+  if (waiter->slot == 0) co_return StartGate{this};  // handed over, perhaps just before the client left
+  gate_queue_.remove(waiter);
+  co_return upstream_error(ErrorCode::cancelled, "left while it waited for its turn to start");
+}
+
+void Scheduler::leave_gate() {
+  while (!gate_queue_.empty()) {
+    const std::shared_ptr<Waiter> next = gate_queue_.front();
+    gate_queue_.pop_front();
+    if (next->cancelled) continue;
+    next->slot = 0;  // stays held, now by the next
+    next->wakeup.notify();
+    return;
+  }
+  gate_held_ = false;
+}
+
+}  // namespace cairn

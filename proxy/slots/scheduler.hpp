@@ -1,0 +1,104 @@
+// Hands out the slots of one backend: a queue in order of arrival, a lease per request, and the start gate.
+// Thread: the I/O thread. Errors: cancelled (the client left while it waited), queue_full as `no_space`.
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/cancel.hpp"
+#include "base/task.hpp"
+#include "base/wakeup.hpp"
+#include "slots/slot_table.hpp"
+
+namespace cairn {
+
+class Scheduler;
+
+// A slot while somebody uses it. Gives it back when it goes out of scope.
+class [[nodiscard]] Lease {
+ public:
+  Lease() = default;
+  Lease(Lease&& other) noexcept;
+  Lease& operator=(Lease&& other) noexcept;
+  ~Lease() { release(); }
+  void release();
+  int slot() const { return slot_; }
+  explicit operator bool() const { return scheduler_ != nullptr; }
+
+ private:
+  friend class Scheduler;
+  Lease(Scheduler* scheduler, int slot) : scheduler_(scheduler), slot_(slot) {}
+  Scheduler* scheduler_ = nullptr;
+  int slot_ = -1;
+};
+
+// While it is held nobody else starts a task. Needed on backends that clear idle slots when any task starts: what was
+// restored into a slot must not be cleared before the request that needs it has begun.
+class [[nodiscard]] StartGate {
+ public:
+  StartGate() = default;
+  StartGate(StartGate&& other) noexcept;
+  StartGate& operator=(StartGate&& other) noexcept;
+  ~StartGate() { release(); }
+  void release();
+  explicit operator bool() const { return scheduler_ != nullptr; }
+
+ private:
+  friend class Scheduler;
+  explicit StartGate(Scheduler* scheduler) : scheduler_(scheduler) {}
+  Scheduler* scheduler_ = nullptr;
+};
+
+class Scheduler {
+ public:
+  Scheduler(boost::asio::any_io_executor executor, SlotTable& table, std::size_t max_waiting);
+
+  // Picks one of the idle slots (never empty), or nullopt to go on waiting. Called again whenever a slot comes free.
+  using Choose = std::function<std::optional<int>(std::span<const int> idle)>;
+  // In order of arrival: nobody behind is served while the first waits.
+  ResultTask<Lease> acquire(Choose choose, CancelSource& cancel);
+  // For upkeep: only when the slot is idle and nobody waits.
+  std::optional<Lease> try_acquire(int slot);
+
+  ResultTask<StartGate> enter_gate(CancelSource& cancel);
+  bool gate_wanted() const { return !gate_queue_.empty(); }
+
+  // Called after each release, with the slot.
+  void on_release(std::function<void(int)> callback) { on_release_ = std::move(callback); }
+
+  std::size_t leased() const { return leased_; }
+  std::size_t waiting() const { return queue_.size(); }
+
+ private:
+  friend class Lease;
+  friend class StartGate;
+  struct Waiter {
+    explicit Waiter(boost::asio::any_io_executor executor) : wakeup(std::move(executor)) {}
+    Choose choose;
+    Wakeup wakeup;
+    int slot = -1;
+    bool cancelled = false;
+  };
+  void release(int slot);
+  void leave_gate();
+  void dispatch();
+  Lease grant(int slot);
+
+  boost::asio::any_io_executor executor_;
+  SlotTable& table_;
+  std::size_t max_waiting_;
+  std::list<std::shared_ptr<Waiter>> queue_;
+  std::list<std::shared_ptr<Waiter>> gate_queue_;
+  bool gate_held_ = false;
+  std::size_t leased_ = 0;
+  std::function<void(int)> on_release_;
+};
+
+}  // namespace cairn

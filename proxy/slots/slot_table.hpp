@@ -1,0 +1,62 @@
+// What we believe each slot of a backend holds. The backend's word (an answer's cache_n, GET /slots) always wins.
+// Thread: the I/O thread. Owner: one backend.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "plan/memory_kind.hpp"
+#include "prefix/tokens.hpp"
+
+namespace cairn {
+
+struct SlotState {
+  int id = 0;
+  bool leased = false;
+  Tokens known;                 // ids of its first tokens
+  std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
+  std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
+  bool fresh = false;           // has processed nothing since the backend started: no context checkpoints can linger in it
+  bool unsaved = false;         // differs from every saved state, and is worth saving
+  std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back
+  double compute_s = 0;         // what computing it took or would take
+  std::uint64_t last_used = 0;
+  std::int64_t name_space = 0;  // whose tokens these are; a request of another namespace sees an empty slot
+
+  std::uint32_t held() const { return static_cast<std::uint32_t>(known.size()) + unknown_tail; }
+  StateView view() const {
+    return StateView{static_cast<std::uint32_t>(known.size()), unknown_tail == 0, resume_points};
+  }
+};
+
+class SlotTable {
+ public:
+  explicit SlotTable(int count);
+
+  std::span<SlotState> slots() { return slots_; }
+  std::span<const SlotState> slots() const { return slots_; }
+  SlotState& at(int id) { return slots_.at(static_cast<std::size_t>(id)); }
+  const SlotState& at(int id) const { return slots_.at(static_cast<std::size_t>(id)); }
+
+  // The slot holds nothing we know of.
+  void forget(int id);
+  void forget_all();
+  // GET /slots says the slot holds `n` tokens (nullopt: it did not say). Believed over what we remember.
+  // True when our belief was wrong.
+  bool believe_length(int id, std::optional<std::int64_t> n);
+  void touch(int id) { at(id).last_used = ++clock_; }
+
+ private:
+  std::vector<SlotState> slots_;
+  std::uint64_t clock_ = 0;
+};
+
+// Resume points that computing tokens (from, to] in one piece adds, as llama-server places its context checkpoints: at the
+// end - 4 and the end - (4 + ubatch), once 64 tokens are there (measured on build 11669). Keeps the list ascending.
+void add_piece_resume_points(std::vector<std::uint32_t>& points, std::uint32_t from, std::uint32_t to, std::uint32_t ubatch);
+// Those beyond `length` go: the slot was cut back or overwritten there.
+void cut_resume_points(std::vector<std::uint32_t>& points, std::uint32_t length);
+
+}  // namespace cairn
