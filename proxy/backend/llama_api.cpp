@@ -1,0 +1,389 @@
+#include "backend/llama_api.hpp"
+
+#include <fmt/format.h>
+#include <simdjson.h>
+
+#include <boost/json.hpp>
+
+#include <array>
+#include <utility>
+
+namespace cairn {
+
+namespace {
+
+namespace json = boost::json;
+using std::chrono::milliseconds;
+
+constexpr milliseconds quick_timeout{10'000};
+// Slot actions wait for the backend's main loop, and a big state takes its time on a slow disk.
+constexpr milliseconds slot_action_timeout{300'000};
+constexpr milliseconds template_timeout{60'000};
+
+Error bad_answer(std::string_view target) {
+  return upstream_error(ErrorCode::malformed, fmt::format("{}: not the JSON expected", target));
+}
+
+Result<json::value> parse(std::string_view text, std::string_view target) {
+  boost::system::error_code error;
+  json::value value = json::parse(text, error);
+  if (error) return bad_answer(target);
+  return value;
+}
+
+std::int64_t integer_or(const json::object& object, std::string_view key, std::int64_t fallback) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr) return fallback;
+  if (const std::int64_t* number = value->if_int64()) return *number;
+  if (const std::uint64_t* number = value->if_uint64()) return static_cast<std::int64_t>(*number);
+  if (const double* number = value->if_double()) return static_cast<std::int64_t>(*number);
+  return fallback;
+}
+
+double number_or(const json::object& object, std::string_view key, double fallback) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr || !value->is_number()) return fallback;
+  return value->to_number<double>();
+}
+
+std::string string_or(const json::object& object, std::string_view key) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr || !value->is_string()) return {};
+  return std::string{value->get_string()};
+}
+
+bool bool_or(const json::object& object, std::string_view key, bool fallback) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr || !value->is_bool()) return fallback;
+  return value->get_bool();
+}
+
+std::string token_list(TokenSpan tokens) {
+  std::string text;
+  text.reserve(tokens.size() * 7 + 2);
+  text += '[';
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (i != 0) text += ',';
+    fmt::format_to(std::back_inserter(text), "{}", tokens[i]);
+  }
+  text += ']';
+  return text;
+}
+
+}  // namespace
+
+RequestHead LlamaApi::head(std::string_view method, std::string_view target) const {
+  RequestHead head;
+  head.method = method;
+  head.target = target;
+  head.fields.add("Accept", "application/json");
+  if (method == "POST") head.fields.add("Content-Type", "application/json");
+  if (!api_key_.empty()) head.fields.add("Authorization", "Bearer " + api_key_);
+  return head;
+}
+
+ResultTask<std::string> LlamaApi::get(std::string_view target, CancelSource& cancel) {
+  const RequestHead request = head("GET", target);
+  Upstream::CallOptions options;
+  options.timeout = quick_timeout;
+  Result<Upstream::Answer> answer = co_await upstream_.call(request, {}, options, cancel);
+  if (!answer) co_return answer.error();
+  if (answer->head.status / 100 != 2) {
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("GET {}: {}", target, answer->body.substr(0, 200)));
+    error.status = answer->head.status;
+    co_return error;
+  }
+  co_return std::move(answer->body);
+}
+
+ResultTask<std::string> LlamaApi::post(std::string_view target, std::string_view body, milliseconds timeout,
+                                       CancelSource& cancel) {
+  const RequestHead request = head("POST", target);
+  Upstream::CallOptions options;
+  options.timeout = timeout;
+  Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
+  if (!answer) co_return answer.error();
+  if (answer->head.status / 100 != 2) {
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("POST {}: {}", target, answer->body.substr(0, 200)));
+    error.status = answer->head.status;
+    co_return error;
+  }
+  co_return std::move(answer->body);
+}
+
+ResultTask<bool> LlamaApi::healthy(CancelSource& cancel) {
+  Result<std::string> body = co_await get("/health", cancel);
+  if (body) co_return true;
+  if (body.error().status == 503) co_return false;
+  co_return body.error();
+}
+
+ResultTask<BackendProps> LlamaApi::props(CancelSource& cancel) {
+  Result<std::string> body = co_await get("/props", cancel);
+  if (!body) co_return body.error();
+  Result<json::value> value = parse(*body, "/props");
+  if (!value) co_return value.error();
+  const json::object* object = value->if_object();
+  if (object == nullptr) co_return bad_answer("/props");
+  BackendProps props;
+  props.total_slots = static_cast<int>(integer_or(*object, "total_slots", 0));
+  props.model_path = string_or(*object, "model_path");
+  props.build_info = string_or(*object, "build_info");
+  props.chat_template = string_or(*object, "chat_template");
+  props.endpoint_slots = bool_or(*object, "endpoint_slots", true);
+  props.endpoint_metrics = bool_or(*object, "endpoint_metrics", false);
+  props.media_marker = string_or(*object, "media_marker");
+  props.sleeping = bool_or(*object, "is_sleeping", false);
+  co_return props;
+}
+
+ResultTask<ModelMeta> LlamaApi::model_meta(CancelSource& cancel) {
+  Result<std::string> body = co_await get("/v1/models", cancel);
+  if (!body) co_return body.error();
+  Result<json::value> value = parse(*body, "/v1/models");
+  if (!value) co_return value.error();
+  ModelMeta meta;
+  const json::object* object = value->if_object();
+  const json::value* data = object != nullptr ? object->if_contains("data") : nullptr;
+  const json::array* models = data != nullptr ? data->if_array() : nullptr;
+  if (models == nullptr || models->empty() || !models->front().is_object()) co_return bad_answer("/v1/models");
+  const json::object& model = models->front().get_object();
+  meta.id = string_or(model, "id");
+  if (const json::value* inner = model.if_contains("meta"); inner != nullptr && inner->is_object()) {
+    const json::object& fields = inner->get_object();
+    meta.n_vocab = integer_or(fields, "n_vocab", 0);
+    meta.n_ctx = integer_or(fields, "n_ctx", 0);
+    meta.n_ctx_train = integer_or(fields, "n_ctx_train", 0);
+    meta.n_embd = integer_or(fields, "n_embd", 0);
+    meta.n_params = integer_or(fields, "n_params", 0);
+    meta.size_bytes = integer_or(fields, "size", 0);
+    meta.ftype = string_or(fields, "ftype");
+  }
+  co_return meta;
+}
+
+ResultTask<std::vector<SlotInfo>> LlamaApi::slots(CancelSource& cancel) {
+  Result<std::string> body = co_await get("/slots", cancel);
+  if (!body) co_return body.error();
+  Result<json::value> value = parse(*body, "/slots");
+  if (!value) co_return value.error();
+  const json::array* list = value->if_array();
+  if (list == nullptr) co_return bad_answer("/slots");
+  std::vector<SlotInfo> slots;
+  for (const json::value& item : *list) {
+    const json::object* object = item.if_object();
+    if (object == nullptr) co_return bad_answer("/slots");
+    SlotInfo slot;
+    slot.id = static_cast<int>(integer_or(*object, "id", static_cast<std::int64_t>(slots.size())));
+    slot.processing = bool_or(*object, "is_processing", false);
+    const std::int64_t tokens = integer_or(*object, "n_prompt_tokens", -1);
+    if (tokens >= 0) slot.n_prompt_tokens = tokens;
+    slots.push_back(slot);
+  }
+  co_return slots;
+}
+
+ResultTask<std::string> LlamaApi::lora_adapters(CancelSource& cancel) {
+  Result<std::string> body = co_await get("/lora-adapters", cancel);
+  if (!body && body.error().code == ErrorCode::rejected) co_return std::string{"[]"};
+  co_return body;
+}
+
+ResultTask<std::string> LlamaApi::apply_template(std::string_view body, CancelSource& cancel) {
+  Result<std::string> answer = co_await post("/apply-template", body, template_timeout, cancel);
+  if (!answer) co_return answer.error();
+  simdjson::padded_string padded{*answer};
+  simdjson::ondemand::parser parser;
+  simdjson::ondemand::document document;
+  std::string_view prompt;
+  if (parser.iterate(padded).get(document) != simdjson::SUCCESS ||
+      document["prompt"].get_string().get(prompt) != simdjson::SUCCESS) {
+    co_return bad_answer("/apply-template");
+  }
+  co_return std::string{prompt};
+}
+
+ResultTask<TokenPieces> LlamaApi::tokenize(std::string_view content, bool add_special, CancelSource& cancel) {
+  json::object request;
+  request["content"] = json::string_view{content.data(), content.size()};
+  request["add_special"] = add_special;
+  request["parse_special"] = true;
+  request["with_pieces"] = true;
+  const std::string body = json::serialize(request);
+  Result<std::string> answer = co_await post("/tokenize", body, template_timeout, cancel);
+  if (!answer) co_return answer.error();
+
+  simdjson::padded_string padded{*answer};
+  simdjson::ondemand::parser parser;
+  simdjson::ondemand::document document;
+  simdjson::ondemand::array list;
+  if (parser.iterate(padded).get(document) != simdjson::SUCCESS ||
+      document["tokens"].get_array().get(list) != simdjson::SUCCESS) {
+    co_return bad_answer("/tokenize");
+  }
+  TokenPieces pieces;
+  for (auto item : list) {
+    std::int64_t id = 0;
+    if (item["id"].get_int64().get(id) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+    std::uint32_t length = 0;
+    simdjson::ondemand::value piece;
+    if (item["piece"].get(piece) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+    // A piece that is no valid UTF-8 by itself comes as a list of bytes.
+    simdjson::ondemand::json_type type{};
+    if (piece.type().get(type) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+    if (type == simdjson::ondemand::json_type::string) {
+      std::string_view text;
+      if (piece.get_string().get(text) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+      length = static_cast<std::uint32_t>(text.size());
+    } else {
+      simdjson::ondemand::array bytes;
+      if (piece.get_array().get(bytes) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+      for (auto byte : bytes) {
+        std::int64_t ignored = 0;
+        if (byte.get_int64().get(ignored) != simdjson::SUCCESS) co_return bad_answer("/tokenize");
+        ++length;
+      }
+    }
+    pieces.tokens.push_back(static_cast<Token>(id));
+    pieces.piece_bytes.push_back(length);
+  }
+  co_return pieces;
+}
+
+ResultTask<SlotAction> LlamaApi::slot_action(int slot, std::string_view action, std::string_view filename,
+                                             CancelSource& cancel) {
+  const std::string target = fmt::format("/slots/{}?action={}", slot, action);
+  json::object request;
+  request["filename"] = json::string_view{filename.data(), filename.size()};
+  const std::string body = json::serialize(request);
+  Result<std::string> answer = co_await post(target, body, slot_action_timeout, cancel);
+  if (!answer) {
+    Error error = answer.error();
+    // 501: slot actions are off; the message of a 400 for the missing flag names it.
+    if (error.status == 501 || error.context.find("slot-save-path") != std::string::npos) {
+      error.code = ErrorCode::unsupported;
+    }
+    co_return error;
+  }
+  Result<json::value> value = parse(*answer, target);
+  if (!value) co_return value.error();
+  const json::object* object = value->if_object();
+  if (object == nullptr) co_return bad_answer(target);
+  SlotAction result;
+  const bool saving = action == "save";
+  result.n_tokens = integer_or(*object, saving ? "n_saved" : "n_restored", 0);
+  result.bytes = integer_or(*object, saving ? "n_written" : "n_read", 0);
+  if (const json::value* timings = object->if_contains("timings"); timings != nullptr && timings->is_object()) {
+    result.seconds = number_or(timings->get_object(), saving ? "save_ms" : "restore_ms", 0) / 1000.0;
+  }
+  co_return result;
+}
+
+ResultTask<SlotAction> LlamaApi::save(int slot, std::string_view filename, CancelSource& cancel) {
+  return slot_action(slot, "save", filename, cancel);
+}
+
+ResultTask<SlotAction> LlamaApi::restore(int slot, std::string_view filename, CancelSource& cancel) {
+  return slot_action(slot, "restore", filename, cancel);
+}
+
+ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel) {
+  const std::string body = fmt::format(
+      R"({{"prompt":{},"n_predict":0,"id_slot":{},"cache_prompt":true,"stream":true,"return_progress":true,)"
+      R"("temperature":0,"response_fields":["timings"]}})",
+      token_list(tokens), slot);
+  RequestHead request = head("POST", "/completion");
+  BodyFraming framing;
+  framing.kind = BodyFraming::Kind::length;
+  framing.length = body.size();
+  const std::span<const char> bytes{body.data(), body.size()};
+  std::unique_ptr<Exchange> exchange;
+  Result<ResponseHead> answer = internal_error("not sent");
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    Result<std::unique_ptr<Exchange>> started = co_await upstream_.start(request, framing, cancel);
+    if (!started) co_return started.error();
+    exchange = std::move(*started);
+    Result<void> written = co_await exchange->write_body(bytes);
+    if (written) written = co_await exchange->finish_body();
+    answer = co_await exchange->read_head();
+    if (answer || !answer.error().may_retry) break;
+    // llama-server closes a kept connection after a stream without saying so: the next attempt gets a fresh one.
+    upstream_.close_idle();
+  }
+  if (!answer) co_return answer.error();
+
+  TimingsTail tail;
+  std::array<char, 16 * 1024> buffer;
+  std::int64_t reported = -1;
+  for (;;) {
+    const std::span<char> into{buffer};
+    Result<std::size_t> n = co_await exchange->read_some(into);
+    if (!n) co_return n.error();
+    if (*n == 0) break;
+    const std::span<const char> got{buffer.data(), *n};
+    tail.on_bytes(got);
+    if (on_progress) {
+      const std::string_view text = tail.text();
+      constexpr std::string_view key = "\"processed\":";
+      const std::size_t at = text.rfind(key);
+      if (at != std::string_view::npos) {
+        const std::int64_t processed = std::strtoll(text.data() + at + key.size(), nullptr, 10);
+        if (processed > reported) {
+          reported = processed;
+          on_progress(processed, static_cast<std::int64_t>(tokens.size()));
+        }
+      }
+    }
+  }
+  if (answer->status / 100 != 2) {
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", tail.text().substr(0, 200)));
+    error.status = answer->status;
+    co_return error;
+  }
+  const std::optional<Timings> timings = tail.timings();
+  if (!timings) {
+    co_return upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", tail.text().substr(0, 200)));
+  }
+  co_return *timings;
+}
+
+ResultTask<void> LlamaApi::wash(int slot, CancelSource& cancel) {
+  // Token 0 exists in every vocabulary.
+  const std::string body =
+      fmt::format(R"({{"prompt":[0],"n_predict":0,"id_slot":{},"cache_prompt":false,"response_fields":["timings"]}})", slot);
+  Result<std::string> answer = co_await post("/completion", body, slot_action_timeout, cancel);
+  if (!answer) co_return answer.error();
+  co_return Result<void>{};
+}
+
+ResultTask<std::vector<TopLogprob>> LlamaApi::top_logprobs(int slot, TokenSpan prompt, int count, CancelSource& cancel) {
+  const std::string body = fmt::format(
+      R"({{"prompt":{},"n_predict":1,"n_probs":{},"id_slot":{},"cache_prompt":false,"temperature":0,"seed":1,)"
+      R"("response_fields":["timings","completion_probabilities"]}})",
+      token_list(prompt), count, slot);
+  Result<std::string> answer = co_await post("/completion", body, slot_action_timeout, cancel);
+  if (!answer) co_return answer.error();
+  Result<json::value> value = parse(*answer, "/completion");
+  if (!value) co_return value.error();
+  std::vector<TopLogprob> top;
+  const json::object* object = value->if_object();
+  const json::value* list = object != nullptr ? object->if_contains("completion_probabilities") : nullptr;
+  const json::array* positions = list != nullptr ? list->if_array() : nullptr;
+  if (positions == nullptr || positions->empty() || !positions->front().is_object()) {
+    co_return bad_answer("completion_probabilities");
+  }
+  const json::value* inner = positions->front().get_object().if_contains("top_logprobs");
+  if (inner == nullptr || !inner->is_array()) co_return bad_answer("top_logprobs");
+  for (const json::value& item : inner->get_array()) {
+    const json::object* entry = item.if_object();
+    if (entry == nullptr) continue;
+    TopLogprob one;
+    one.token = static_cast<Token>(integer_or(*entry, "id", -1));
+    one.logprob = number_or(*entry, "logprob", 0);
+    top.push_back(one);
+  }
+  if (top.empty()) co_return bad_answer("top_logprobs");
+  co_return top;
+}
+
+}  // namespace cairn

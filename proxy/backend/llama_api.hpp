@@ -1,0 +1,111 @@
+// Typed calls of llama-server's HTTP API, as far as Cairn drives it. Field names and behaviour: llama.cpp
+// tools/server/README.md; what that page does not say was measured on build 11669 (see ARCHITECTURE.md, "Backend facts").
+// Thread: the I/O thread. Errors: source upstream; a non-2xx answer is `rejected` with its status.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/timings.hpp"
+#include "backend/upstream.hpp"
+#include "base/cancel.hpp"
+#include "base/task.hpp"
+#include "prefix/tokens.hpp"
+
+namespace cairn {
+
+struct BackendProps {
+  int total_slots = 0;
+  std::string model_path;
+  std::string build_info;
+  std::string chat_template;
+  bool endpoint_slots = false;    // GET /slots is served
+  bool endpoint_metrics = false;  // --metrics
+  bool sleeping = false;
+  std::string media_marker;  // random per process (builds since spring 2026; empty before)
+};
+
+struct ModelMeta {
+  std::string id;
+  std::int64_t n_vocab = 0;
+  std::int64_t n_ctx = 0;  // of one slot, tokens
+  std::int64_t n_ctx_train = 0;
+  std::int64_t n_embd = 0;
+  std::int64_t n_params = 0;
+  std::int64_t size_bytes = 0;
+  std::string ftype;
+};
+
+struct SlotInfo {
+  int id = 0;
+  bool processing = false;
+  // Tokens now in the slot; nullopt until the slot's first request, even after a restore that filled it.
+  std::optional<std::int64_t> n_prompt_tokens;
+};
+
+struct SlotAction {
+  std::int64_t n_tokens = 0;  // n_saved / n_restored
+  std::int64_t bytes = 0;     // n_written / n_read
+  double seconds = 0;         // the backend's own timing, queueing not included
+};
+
+struct TokenPieces {
+  Tokens tokens;
+  std::vector<std::uint32_t> piece_bytes;  // length of each token's text; sums to the content's length unless the
+                                           // tokenizer adds or normalises text
+};
+
+struct TopLogprob {
+  Token token = 0;
+  double logprob = 0;
+};
+
+class LlamaApi {
+ public:
+  // `api_key` (may be empty) goes out as a bearer token on Cairn's own calls.
+  LlamaApi(Upstream& upstream, std::string api_key) : upstream_(upstream), api_key_(std::move(api_key)) {}
+
+  ResultTask<bool> healthy(CancelSource& cancel);  // false while the model loads (503)
+  ResultTask<BackendProps> props(CancelSource& cancel);
+  ResultTask<ModelMeta> model_meta(CancelSource& cancel);
+  ResultTask<std::vector<SlotInfo>> slots(CancelSource& cancel);
+  ResultTask<std::string> lora_adapters(CancelSource& cancel);  // the answer's JSON, "[]" where there are none
+
+  // The prompt text of a chat body. `body` is the client's, unchanged.
+  ResultTask<std::string> apply_template(std::string_view body, CancelSource& cancel);
+  ResultTask<TokenPieces> tokenize(std::string_view content, bool add_special, CancelSource& cancel);
+
+  // `filename` is a plain name inside --slot-save-path. Errors: unsupported without that flag.
+  ResultTask<SlotAction> save(int slot, std::string_view filename, CancelSource& cancel);
+  // A failed restore leaves the slot empty.
+  ResultTask<SlotAction> restore(int slot, std::string_view filename, CancelSource& cancel);
+
+  // Computes exactly these tokens in a slot and generates nothing. A stream with progress, because only such a request is
+  // cancelled promptly when we close it. `on_progress(processed, total)` in tokens.
+  using Progress = std::function<void(std::int64_t processed, std::int64_t total)>;
+  ResultTask<Timings> prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel);
+
+  // Empties a slot together with its context checkpoints, which on builds before September 2026 survive `erase` and
+  // `restore`. Costs one token.
+  ResultTask<void> wash(int slot, CancelSource& cancel);
+
+  // Log-probabilities of the likeliest next tokens after `prompt`, from a fresh computation. `slot` -1: any.
+  ResultTask<std::vector<TopLogprob>> top_logprobs(int slot, TokenSpan prompt, int count, CancelSource& cancel);
+
+ private:
+  ResultTask<std::string> get(std::string_view target, CancelSource& cancel);
+  ResultTask<std::string> post(std::string_view target, std::string_view body, std::chrono::milliseconds timeout,
+                               CancelSource& cancel);
+  RequestHead head(std::string_view method, std::string_view target) const;
+  ResultTask<SlotAction> slot_action(int slot, std::string_view action, std::string_view filename, CancelSource& cancel);
+
+  Upstream& upstream_;
+  std::string api_key_;
+};
+
+}  // namespace cairn
