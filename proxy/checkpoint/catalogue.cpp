@@ -1,0 +1,209 @@
+#include "checkpoint/catalogue.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace cairn {
+
+namespace {
+enum MarkKind : std::uint32_t { inside = 0, end = 1 };
+
+// Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
+std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
+CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
+}  // namespace
+
+Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
+    : store_(store), max_tree_tokens_(max_tree_tokens) {
+  store_.on_removed([this](const CheckpointRecord& record, RemovalReason) { detach(record); });
+}
+
+ResultTask<std::size_t> Catalogue::load() {
+  CheckpointStore::TokenVisitor visitor = [this](const CheckpointRecord& record, TokenSpan tokens) {
+    attach(record, tokens, record.last_used_unix_ms);
+  };
+  return store_.load_tokens(std::move(visitor));
+}
+
+Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms) {
+  std::unique_ptr<PrefixTree>& tree = trees_[name_space];
+  if (!tree) tree = std::make_unique<PrefixTree>();
+  if (tree->edge_tokens_held() + prompt.size() > max_tree_tokens_) {
+    tree->trim(max_tree_tokens_ - std::min<std::uint64_t>(max_tree_tokens_, max_tree_tokens_ / 8 + prompt.size()));
+  }
+  const PrefixTree::InsertResult inserted = tree->insert(prompt, now_ms);
+  Known known;
+  known.matched_tokens = inserted.matched_tokens;
+  if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
+  return known;
+}
+
+std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind,
+                                                        std::size_t count) const {
+  std::vector<Candidate> found;
+  const auto at = trees_.find(name_space);
+  if (at == trees_.end() || prompt.empty()) return found;
+  const PrefixTree& tree = *at->second;
+  const PrefixTree::Match match = tree.match(prompt);
+  const auto limit = static_cast<std::uint32_t>(prompt.size()) - 1;  // one token is always computed
+
+  const auto offer = [&](std::uint32_t mark, std::uint32_t usable) {
+    const CheckpointId id = id_of(mark);
+    const CheckpointRecord* record = store_.find(id);
+    if (record == nullptr || usable == 0) return;
+    const bool known = std::any_of(found.begin(), found.end(), [&](const Candidate& c) { return c.checkpoint == id; });
+    if (!known) found.push_back(Candidate{id, usable, record->bytes});
+  };
+
+  // Marks at or before the end of the match: a state's end (goes on from there), or a context checkpoint inside.
+  const PrefixTree::MarkVisitor on_path = [&](const PrefixTree::Mark& mark) {
+    const CheckpointRecord* record = store_.find(id_of(mark.mark));
+    if (record == nullptr) return true;
+    const bool cuttable = record->kind == CheckpointKind::truncatable && kind == MemoryKind::truncatable;
+    if (mark.kind == MarkKind::inside && kind == MemoryKind::exact) return true;
+    if (mark.position_tokens <= limit) {
+      offer(mark.mark, mark.position_tokens);
+    } else if (cuttable) {
+      offer(mark.mark, limit);
+    }
+    return found.size() < count;
+  };
+  tree.for_each_mark_on_path(match, on_path);
+
+  // A truncatable state serves whatever it shares, also where the prompt leaves its path: look below each node of the
+  // prompt's path, deepest first.
+  if (kind == MemoryKind::truncatable) {
+    std::vector<PrefixTree::Match> ends;
+    ends.push_back(match);
+    for (NodeId node = match.node; node != PrefixTree::kRoot;) {
+      node = tree.parent(node);
+      if (node != PrefixTree::kRoot) ends.push_back(PrefixTree::Match{tree.end_tokens(node), node});
+    }
+    std::size_t below_found = 0;
+    for (const PrefixTree::Match& end_point : ends) {
+      if (below_found > 0) break;
+      if (tree.marks_in_subtree(end_point.node) == 0) continue;
+      const PrefixTree::MarkVisitor below = [&](const PrefixTree::Mark& mark) {
+        const CheckpointRecord* record = store_.find(id_of(mark.mark));
+        if (record == nullptr || record->kind != CheckpointKind::truncatable || mark.kind != MarkKind::end) return true;
+        offer(mark.mark, std::min(end_point.matched_tokens, limit));
+        return ++below_found < count;
+      };
+      tree.for_each_mark_below(end_point, below);
+    }
+  }
+
+  std::sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) {
+    if (a.usable_tokens != b.usable_tokens) return a.usable_tokens > b.usable_tokens;
+    return a.bytes < b.bytes;
+  });
+  if (found.size() > count) found.resize(count);
+  return found;
+}
+
+bool Catalogue::has_state_at(NamespaceId name_space, TokenSpan tokens) const {
+  const auto at = trees_.find(name_space);
+  if (at == trees_.end() || tokens.empty()) return false;
+  const PrefixTree::Match match = at->second->match(tokens);
+  if (match.matched_tokens != tokens.size()) return false;
+  bool found = false;
+  const PrefixTree::MarkVisitor visit = [&](const PrefixTree::Mark& mark) {
+    found = mark.position_tokens == tokens.size();
+    return false;
+  };
+  at->second->for_each_mark_on_path(match, visit);
+  return found;
+}
+
+std::vector<CheckpointId> Catalogue::add(CheckpointId id, TokenSpan tokens, std::int64_t now_ms) {
+  std::vector<CheckpointId> useless;
+  const CheckpointRecord* record = store_.find(id);
+  if (record == nullptr) return useless;
+  attach(*record, tokens, now_ms);
+
+  const PrefixTree& tree = *trees_.at(record->namespace_id);
+  const PrefixTree::Match match = tree.match(tokens);
+  std::vector<CheckpointId> ancestors;
+  const PrefixTree::MarkVisitor collect = [&](const PrefixTree::Mark& mark) {
+    if (mark.kind == MarkKind::end && id_of(mark.mark) != id) ancestors.push_back(id_of(mark.mark));
+    return true;
+  };
+  tree.for_each_mark_on_path(match, collect);
+  const auto offers = [&](std::uint32_t position) {
+    return position == record->token_count ||
+           std::binary_search(record->resume_positions.begin(), record->resume_positions.end(), position);
+  };
+  for (const CheckpointId other_id : ancestors) {
+    const CheckpointRecord* other = store_.find(other_id);
+    if (other == nullptr || other->pinned || other->kind != record->kind) continue;
+    bool replaced = false;
+    if (other->token_count == record->token_count) {
+      // The same tokens saved again: the newer one has what the older one had, or the slot was computed anew.
+      replaced = other->resume_positions.size() <= record->resume_positions.size();
+    } else if (record->kind == CheckpointKind::truncatable) {
+      replaced = true;
+    } else if (record->kind == CheckpointKind::checkpointed) {
+      replaced = std::all_of(other->resume_positions.begin(), other->resume_positions.end(), offers) &&
+                 // Its end: replaced when a resume point lies close before it, or it was only an answer's end.
+                 (offers(other->token_count) || !other->resume_positions.empty());
+    }
+    if (replaced) useless.push_back(other_id);
+  }
+  return useless;
+}
+
+void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms) {
+  std::unique_ptr<PrefixTree>& tree = trees_[record.namespace_id];
+  if (!tree) tree = std::make_unique<PrefixTree>();
+  const PrefixTree::InsertResult inserted = tree->insert(tokens, now_ms);
+  Place place;
+  place.name_space = record.namespace_id;
+  place.leaf = inserted.leaf;
+  for (const std::uint32_t position : record.resume_positions) {
+    if (position > 0 && position < record.token_count &&
+        tree->attach(inserted.leaf, position, mark_of(record.id), MarkKind::inside)) {
+      place.positions.push_back(position);
+    }
+  }
+  if (tree->attach(inserted.leaf, record.token_count, mark_of(record.id), MarkKind::end)) {
+    place.positions.push_back(record.token_count);
+  }
+  places_[record.id] = std::move(place);
+}
+
+void Catalogue::detach(const CheckpointRecord& record) {
+  const auto at = places_.find(record.id);
+  if (at == places_.end()) return;
+  const Place& place = at->second;
+  const auto tree = trees_.find(place.name_space);
+  if (tree != trees_.end()) {
+    for (const std::uint32_t position : place.positions) {
+      tree->second->detach(place.leaf, position, mark_of(record.id));
+    }
+  }
+  places_.erase(at);
+}
+
+Tokens Catalogue::tokens_of(CheckpointId id) const {
+  const auto at = places_.find(id);
+  const CheckpointRecord* record = store_.find(id);
+  if (at == places_.end() || record == nullptr) return {};
+  return trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record->token_count);
+}
+
+Catalogue::Totals Catalogue::totals() const {
+  Totals totals;
+  for (const auto& [id, tree] : trees_) {
+    totals.nodes += tree->nodes();
+    totals.tokens += tree->edge_tokens_held();
+    totals.bytes += tree->bytes_held();
+  }
+  return totals;
+}
+
+const PrefixTree* Catalogue::tree(NamespaceId name_space) const {
+  const auto at = trees_.find(name_space);
+  return at == trees_.end() ? nullptr : at->second.get();
+}
+
+}  // namespace cairn

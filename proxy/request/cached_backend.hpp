@@ -1,0 +1,160 @@
+// One backend with all that Cairn knows of it: what it can do, what its slots hold, what things cost there, and the upkeep
+// (noticing that it came, went or changed; writing states back when nobody is served).
+// Thread: the I/O thread. Owner: main. Outlives every request.
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "backend/llama_api.hpp"
+#include "backend/upstream.hpp"
+#include "base/blocking_pool.hpp"
+#include "base/cancel.hpp"
+#include "base/wakeup.hpp"
+#include "checkpoint/catalogue.hpp"
+#include "checkpoint/store.hpp"
+#include "plan/cost_model.hpp"
+#include "plan/planner.hpp"
+#include "request/generation_suffix.hpp"
+#include "request/probe.hpp"
+#include "request/token_memo.hpp"
+#include "slots/scheduler.hpp"
+#include "slots/slot_table.hpp"
+
+namespace cairn {
+
+struct CacheOptions {
+  std::uint32_t checkpoint_interval_tokens = 1024;  // 0: no grid
+  std::uint32_t ubatch_tokens = 512;                // the backend's --ubatch-size; places its context checkpoints
+  std::uint32_t shortest_prompt_tokens = 64;        // shorter ones are neither saved nor restored
+  std::uint32_t worth_saving_tokens = 16;           // fewer new ones than this are not worth a file
+  std::size_t max_waiting = 256;                    // requests in the queue for a slot
+  std::size_t memo_bytes = 64u << 20;
+  std::chrono::milliseconds write_back_delay{15};   // of idleness before a slot is written back
+  std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way
+  std::string api_key;
+};
+
+enum class BackendPhase {
+  connecting,  // nobody answers, or the model still loads
+  probing,
+  ready,       // states are saved and restored
+  plain,       // it answers, but cannot be cached; `trouble` says why
+};
+std::string_view to_string(BackendPhase phase);
+
+class CachedBackend {
+ public:
+  // `store` and `catalogue` may be null: then nothing is saved or restored.
+  CachedBackend(boost::asio::any_io_executor executor, Upstream& upstream, CheckpointStore* store, Catalogue* catalogue,
+                BlockingPool& pool, CacheOptions options);
+
+  // Begins to look for the backend; returns when it was probed, or after `patience` when it does not answer yet.
+  Task<void> start(std::chrono::milliseconds patience);
+  // Saves what is worth it and waits for work under way. No request may come after.
+  Task<void> stop(std::chrono::milliseconds limit);
+
+  // Waits (for at most probe_wait) while a probe is under way; true when requests can be cached.
+  Task<bool> wait_ready();
+  // Somebody found nobody listening, or a dead connection: look again.
+  void suspect_down();
+  // Before a saved state is restored or a slot believed in: is it still the process (and the model) that was probed? False:
+  // it is not, all beliefs are gone and a probe is under way. Costs two short calls when nothing runs.
+  Task<bool> still_the_same(CancelSource& cancel);
+
+  // --- slots and states; the caller holds the slot's lease.
+  // Puts a saved state into the slot. On an error the slot holds nothing.
+  ResultTask<void> restore(int slot, CheckpointId checkpoint);
+  // Saves what the slot holds. A state that is not worth it, or already saved, is no error.
+  ResultTask<void> save(int slot);
+  // Computes tokens[0, end) in the slot; what it held stays where it fits.
+  ResultTask<Timings> prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel);
+  // Before a task starts on a backend that clears idle slots: their states are saved as far as they are worth it.
+  Task<void> save_idle_slots(int except);
+  // A task has started: on such a backend every other idle slot is empty now.
+  void note_task_started(int slot);
+  // An answer of `slot` reported that it reused `reused` of `base` tokens expected from `source`; `common` is what the
+  // prompt and the state shared, `state_length` how long that state was.
+  void learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
+                        std::uint32_t state_length, std::int64_t reused);
+  // What saved states could bring back of `tokens`.
+  std::uint32_t recoverable(TokenSpan tokens) const;
+  // Marks a slot's new content as worth saving, or not.
+  void note_slot_content(int slot);
+
+  // A request that may use any slot begins and ends (it was passed on unpinned).
+  Task<void> begin_foreign();
+  Task<void> end_foreign();
+
+  BackendPhase phase() const { return phase_; }
+  const std::string& trouble() const { return trouble_; }
+  const ProbeResult& probe() const { return probe_; }
+  MemoryKind kind() const { return kind_; }
+  bool can_save() const { return store_ != nullptr && probe_.can_save && !saving_off_; }
+  NamespaceId name_space() const { return probe_.name_space; }
+  std::uint64_t foreign() const { return foreign_; }
+
+  LlamaApi& api() { return api_; }
+  Upstream& upstream() { return upstream_; }
+  SlotTable& slots() { return *slots_; }
+  Scheduler& scheduler() { return *scheduler_; }
+  CostModel& costs() { return costs_; }
+  const CostModel& costs() const { return costs_; }
+  Catalogue* catalogue() { return catalogue_; }
+  CheckpointStore* store() { return store_; }
+  TokenMemo& memo() { return memo_; }
+  GenerationSuffixes& suffixes() { return suffixes_; }
+  const CacheOptions& options() const { return options_; }
+  boost::asio::any_io_executor executor() const { return executor_; }
+
+ private:
+  Task<void> watch();
+  Task<bool> look();  // one probe; true when it answered
+  void became(BackendPhase phase, std::string trouble);
+  void schedule_write_back();
+  Task<void> write_back();
+  void set_kind(MemoryKind kind, std::string_view because);
+  void keep_facts();
+  void spawn(Task<void> task);
+  std::int64_t now_ms() const;
+
+  boost::asio::any_io_executor executor_;
+  Upstream& upstream_;
+  CheckpointStore* store_;
+  Catalogue* catalogue_;
+  BlockingPool& pool_;
+  CacheOptions options_;
+  LlamaApi api_;
+  TokenMemo memo_;
+  GenerationSuffixes suffixes_;
+  CostModel costs_;
+
+  BackendPhase phase_ = BackendPhase::connecting;
+  std::string trouble_;
+  ProbeResult probe_;
+  MemoryKind kind_ = MemoryKind::unknown;
+  bool saving_off_ = false;
+  int broken_promises_ = 0;
+  std::map<CheckpointId, int> strikes_;
+  std::unique_ptr<SlotTable> slots_;
+  std::unique_ptr<Scheduler> scheduler_;
+  // Those of a backend that went away: their leases may still be out.
+  std::vector<std::pair<std::unique_ptr<SlotTable>, std::unique_ptr<Scheduler>>> retired_;
+
+  std::shared_ptr<Wakeup> phase_changed_;
+  std::shared_ptr<Wakeup> look_now_;
+  CancelSource stopping_;  // ends upkeep
+  CancelSource background_;  // for calls that must not end with a client
+  bool write_back_scheduled_ = false;
+  int tasks_ = 0;  // upkeep coroutines alive
+  std::uint64_t foreign_ = 0;
+};
+
+}  // namespace cairn

@@ -1,0 +1,65 @@
+// The steps of a request to a cached endpoint, from its body to the last byte of the answer.
+// Thread: the I/O thread. Errors: none come out; what goes wrong is answered, recorded and logged here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "request/cached_backend.hpp"
+#include "request/downstream.hpp"
+#include "request/prompt_body.hpp"
+#include "request/relay.hpp"
+#include "request/request_record.hpp"
+
+namespace cairn {
+
+class CachedRequest {
+ public:
+  CachedRequest(CachedBackend& backend, Downstream& downstream, RequestRecord& record, std::size_t max_body_bytes)
+      : backend_(backend), downstream_(downstream), record_(record), max_body_bytes_(max_body_bytes) {}
+
+  // read · parse · tokenize · match · plan · acquire · restore · prefill · forward · relay. The caller finishes the record.
+  Task<void> run(PromptForm form);
+  // For endpoints that use a slot which we cannot choose: idle slots are saved first, and looked at afterwards.
+  Task<void> run_unpinned();
+
+ private:
+  Task<NoCacheReason> understand(PromptForm form);
+  ResultTask<Tokens> tokenize_chat();
+  ResultTask<Tokens> tokenize_completion();
+  Task<void> serve_cached();
+  // The best plan over the idle slots; sets plan_.
+  std::optional<int> choose(std::span<const int> idle);
+  Task<void> bring_back();
+  Task<void> compute_pieces(StartGate& gate);
+  // Sends the (spliced) body and relays the answer. True when the client got it whole.
+  Task<bool> forward(const std::string& body, StartGate* gate);
+  Task<void> release_gate_when_started(StartGate& gate, int slot, std::shared_ptr<Wakeup> done);
+  void account(const std::optional<Timings>& timings, bool whole);
+  MissReason explain() const;
+  Task<void> fail(const Error& error);
+
+  CachedBackend& backend_;
+  Downstream& downstream_;
+  RequestRecord& record_;
+  std::size_t max_body_bytes_;
+
+  std::string body_;
+  PromptBody parsed_;
+  Tokens prompt_;
+  std::uint32_t suffix_tokens_ = 0;  // of the template's generation suffix, which the next turn may not repeat
+  Catalogue::Known known_;
+  std::vector<Catalogue::Candidate> candidates_;
+  Plan plan_;
+  int slot_ = -1;
+  std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
+  std::uint32_t base_length_ = 0;  // how long that state was
+  std::int64_t first_reused_ = -1;  // cache_n of the first task of this request
+  std::int64_t computed_in_pieces_ = 0;
+  bool learned_ = false;
+  bool restore_failed_ = false;
+  Timings answer_timings_;
+};
+
+}  // namespace cairn

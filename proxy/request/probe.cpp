@@ -1,0 +1,315 @@
+#include "request/probe.hpp"
+
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "backend/gguf_metadata.hpp"
+#include "checkpoint/file_layer.hpp"
+#include "checkpoint/state_file.hpp"
+
+namespace cairn {
+
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::uint32_t fingerprint_tokens = 4;
+constexpr int fingerprint_top = 10;
+// Two runs of the same weights differ by less (another batch size, another thread count); other weights by far more.
+constexpr double same_logprob = 0.03;
+// A context checkpoint is only made once 64 tokens are there, at the end - 4 (llama.cpp server-context.cpp).
+constexpr std::uint32_t kind_tokens = 80;
+
+// Any ids do: the same vocabulary size gives the same ones.
+Tokens probe_tokens(std::int64_t n_vocab, std::uint32_t count, std::uint64_t seed) {
+  Tokens tokens;
+  const auto range = static_cast<std::uint64_t>(std::max<std::int64_t>(n_vocab, 16));
+  std::uint64_t state = seed;
+  while (tokens.size() < count) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    tokens.push_back(static_cast<Token>((state >> 33) % range));
+  }
+  return tokens;
+}
+
+std::string pack_logprobs(const std::vector<TopLogprob>& top) {
+  std::string packed;
+  for (const TopLogprob& one : top) {
+    const float value = static_cast<float>(one.logprob);
+    packed.append(reinterpret_cast<const char*>(&one.token), sizeof one.token);
+    packed.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  return packed;
+}
+
+std::vector<TopLogprob> unpack_logprobs(const std::string& packed) {
+  std::vector<TopLogprob> top;
+  constexpr std::size_t one_bytes = sizeof(Token) + sizeof(float);
+  for (std::size_t at = 0; at + one_bytes <= packed.size(); at += one_bytes) {
+    TopLogprob one;
+    float value = 0;
+    std::memcpy(&one.token, packed.data() + at, sizeof one.token);
+    std::memcpy(&value, packed.data() + at + sizeof one.token, sizeof value);
+    one.logprob = value;
+    top.push_back(one);
+  }
+  return top;
+}
+
+// The likeliest half must be there on both sides with nearly the same value; the tail may change places.
+bool same_behaviour(const std::vector<TopLogprob>& a, const std::vector<TopLogprob>& b) {
+  const std::size_t compared = std::min(a.size(), b.size()) / 2;
+  if (compared == 0) return false;
+  for (std::size_t i = 0; i < compared; ++i) {
+    const auto twin = std::find_if(b.begin(), b.end(), [&](const TopLogprob& other) { return other.token == a[i].token; });
+    if (twin == b.end() || std::abs(twin->logprob - a[i].logprob) > same_logprob) return false;
+  }
+  return true;
+}
+
+struct TinySave {
+  std::uint64_t bytes = 0;
+  std::uint32_t version = 0;
+  bool context_checkpoints = false;  // it carries some
+};
+
+// Saves a slot that holds a few tokens and reads the file's head back.
+ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, TokenSpan expected,
+                               CancelSource& cancel) {
+  constexpr std::uint64_t generous_bytes = 64u << 20;
+  Result<CheckpointStore::Reservation> reservation = co_await store.reserve(generous_bytes);
+  if (!reservation) co_return reservation.error();
+  const std::string name = reservation->temporary_name();
+  Result<SlotAction> saved = co_await api.save(slot, name, cancel);
+  if (!saved) {
+    (void)co_await store.discard(std::move(*reservation));
+    co_return saved.error();
+  }
+  const std::string path = store.options().slot_dir + "/" + name;
+  const auto read = [path]() -> Result<std::pair<StateHeader, bool>> {
+    PosixFileLayer files;
+    Result<StateHeader> head = read_state_header(files, path);
+    if (!head) return head.error();
+    Result<std::vector<std::uint32_t>> positions = context_checkpoint_positions(files, path);
+    if (!positions) return positions.error();
+    return std::make_pair(std::move(*head), !positions->empty());
+  };
+  Result<std::pair<StateHeader, bool>> header = co_await pool.run(read);
+  (void)co_await store.discard(std::move(*reservation));
+  if (!header) {
+    Error error = header.error();
+    if (error.code == ErrorCode::not_found) {
+      error.context = fmt::format("the backend saved {}, but it is not in {}: --slot-dir must be the backend's --slot-save-path",
+                                  name, store.options().slot_dir);
+    }
+    co_return error;
+  }
+  const std::size_t shared = common_prefix(header->first.tokens, expected);
+  if (shared != expected.size()) {
+    co_return upstream_error(ErrorCode::malformed, "a saved file holds other tokens than were computed");
+  }
+  TinySave tiny;
+  tiny.bytes = static_cast<std::uint64_t>(saved->bytes);
+  tiny.version = header->first.version;
+  tiny.context_checkpoints = header->second;
+  co_return tiny;
+}
+
+// Whether the model can be cut back, and if not, whether its files carry the context checkpoints that make up for it.
+ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, ProbeResult& probe,
+                                  CancelSource& cancel) {
+  const std::string model_path = probe.props.model_path;
+  const auto read = [model_path] { return read_gguf_metadata(model_path); };
+  Result<GgufMetadata> metadata = co_await pool.run(read);
+  if (metadata && !metadata->recurrent && metadata->sliding_window == 0) {
+    probe.kind_because = fmt::format("the model file says {}: full attention", metadata->architecture);
+    co_return MemoryKind::truncatable;
+  }
+
+  Tokens tokens = probe_tokens(probe.meta.n_vocab, kind_tokens, 2);
+  Result<Timings> timings = co_await api.prefill(slot, tokens, {}, cancel);
+  if (!timings) co_return timings.error();
+  probe.computed_tokens += static_cast<std::uint32_t>(timings->prompt_n);
+  Result<TinySave> eighty = co_await tiny_save(api, store, pool, slot, tokens, cancel);
+  if (!eighty) co_return eighty.error();
+
+  if (eighty->context_checkpoints) {
+    probe.kind_because = "its saved files carry context checkpoints";
+    co_return MemoryKind::checkpointed;
+  }
+  if (metadata) {
+    probe.kind_because = fmt::format("the model file says {}: {}; its saved files carry no context checkpoints",
+                                     metadata->architecture, metadata->recurrent ? "recurrent" : "sliding window");
+    co_return MemoryKind::exact;
+  }
+  // We cannot read the model. Does the slot let itself be cut back?
+  constexpr std::uint32_t cut = 60;
+  for (std::uint32_t i = cut; i < cut + 4; ++i) tokens[i] ^= 1;
+  const TokenSpan rewound{tokens.data(), cut + 4};
+  timings = co_await api.prefill(slot, rewound, {}, cancel);
+  if (!timings) co_return timings.error();
+  probe.computed_tokens += static_cast<std::uint32_t>(timings->prompt_n);
+  if (timings->cache_n == cut) {
+    probe.kind_because = "a state of 80 tokens could be cut back";
+    co_return MemoryKind::truncatable;
+  }
+  probe.kind_because = "a state of 80 tokens could not be cut back";
+  co_return MemoryKind::exact;
+}
+
+}  // namespace
+
+std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
+  json::object facts;
+  facts["kind"] = to_string(kind);
+  facts["build"] = probe.props.build_info;
+  facts["total_slots"] = probe.props.total_slots;
+  facts["state_version"] = probe.state_version;
+  facts["model"] = probe.meta.id;
+  return json::serialize(facts);
+}
+
+ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, CancelSource& cancel) {
+  ProbeResult probe;
+  Result<BackendProps> props = co_await api.props(cancel);
+  if (!props) co_return props.error();
+  probe.props = std::move(*props);
+  probe.process = probe.props.media_marker;
+  Result<ModelMeta> meta = co_await api.model_meta(cancel);
+  if (!meta) co_return meta.error();
+  probe.meta = std::move(*meta);
+
+  Result<std::vector<SlotInfo>> slots = co_await api.slots(cancel);
+  if (!slots) {
+    if (slots.error().code != ErrorCode::rejected) co_return slots.error();
+    probe.save_trouble = "GET /slots is refused: start llama-server without --no-slots";
+    co_return probe;
+  }
+  probe.props.total_slots = static_cast<int>(slots->size());
+  if (slots->empty()) {
+    probe.save_trouble = "the backend has no slots";
+    co_return probe;
+  }
+  probe.can_pin = true;
+  if (store == nullptr) {
+    probe.save_trouble = "no slot directory is configured";
+    co_return probe;
+  }
+
+  // The slot that holds least: what Cairn's own probe overwrites is then lost least.
+  int slot = 0;
+  std::int64_t least = -1;
+  for (const SlotInfo& info : *slots) {
+    const std::int64_t held = info.n_prompt_tokens.value_or(0) + (info.processing ? 1'000'000'000 : 0);
+    if (least < 0 || held < least) {
+      least = held;
+      slot = info.id;
+    }
+  }
+
+  const Tokens prompt = probe_tokens(probe.meta.n_vocab, fingerprint_tokens, 1);
+  Result<std::vector<TopLogprob>> top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+  // Some builds now and then leave the probabilities out of an answer; asking again helps.
+  if (!top && top.error().code == ErrorCode::malformed) top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+  if (!top) {
+    if (top.error().code != ErrorCode::malformed && top.error().code != ErrorCode::rejected) co_return top.error();
+    probe.save_trouble = fmt::format("no fingerprint of the model: {}", to_string(top.error()));
+    co_return probe;
+  }
+  probe.computed_tokens += fingerprint_tokens;
+
+  Result<TinySave> tiny = co_await tiny_save(api, *store, pool, slot, prompt, cancel);
+  if (!tiny) {
+    const Error& error = tiny.error();
+    if (error.source == ErrorSource::upstream && error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported &&
+        error.code != ErrorCode::malformed) {
+      co_return error;
+    }
+    probe.save_trouble = error.code == ErrorCode::unsupported
+                             ? "slots cannot be saved: start llama-server with --slot-save-path DIR"
+                             : to_string(error);
+    co_return probe;
+  }
+  probe.can_save = true;
+  probe.state_version = tiny->version;
+
+  // Does a task in one slot empty the others? One token tells.
+  if (slots->size() > 1) {
+    const int other = slot == 0 ? 1 : 0;
+    const auto busy = std::find_if(slots->begin(), slots->end(), [&](const SlotInfo& info) { return info.id == other; });
+    if (busy != slots->end() && !busy->processing) {
+      Result<void> washed = co_await api.wash(other, cancel);
+      if (!washed) co_return washed.error();
+      probe.computed_tokens += 1;
+      Result<std::vector<SlotInfo>> after = co_await api.slots(cancel);
+      if (!after) co_return after.error();
+      for (const SlotInfo& info : *after) {
+        if (info.id == slot) probe.clears_idle = info.n_prompt_tokens.value_or(0) == 0;
+      }
+    }
+  }
+
+  Result<std::string> lora = co_await api.lora_adapters(cancel);
+  if (!lora) co_return lora.error();
+  json::object identity;
+  identity["n_vocab"] = probe.meta.n_vocab;
+  identity["n_params"] = probe.meta.n_params;
+  identity["n_embd"] = probe.meta.n_embd;
+  identity["size"] = probe.meta.size_bytes;
+  identity["ftype"] = probe.meta.ftype;
+  identity["lora"] = *lora;
+  // Layout of the memory: number of layers, types of the KV cache, version of the file.
+  identity["state_bytes"] = tiny->bytes;
+  identity["state_version"] = tiny->version;
+  probe.identity = json::serialize(identity);
+
+  const std::string packed = pack_logprobs(*top);
+  bool known = false;
+  for (const auto& [id, record] : store->namespaces()) {
+    if (record.identity != probe.identity || !same_behaviour(unpack_logprobs(record.probe), *top)) continue;
+    known = true;
+    probe.name_space = id;
+    probe.facts = record.facts;
+    boost::system::error_code error;
+    const json::value facts = json::parse(record.facts, error);
+    if (!error && facts.is_object()) {
+      const json::object& object = facts.get_object();
+      const json::value* build = object.if_contains("build");
+      const json::value* kind = object.if_contains("kind");
+      if (build != nullptr && kind != nullptr && build->is_string() && kind->is_string() &&
+          build->get_string() == probe.props.build_info) {
+        probe.kind = memory_kind_from_string(std::string_view{kind->get_string()});
+        probe.kind_because = "remembered";
+      }
+    }
+    break;
+  }
+  if (probe.kind == MemoryKind::unknown) {
+    Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, probe, cancel);
+    if (!kind) co_return kind.error();
+    probe.kind = *kind;
+    probe.facts = make_facts(probe, probe.kind);
+  }
+  if (!known) {
+    Result<NamespaceId> added = co_await store->add_namespace(probe.identity, packed, probe.facts);
+    if (!added) {
+      probe.can_save = false;
+      probe.save_trouble = to_string(added.error());
+      co_return probe;
+    }
+    probe.name_space = *added;
+  } else {
+    (void)co_await store->update_namespace(probe.name_space, probe.identity, packed, probe.facts);
+  }
+  co_return probe;
+}
+
+}  // namespace cairn

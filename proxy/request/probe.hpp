@@ -1,0 +1,40 @@
+// Finds out what a backend is and what can be done with it, in a handful of computed tokens.
+// Thread: the I/O thread. Errors: source upstream when it does not answer; what it merely cannot do is in the result.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/llama_api.hpp"
+#include "base/blocking_pool.hpp"
+#include "base/cancel.hpp"
+#include "base/task.hpp"
+#include "checkpoint/store.hpp"
+#include "plan/memory_kind.hpp"
+
+namespace cairn {
+
+struct ProbeResult {
+  BackendProps props;
+  ModelMeta meta;
+  std::string process;      // differs between two processes of the backend, where it tells; else empty
+  bool can_pin = false;     // `id_slot` and GET /slots work
+  bool can_save = false;    // slot actions work and the file appears in our slot directory
+  std::string save_trouble; // why not
+  bool clears_idle = false; // starting a task empties the idle slots
+  std::uint32_t state_version = 0;  // of its saved files; below 4 they carry no context checkpoints
+  MemoryKind kind = MemoryKind::unknown;
+  std::string kind_because;
+  NamespaceId name_space{};
+  std::string identity;     // JSON: what must be equal for a state to fit
+  std::string facts;        // JSON: beliefs kept for this namespace
+  std::uint32_t computed_tokens = 0;
+};
+
+// `store` may be null. The kind is taken from the namespace's facts when the same build was probed before.
+ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, CancelSource& cancel);
+
+std::string make_facts(const ProbeResult& probe, MemoryKind kind);
+
+}  // namespace cairn

@@ -1,0 +1,42 @@
+// What the body of a request to a cached endpoint means, as far as Cairn needs to know; and how the slot is spliced into it.
+// Pure. Errors: downstream malformed is never returned to a client: what Cairn cannot read is passed on for the backend to judge.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/result.hpp"
+#include "prefix/tokens.hpp"
+
+namespace cairn {
+
+enum class PromptForm {
+  chat,        // messages, rendered by the backend's template
+  completion,  // `prompt`: text, token ids, or a list of either
+};
+
+struct PromptBody {
+  PromptForm form = PromptForm::chat;
+  bool stream = false;
+  bool return_progress = false;
+  std::optional<int> id_slot;
+  std::optional<bool> cache_prompt;
+  // For completions: the parts of the one prompt, in order. A batch of several prompts has `several` set instead.
+  std::vector<std::variant<std::string, Token>> prompt;
+  bool several = false;      // more than one prompt, or n > 1: more than one slot
+  bool has_lora = false;     // adapters of its own: another model for this request
+  bool has_media = false;    // images, audio: tokens we cannot see
+  bool has_messages = false;
+};
+
+Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view body);
+
+// `body` with `"id_slot":N` (and `"cache_prompt":true` unless the client said something about it) as its first members; every
+// other byte stays as it is. `body` must be a JSON object that parse_prompt_body() accepted.
+std::string splice_slot(std::string_view body, int slot, bool add_cache_prompt);
+
+}  // namespace cairn

@@ -1,0 +1,90 @@
+// What happened to one request, step by step: its log line and its share of the metrics.
+// Thread: the I/O thread.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "plan/planner.hpp"
+
+namespace cairn {
+
+class Metrics;
+
+// The steps of a request, in order; every path ends in `finish`.
+enum class Step {
+  accept, read, route, parse, tokenize, match, plan, acquire, restore, prefill, forward, relay, save, finish,
+};
+inline constexpr std::size_t step_count = 14;
+std::string_view to_string(Step step);
+
+// Why the cache was not used for a request; `used` when it was asked.
+enum class NoCacheReason {
+  used,
+  not_cached_endpoint,
+  backend_not_ready,   // not probed yet, or down
+  unreadable_body,     // left for the backend to judge
+  several_prompts,     // a batch, or n > 1
+  media,               // tokens that we cannot see
+  lora,                // adapters of its own
+  client_refused,      // cache_prompt: false
+  template_failed,     // /apply-template or /tokenize did not answer
+  too_long,            // more tokens than the slot's context
+  empty_prompt,
+};
+std::string_view to_string(NoCacheReason reason);
+
+// Why a request that used the cache had to compute more than its new tokens.
+enum class MissReason {
+  none,             // a full hit
+  new_prompt,       // nothing like it was known
+  not_saved,        // known, but no state was kept that far
+  cannot_rewind,    // the state goes on differently and cannot be cut back there
+  cheaper,          // bringing it back would have cost more
+  cleared,          // the backend had emptied the slot
+  restore_failed,
+  broken_promise,   // the state was there and the backend did not reuse it
+};
+std::string_view to_string(MissReason reason);
+
+struct RequestRecord {
+  using Clock = std::chrono::steady_clock;
+
+  std::uint64_t id = 0;
+  std::string method;
+  std::string path;
+  std::string peer;
+  Clock::time_point started = Clock::now();
+  Step step = Step::accept;
+  std::array<double, step_count> step_s{};
+
+  NoCacheReason no_cache = NoCacheReason::not_cached_endpoint;
+  std::int64_t prompt_tokens = -1;    // -1: not known
+  std::uint32_t known_tokens = 0;     // shared with any earlier prompt
+  Source source = Source::recompute;
+  std::string plan_reason;
+  std::uint32_t planned_tokens = 0;   // expected to be reused
+  std::int64_t reused_tokens = -1;    // what the backend reported
+  std::int64_t computed_tokens = -1;  // by it, our own pieces included
+  std::uint32_t pieces = 0;
+  MissReason miss = MissReason::none;
+  int slot = -1;
+  std::int64_t checkpoint = 0;
+
+  int status = 0;            // of the answer; 499: the client left
+  std::uint64_t answer_bytes = 0;
+  std::string error;
+
+  // Ends the current step and begins `next`.
+  void enter(Step next);
+  // The last step: one log line, and the counters.
+  void finish(Metrics& metrics);
+
+ private:
+  Clock::time_point entered_ = started;
+};
+
+}  // namespace cairn
