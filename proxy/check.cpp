@@ -1,0 +1,125 @@
+#include "check.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "backend/llama_api.hpp"
+#include "base/blocking_pool.hpp"
+#include "checkpoint/file_layer.hpp"
+#include "checkpoint/store.hpp"
+#include "request/probe.hpp"
+
+namespace cairn {
+
+namespace {
+
+void line(std::string_view what, const std::string& found) { fmt::print("  {:<14} {}\n", what, found); }
+void advice(const std::string& text) { fmt::print("  ! {}\n", text); }
+
+Task<int> run(const Config& config) {
+  const auto executor = co_await boost::asio::this_coro::executor;
+  fmt::print("configuration\n");
+  line("listen", config.listen);
+  line("backend", config.backend);
+  line("slot dir", config.slot_dir.empty() ? "-" : config.slot_dir);
+  line("state dir", config.state_dir.empty() ? "-" : config.state_dir);
+
+  PosixFileLayer files;
+  BlockingPool pool(2);
+  std::unique_ptr<CheckpointStore> store;
+  bool works = true;
+  if (config.slot_dir.empty()) {
+    advice("without slot_dir and state_dir nothing is saved: give --slot-dir and --state-dir");
+    works = false;
+  } else {
+    StoreOptions options;
+    options.slot_dir = config.slot_dir;
+    options.state_dir = config.state_dir;
+    options.budget_bytes = config.budget_bytes;
+    options.min_free_bytes = config.min_free_bytes;
+    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
+    if (opened) {
+      store = std::move(*opened);
+      const StoreCounters counters = store->counters();
+      line("saved states", fmt::format("{}, {} MiB of {} MiB", counters.files, counters.bytes >> 20, counters.budget_bytes >> 20));
+    } else if (opened.error().code == ErrorCode::invalid) {
+      advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
+    } else {
+      advice(opened.error().context);
+      works = false;
+    }
+  }
+
+  fmt::print("backend\n");
+  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
+  LlamaApi api(*upstream, config.backend_api_key);
+  CancelSource never;
+  Result<bool> healthy = co_await api.healthy(never);
+  if (!healthy || !*healthy) {
+    advice(healthy ? "the model is still being loaded: try again in a moment"
+                   : fmt::format("no llama-server at {}: {}", config.backend, healthy.error().context));
+    co_return 1;
+  }
+  Result<ProbeResult> probed = co_await probe_backend(api, store.get(), pool, never);
+  if (!probed) {
+    if (probed.error().status == 401 || probed.error().status == 403) {
+      advice("the backend wants a key: give --backend-api-key (or backend_api_key)");
+    } else {
+      advice(to_string(probed.error()));
+    }
+    co_return 1;
+  }
+  line("model", probed->meta.id);
+  line("size", fmt::format("{:.1f} M parameters, {}, {} MiB", static_cast<double>(probed->meta.n_params) / 1e6, probed->meta.ftype,
+                           probed->meta.size_bytes >> 20));
+  line("build", probed->props.build_info);
+  line("slots", fmt::format("{} of {} tokens", probed->props.total_slots, probed->meta.n_ctx));
+  if (probed->can_save) {
+    line("memory", fmt::format("{} ({})", to_string(probed->kind), probed->kind_because));
+    line("saving", fmt::format("works, files of version {}", probed->state_version));
+    line("idle slots", probed->clears_idle ? "are cleared when another slot starts" : "keep their state");
+    line("computed", fmt::format("{} tokens to find this out", probed->computed_tokens));
+  } else if (store != nullptr || config.slot_dir.empty()) {
+    advice(probed->save_trouble);
+    works = false;
+  }
+
+  if (probed->clears_idle) {
+    advice("idle slots are cleared by every request of another slot: start llama-server with -np N (or --no-cache-idle-slots)");
+  }
+  if (probed->can_save && probed->kind == MemoryKind::exact) {
+    advice("states of this model can only be resumed at their very end: drop --ctx-checkpoints 0, or use a llama-server of "
+           "September 2026 or later");
+  }
+  if (probed->can_save && probed->state_version < 4) {
+    advice("this build keeps the context checkpoints of a slot's previous prompt through a restore; Cairn washes the slot "
+           "first (one token each time); a newer llama-server does not need it");
+  }
+  if (!probed->props.endpoint_metrics) advice("without --metrics you cannot see what the backend computes in all");
+  fmt::print("{}\n", works ? "Cairn can work here." : "Cairn cannot cache here; it would only pass requests on.");
+  co_return works ? 0 : 1;
+}
+
+}  // namespace
+
+int check(const Config& config) {
+  spdlog::set_level(spdlog::level::off);
+  boost::asio::io_context io(1);
+  int status = 1;
+  const auto ended = [&](std::exception_ptr error, int result) {
+    if (error) std::rethrow_exception(error);
+    status = result;
+  };
+  boost::asio::co_spawn(io, run(config), ended);
+  io.run();
+  return status;
+}
+
+}  // namespace cairn

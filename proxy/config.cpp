@@ -1,0 +1,178 @@
+#include "config.hpp"
+
+#include <fmt/format.h>
+#include <yaml-cpp/yaml.h>
+
+#include <charconv>
+#include <fstream>
+#include <functional>
+#include <map>
+
+#include "backend/upstream.hpp"
+
+namespace cairn {
+
+namespace {
+
+Error invalid(std::string context) { return Error{ErrorCode::invalid, ErrorSource::internal, false, 0, std::move(context)}; }
+
+std::string where(const std::string& path, const YAML::Mark& mark) {
+  return mark.is_null() ? path : fmt::format("{}:{}", path, mark.line + 1);
+}
+
+template <class Number>
+Result<Number> parse_number(std::string_view text, Number least, Number most) {
+  Number value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < least || value > most) {
+    return invalid(fmt::format("'{}' is not a number from {} to {}", text, least, most));
+  }
+  return value;
+}
+
+Result<bool> parse_bool(std::string_view text) {
+  if (text == "true" || text == "yes" || text == "on") return true;
+  if (text == "false" || text == "no" || text == "off") return false;
+  return invalid(fmt::format("'{}' is neither true nor false", text));
+}
+
+// Takes a value's text into the configuration.
+using Setter = std::function<Result<void>(Config&, const std::string&)>;
+
+template <class Value>
+Setter into(Value Config::*member, Result<Value> (*parse)(std::string_view)) {
+  return [member, parse](Config& config, const std::string& text) -> Result<void> {
+    Result<Value> value = parse(text);
+    if (!value) return value.error();
+    config.*member = *value;
+    return {};
+  };
+}
+
+Result<std::string> text_as_is(std::string_view text) { return std::string{text}; }
+Result<std::string> listen_text(std::string_view text) {
+  Result<ListenAddress> address = parse_listen(text);
+  if (!address) return address.error();
+  return std::string{text};
+}
+Result<std::string> backend_url(std::string_view text) {
+  Result<UpstreamAddress> address = parse_upstream_url(text);
+  if (!address) return address.error();
+  return std::string{text};
+}
+Result<std::uint32_t> count(std::string_view text) { return parse_number<std::uint32_t>(text, 1, 1'000'000); }
+Result<std::chrono::seconds> seconds(std::string_view text) {
+  Result<std::uint32_t> value = parse_number<std::uint32_t>(text, 0, 3600);
+  if (!value) return value.error();
+  return std::chrono::seconds{*value};
+}
+Result<std::string> log_level(std::string_view text) {
+  for (const std::string_view known : {"debug", "info", "warn", "error"}) {
+    if (text == known) return std::string{text};
+  }
+  return invalid(fmt::format("'{}' is none of debug, info, warn, error", text));
+}
+
+const std::map<std::string, Setter>& setters() {
+  static const std::map<std::string, Setter> table{
+      {"listen", into(&Config::listen, &listen_text)},
+      {"backend", into(&Config::backend, &backend_url)},
+      {"backend_api_key", into(&Config::backend_api_key, &text_as_is)},
+      {"slot_dir", into(&Config::slot_dir, &text_as_is)},
+      {"state_dir", into(&Config::state_dir, &text_as_is)},
+      {"budget", into(&Config::budget_bytes, &parse_size)},
+      {"min_free", into(&Config::min_free_bytes, &parse_size)},
+      {"checkpoint_interval", into(&Config::checkpoint_interval_tokens, &parse_interval)},
+      {"ubatch", into(&Config::ubatch_tokens, &count)},
+      {"max_body", into(&Config::max_body_bytes, &parse_size)},
+      {"max_header", into(&Config::max_header_bytes, &parse_size)},
+      {"max_connections", into(&Config::max_connections, &count)},
+      {"max_waiting", into(&Config::max_waiting, &count)},
+      {"shutdown_limit_s", into(&Config::shutdown_limit, &seconds)},
+      {"verify_checksums", into(&Config::verify_checksums, &parse_bool)},
+      {"log_level", into(&Config::log_level, &log_level)},
+  };
+  return table;
+}
+
+}  // namespace
+
+Result<std::uint64_t> parse_size(std::string_view text) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string_view unit{end, static_cast<std::size_t>(text.data() + text.size() - end)};
+  while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
+  static const std::map<std::string_view, unsigned> shifts{{"", 0},     {"B", 0},    {"K", 10},  {"KiB", 10}, {"M", 20},
+                                                           {"MiB", 20}, {"G", 30},   {"GiB", 30}, {"T", 40},   {"TiB", 40}};
+  const auto shift = shifts.find(unit);
+  if (error != std::errc{} || shift == shifts.end() || (number << shift->second) >> shift->second != number) {
+    return invalid(fmt::format("'{}' is not a size (20GiB, 500MiB, …)", text));
+  }
+  return number << shift->second;
+}
+
+Result<std::uint32_t> parse_interval(std::string_view text) {
+  if (text == "off") return std::uint32_t{0};
+  std::uint32_t tokens = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), tokens);
+  if (error != std::errc{} || end != text.data() + text.size() || tokens < 128) {
+    return invalid(fmt::format("'{}' is not a number of tokens, 128 or more (or off)", text));
+  }
+  return tokens;
+}
+
+Result<ListenAddress> parse_listen(std::string_view text) {
+  const std::size_t colon = text.rfind(':');
+  ListenAddress address;
+  if (colon != std::string_view::npos) {
+    address.host = text.substr(0, colon);
+    if (address.host.size() > 2 && address.host.front() == '[' && address.host.back() == ']') {
+      address.host = address.host.substr(1, address.host.size() - 2);
+    }
+    if (address.host.empty()) address.host = "0.0.0.0";
+    Result<std::uint16_t> port = parse_number<std::uint16_t>(text.substr(colon + 1), 0, 65535);
+    if (port) {
+      address.port = *port;
+      return address;
+    }
+  }
+  return invalid(fmt::format("'{}' is not HOST:PORT", text));
+}
+
+Result<Config> load_config(const std::string& path) {
+  std::ifstream in(path);
+  if (!in) return invalid(fmt::format("{}: cannot be read", path));
+  Config config;
+  YAML::Node root;
+  try {
+    root = YAML::Load(in);
+  } catch (const YAML::Exception& error) {
+    return invalid(fmt::format("{}: {}", where(path, error.mark), error.msg));
+  }
+  if (root.IsNull()) return config;
+  if (!root.IsMap()) return invalid(fmt::format("{}: a configuration is a list of `key: value`", where(path, root.Mark())));
+  for (const auto& pair : root) {
+    if (!pair.first.IsScalar()) return invalid(fmt::format("{}: a key must be a word", where(path, pair.first.Mark())));
+    const std::string key = pair.first.Scalar();
+    const auto setter = setters().find(key);
+    if (setter == setters().end()) return invalid(fmt::format("{}: {}: there is no such key", where(path, pair.first.Mark()), key));
+    if (!pair.second.IsScalar()) return invalid(fmt::format("{}: {}: one value is expected", where(path, pair.second.Mark()), key));
+    Result<void> set = setter->second(config, pair.second.Scalar());
+    if (!set) return invalid(fmt::format("{}: {}: {}", where(path, pair.second.Mark()), key, set.error().context));
+  }
+  return config;
+}
+
+Result<void> validate(const Config& config) {
+  Result<ListenAddress> listen = parse_listen(config.listen);
+  if (!listen) return invalid("listen: " + listen.error().context);
+  Result<UpstreamAddress> backend = parse_upstream_url(config.backend);
+  if (!backend) return invalid("backend: " + backend.error().context);
+  if (config.slot_dir.empty() != config.state_dir.empty()) {
+    return invalid(config.slot_dir.empty() ? "slot_dir: missing (state_dir alone is of no use)"
+                                           : "state_dir: missing (where Cairn keeps its index)");
+  }
+  return {};
+}
+
+}  // namespace cairn

@@ -1,0 +1,49 @@
+// The configuration: a YAML file, flags over it, and every mistake named with file, line and key.
+// Errors: invalid.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.hpp"
+
+namespace cairn {
+
+struct Config {
+  std::string listen = "127.0.0.1:8081";
+  std::string backend = "http://127.0.0.1:8080";
+  std::string slot_dir;   // what the backend got as --slot-save-path, as this process sees it
+  std::string state_dir;  // Cairn's own data
+  std::string backend_api_key;
+  std::uint64_t budget_bytes = 20ull << 30;
+  std::uint64_t min_free_bytes = 2ull << 30;
+  std::uint32_t checkpoint_interval_tokens = 1024;  // 0: none inside a prompt
+  std::uint32_t ubatch_tokens = 512;
+  std::uint64_t max_body_bytes = 64ull << 20;
+  std::uint64_t max_header_bytes = 64ull << 10;
+  std::uint32_t max_connections = 1024;
+  std::uint32_t max_waiting = 256;
+  std::chrono::seconds shutdown_limit{30};
+  bool verify_checksums = true;
+  std::string log_level = "info";
+};
+
+struct ListenAddress {
+  std::string host;
+  std::uint16_t port = 0;
+};
+
+// Reads `path` over the defaults. Unknown keys, wrong types and values out of range are errors:
+// "cairn.yaml:7: budget: 'lots' is not a size (20GiB, 500MiB, …)".
+Result<Config> load_config(const std::string& path);
+// Whether it makes sense as a whole; the error names the key (or the flag).
+Result<void> validate(const Config& config);
+
+Result<ListenAddress> parse_listen(std::string_view text);   // "127.0.0.1:8081", "[::1]:8081", ":8081"
+Result<std::uint64_t> parse_size(std::string_view text);     // "20GiB", "500 MiB", "1G", plain bytes
+Result<std::uint32_t> parse_interval(std::string_view text); // tokens, or "off"
+
+}  // namespace cairn

@@ -1,0 +1,188 @@
+#include "http/client_connection.hpp"
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/write.hpp>
+
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <utility>
+
+namespace cairn {
+
+namespace asio = boost::asio;
+using tcp = asio::ip::tcp;
+using std::chrono::milliseconds;
+
+namespace {
+
+constexpr std::size_t read_bytes = 16 * 1024;
+// What a client may send ahead while its answer is on its way; the rest stays in the kernel.
+constexpr std::size_t ahead_bytes = 64 * 1024;
+// How often a client that has sent more than that ahead is looked at.
+constexpr milliseconds ahead_interval{50};
+
+std::string name_of(const tcp::socket& socket) {
+  boost::system::error_code error;
+  const auto endpoint = socket.remote_endpoint(error);
+  if (error) return "?";
+  const std::string host = endpoint.address().to_string();
+  return (endpoint.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(endpoint.port());
+}
+
+}  // namespace
+
+ClientConnection::ClientConnection(tcp::socket socket)
+    : socket_(std::move(socket)),
+      peer_(name_of(socket_)),
+      deadline_(socket_.get_executor()),
+      write_free_(socket_.get_executor()),
+      watch_timer_(socket_.get_executor()),
+      watch_ended_(socket_.get_executor()) {
+  boost::system::error_code ignored;
+  socket_.set_option(tcp::no_delay(true), ignored);
+  // A running answer has no time limit, so a peer that vanished without a word must be noticed by the kernel.
+  socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+  const int idle_s = 60;
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+}
+
+Error ClientConnection::failure(const boost::system::error_code& cause, const char* doing) const {
+  const auto code = closed_ || cause == asio::error::operation_aborted ? ErrorCode::cancelled : ErrorCode::closed;
+  return downstream_error(code, std::string(doing) + ": " + cause.message());
+}
+
+ResultTask<std::size_t> ClientConnection::read_more(milliseconds limit) {
+  const auto self = shared_from_this();
+  if (closed_) co_return downstream_error(ErrorCode::cancelled, "read from the client");
+  const auto room = input_.prepare(read_bytes);
+  const auto buffer = asio::buffer(room.data(), room.size());
+  reading_ = true;
+  read_timed_out_ = false;
+  deadline_.expires_after(limit);
+  deadline_.async_wait([weak = weak_from_this(), number = ++read_number_](const boost::system::error_code& stopped) {
+    const auto connection = weak.lock();
+    if (stopped || !connection || !connection->reading_ || connection->read_number_ != number) return;
+    connection->read_timed_out_ = true;
+    connection->cancel_read();
+  });
+  auto token = asio::bind_cancellation_slot(read_signal_.slot(), use_tuple);
+  auto [error, count] = co_await socket_.async_read_some(buffer, token);
+  reading_ = false;
+  deadline_.cancel();
+  if (error == asio::error::eof) co_return std::size_t{0};
+  if (error && read_timed_out_) co_return downstream_error(ErrorCode::timeout, "the client sent nothing for too long");
+  if (error) co_return failure(error, "read from the client");
+  input_.commit(count);
+  co_return count;
+}
+
+void ClientConnection::cancel_read() {
+  if (reading_) read_signal_.emit(asio::cancellation_type::terminal);
+}
+
+ResultTask<void> ClientConnection::write(std::vector<asio::const_buffer> buffers) {
+  const auto self = shared_from_this();
+  while (writing_) co_await write_free_.wait();
+  if (closed_) co_return downstream_error(ErrorCode::cancelled, "write to the client");
+  writing_ = true;
+  auto [error, count] = co_await asio::async_write(socket_, buffers, use_tuple);
+  writing_ = false;
+  write_free_.notify_all();
+  if (error) co_return failure(error, "write to the client");
+  co_return Result<void>{};
+}
+
+void ClientConnection::start_watch(std::function<void()> on_gone) {
+  if (watching_) return;
+  on_gone_ = std::move(on_gone);
+  watching_ = true;
+  watch_stopping_ = false;
+  asio::co_spawn(socket_.get_executor(), watch(), asio::detached);
+}
+
+Task<void> ClientConnection::stop_watch() {
+  watch_stopping_ = true;
+  if (watch_waiting_) watch_signal_.emit(asio::cancellation_type::terminal);
+  watch_timer_.cancel();
+  while (watching_) co_await watch_ended_.wait();
+  on_gone_ = nullptr;
+}
+
+Task<void> ClientConnection::watch() {
+  const auto self = shared_from_this();
+  while (!watch_stopping_ && !closed_) {
+    watch_waiting_ = true;
+    auto token = asio::bind_cancellation_slot(watch_signal_.slot(), use_tuple);
+    if (input_.size() < ahead_bytes) {
+      co_await socket_.async_wait(tcp::socket::wait_read, token);
+    } else {
+      watch_timer_.expires_after(ahead_interval);
+      co_await watch_timer_.async_wait(token);
+    }
+    watch_waiting_ = false;
+    if (watch_stopping_ || closed_) break;
+    if (!look()) {
+      const auto on_gone = std::exchange(on_gone_, nullptr);
+      if (on_gone) on_gone();
+      close();  // also ends a write that waits for a reader who will not come back
+    }
+  }
+  watching_ = false;
+  watch_ended_.notify_all();
+}
+
+bool ClientConnection::look() {
+  if (input_.size() >= ahead_bytes) return !half_closed();
+  const auto room = input_.prepare(read_bytes);
+  const auto count = ::recv(socket_.native_handle(), room.data(), room.size(), MSG_DONTWAIT);
+  if (count == 0) return false;
+  if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+  input_.commit(static_cast<std::size_t>(count));
+  return true;
+}
+
+// An end of the stream that lies behind unread bytes.
+bool ClientConnection::half_closed() const {
+  pollfd descriptor{};
+  descriptor.fd = const_cast<tcp::socket&>(socket_).native_handle();
+  descriptor.events = POLLRDHUP;
+  return ::poll(&descriptor, 1, 0) > 0 && (descriptor.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+void ClientConnection::close() {
+  if (closed_) return;
+  closed_ = true;
+  boost::system::error_code ignored;
+  socket_.shutdown(tcp::socket::shutdown_both, ignored);
+  socket_.close(ignored);
+  watch_timer_.cancel();
+}
+
+void ClientConnection::reset() {
+  boost::system::error_code ignored;
+  if (!closed_) socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+  if (!closed_) socket_.close(ignored);
+  closed_ = true;
+  watch_timer_.cancel();
+}
+
+Task<void> ClientConnection::linger_close(milliseconds limit) {
+  const auto self = shared_from_this();
+  const auto until = std::chrono::steady_clock::now() + limit;
+  boost::system::error_code ignored;
+  if (!closed_) socket_.shutdown(tcp::socket::shutdown_send, ignored);
+  while (!closed_) {
+    input_.consume(input_.size());
+    const auto left = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());
+    if (left.count() <= 0) break;
+    auto count = co_await read_more(left);
+    if (!count || *count == 0) break;
+  }
+  close();
+}
+
+}  // namespace cairn

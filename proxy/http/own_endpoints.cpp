@@ -1,0 +1,124 @@
+#include "http/own_endpoints.hpp"
+
+#include <boost/json.hpp>
+
+#include <utility>
+
+namespace cairn {
+
+namespace json = boost::json;
+
+OwnAnswer status_answer(CachedBackend& backend) {
+  json::object status;
+  const ProbeResult& probe = backend.probe();
+  json::object about;
+  about["address"] = backend.upstream().address().host_header();
+  about["phase"] = to_string(backend.phase());
+  if (!backend.trouble().empty()) about["trouble"] = backend.trouble();
+  about["model"] = probe.meta.id;
+  about["build"] = probe.props.build_info;
+  about["context_tokens"] = probe.meta.n_ctx;
+  about["memory_kind"] = to_string(backend.kind());
+  about["memory_kind_because"] = probe.kind_because;
+  about["clears_idle_slots"] = probe.clears_idle;
+  about["can_save"] = backend.can_save();
+  about["state_file_version"] = probe.state_version;
+  about["namespace"] = static_cast<std::int64_t>(probe.name_space);
+  about["open_connections"] = backend.upstream().open_connections();
+  status["backend"] = std::move(about);
+
+  json::array slots;
+  for (const SlotState& state : std::as_const(backend.slots()).slots()) {
+    json::object slot;
+    slot["id"] = state.id;
+    slot["leased"] = state.leased;
+    slot["tokens"] = state.held();
+    slot["resume_points"] = state.resume_points.size();
+    slot["unsaved"] = state.unsaved;
+    slots.push_back(std::move(slot));
+  }
+  status["slots"] = std::move(slots);
+  json::object queue;
+  queue["leased"] = backend.scheduler().leased();
+  queue["waiting"] = backend.scheduler().waiting();
+  queue["unpinned"] = backend.foreign();
+  status["queue"] = std::move(queue);
+
+  if (backend.catalogue() != nullptr) {
+    const Catalogue::Totals totals = backend.catalogue()->totals();
+    json::object tree;
+    tree["nodes"] = totals.nodes;
+    tree["tokens"] = totals.tokens;
+    tree["bytes"] = totals.bytes;
+    status["tree"] = std::move(tree);
+  }
+  if (backend.store() != nullptr) {
+    const StoreCounters counters = backend.store()->counters();
+    json::object store;
+    store["checkpoints"] = counters.files;
+    store["bytes"] = counters.bytes;
+    store["budget_bytes"] = counters.budget_bytes;
+    store["pinned_bytes"] = counters.pinned_bytes;
+    store["commits"] = counters.commits;
+    store["failed_commits"] = counters.failed_commits;
+    store["evictions"] = counters.evictions;
+    store["dropped_bad"] = counters.dropped_bad;
+    store["disk_errors"] = counters.disk_errors;
+    status["store"] = std::move(store);
+  }
+
+  const CostModel& costs = backend.costs();
+  json::object rates;
+  const double first_thousand_s = costs.prefill_seconds(0, 1000);
+  const double deep_thousand_s = costs.prefill_seconds(16000, 17000);
+  constexpr double mib = 1048576.0;
+  rates["prefill_tokens_per_s"] = 1000 / first_thousand_s;
+  rates["prefill_tokens_per_s_at_16000"] = 1000 / deep_thousand_s;
+  rates["piece_boundary_ms"] = costs.boundary_seconds() * 1000;
+  rates["save_mib_per_s"] = 256 / (costs.save_seconds(256 * mib) - costs.save_seconds(0));
+  rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
+  rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
+  rates["prefill_samples"] = costs.prefill_samples();
+  status["rates"] = std::move(rates);
+
+  json::object tokenizer;
+  tokenizer["whole_texts"] = backend.memo().whole_texts();
+  tokenizer["tails"] = backend.memo().tails();
+  tokenizer["repeats"] = backend.memo().repeats();
+  status["tokenizer"] = std::move(tokenizer);
+
+  OwnAnswer answer;
+  answer.content_type = "application/json";
+  answer.body = json::serialize(status);
+  return answer;
+}
+
+OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics) {
+  std::string text = metrics.text();
+  const auto gauge = [&text](std::string_view name, std::string_view help, double value) {
+    Metrics::write_gauge(text, name, help, value);
+  };
+  gauge("cairn_backend_ready", "1 when states are saved and restored.", backend.phase() == BackendPhase::ready ? 1 : 0);
+  gauge("cairn_slots_leased", "Slots in use.", static_cast<double>(backend.scheduler().leased()));
+  gauge("cairn_requests_waiting", "Requests that wait for a slot.", static_cast<double>(backend.scheduler().waiting()));
+  gauge("cairn_upstream_connections", "Open connections to the backend.", static_cast<double>(backend.upstream().open_connections()));
+  if (backend.catalogue() != nullptr) {
+    const Catalogue::Totals totals = backend.catalogue()->totals();
+    gauge("cairn_tree_nodes", "Nodes of the prefix tree.", static_cast<double>(totals.nodes));
+    gauge("cairn_tree_tokens", "Tokens in the prefix tree.", static_cast<double>(totals.tokens));
+  }
+  if (backend.store() != nullptr) {
+    const StoreCounters counters = backend.store()->counters();
+    gauge("cairn_store_checkpoints", "Saved states.", static_cast<double>(counters.files));
+    gauge("cairn_store_bytes", "Bytes of saved states.", static_cast<double>(counters.bytes));
+    gauge("cairn_store_budget_bytes", "What they may take.", static_cast<double>(counters.budget_bytes));
+    gauge("cairn_store_commits", "States saved since the start.", static_cast<double>(counters.commits));
+    gauge("cairn_store_evictions", "States evicted since the start.", static_cast<double>(counters.evictions));
+  }
+  OwnAnswer answer;
+  answer.content_type = "text/plain; version=0.0.4";
+  answer.body = std::move(text);
+  return answer;
+}
+
+}  // namespace cairn

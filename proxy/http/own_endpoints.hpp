@@ -1,0 +1,20 @@
+// What Cairn says of itself: /cairn/status (JSON) and /cairn/metrics (Prometheus text).
+// Thread: the I/O thread. Pure reads.
+#pragma once
+
+#include <string>
+
+#include "observe/metrics.hpp"
+#include "request/cached_backend.hpp"
+
+namespace cairn {
+
+struct OwnAnswer {
+  std::string content_type;
+  std::string body;
+};
+
+OwnAnswer status_answer(CachedBackend& backend);
+OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics);
+
+}  // namespace cairn

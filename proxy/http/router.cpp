@@ -1,0 +1,137 @@
+#include "http/router.hpp"
+
+#include <array>
+#include <string>
+#include <utility>
+
+#include "http/own_endpoints.hpp"
+#include "request/cached_request.hpp"
+#include "request/error_answer.hpp"
+#include "request/relay.hpp"
+#include "request/request_record.hpp"
+
+namespace cairn {
+
+namespace {
+
+struct Row {
+  std::string_view path;
+  Route route;
+};
+
+constexpr Route chat{RouteKind::cached, PromptForm::chat};
+constexpr Route completion{RouteKind::cached, PromptForm::completion};
+constexpr Route unpinned{RouteKind::unpinned, PromptForm::chat};
+
+// The endpoints of llama-server that use a slot, all POST. What is not here passes straight through.
+constexpr std::array table{
+    Row{"/v1/chat/completions", chat},
+    Row{"/chat/completions", chat},
+    Row{"/api/chat", chat},
+    Row{"/v1/completions", completion},
+    Row{"/completions", completion},
+    Row{"/completion", completion},
+    Row{"/v1/messages", unpinned},
+    Row{"/v1/responses", unpinned},
+    Row{"/responses", unpinned},
+    Row{"/infill", unpinned},
+    Row{"/embedding", unpinned},
+    Row{"/embeddings", unpinned},
+    Row{"/v1/embeddings", unpinned},
+    Row{"/rerank", unpinned},
+    Row{"/reranking", unpinned},
+    Row{"/v1/rerank", unpinned},
+    Row{"/v1/reranking", unpinned},
+    Row{"/v1/audio/transcriptions", unpinned},
+};
+
+}  // namespace
+
+Route find_route(std::string_view method, std::string_view path) {
+  if (path == "/cairn" || path.starts_with("/cairn/")) return Route{RouteKind::own, PromptForm::chat};
+  if (method == "POST") {
+    for (const Row& row : table) {
+      if (row.path == path) return row.route;
+    }
+  }
+  return Route{};
+}
+
+Task<void> Router::handle(Downstream& downstream) {
+  RequestRecord record;
+  record.id = ++last_id_;
+  record.method = downstream.head().method;
+  record.path = downstream.head().path();
+  record.peer = downstream.peer();
+  record.enter(Step::route);
+  const Route route = find_route(record.method, record.path);
+  switch (route.kind) {
+    case RouteKind::own:
+      co_await answer_own(downstream, record);
+      break;
+    case RouteKind::cached: {
+      CachedRequest request(backend_, downstream, record, max_body_bytes_);
+      co_await request.run(route.form);
+      break;
+    }
+    case RouteKind::unpinned: {
+      CachedRequest request(backend_, downstream, record, max_body_bytes_);
+      co_await request.run_unpinned();
+      break;
+    }
+    case RouteKind::plain: {
+      record.enter(Step::forward);
+      Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream);
+      if (outcome) {
+        record.status = outcome->status;
+        record.answer_bytes = outcome->body_bytes;
+        if (outcome->broken) record.error = to_string(*outcome->broken);
+      } else {
+        record.status = error_status(outcome.error());
+        record.error = to_string(outcome.error());
+        if (outcome.error().code == ErrorCode::refused) backend_.suspect_down();
+        (void)co_await write_error(downstream, outcome.error());
+      }
+      if (downstream.cancel().cancelled()) record.status = status_client_left;
+      break;
+    }
+  }
+  record.finish(metrics_);
+}
+
+Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
+  const std::string_view path = downstream.head().path();
+  const std::string& method = downstream.head().method;
+  if (method != "GET" && method != "HEAD") {
+    record.status = 405;
+    (void)co_await write_error(downstream, 405, "only GET is understood here");
+    co_return;
+  }
+  OwnAnswer answer;
+  if (path == "/cairn/status") {
+    answer = status_answer(backend_);
+  } else if (path == "/cairn/metrics") {
+    answer = metrics_answer(backend_, metrics_);
+  } else {
+    record.status = 404;
+    (void)co_await write_error(downstream, 404, "Cairn's own endpoints are /cairn/status and /cairn/metrics");
+    co_return;
+  }
+  ResponseHead head;
+  head.status = 200;
+  head.reason = "OK";
+  head.fields.add("Content-Type", answer.content_type);
+  head.fields.add("Cache-Control", "no-store");
+  BodyFraming framing;
+  framing.kind = BodyFraming::Kind::length;
+  framing.length = answer.body.size();
+  record.status = 200;
+  record.answer_bytes = answer.body.size();
+  Result<void> written = co_await downstream.write_head(head, framing);
+  const std::span<const char> bytes{answer.body.data(), answer.body.size()};
+  if (written && method != "HEAD") written = co_await downstream.write_body(bytes);
+  if (written) written = co_await downstream.finish();
+  if (!written) record.error = to_string(written.error());
+}
+
+}  // namespace cairn

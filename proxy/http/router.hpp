@@ -1,0 +1,48 @@
+// Which request goes where: Cairn's own endpoints, the cached ones, and everything else straight through.
+// Thread: the I/O thread. To add an endpoint: a row in the table of router.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string_view>
+
+#include "observe/metrics.hpp"
+#include "request/cached_backend.hpp"
+#include "request/prompt_body.hpp"
+#include "request/request_handler.hpp"
+#include "request/request_record.hpp"
+
+namespace cairn {
+
+enum class RouteKind {
+  own,       // answered by Cairn
+  cached,    // its prompt is known to us
+  unpinned,  // uses a slot that we cannot choose
+  plain,     // uses none
+};
+
+struct Route {
+  RouteKind kind = RouteKind::plain;
+  PromptForm form = PromptForm::chat;  // for RouteKind::cached
+};
+
+Route find_route(std::string_view method, std::string_view path);
+
+class Router final : public RequestHandler {
+ public:
+  Router(CachedBackend& backend, Metrics& metrics, std::size_t max_body_bytes)
+      : backend_(backend), metrics_(metrics), max_body_bytes_(max_body_bytes) {}
+  Task<void> handle(Downstream& downstream) override;
+
+ private:
+  Task<void> answer_own(Downstream& downstream, RequestRecord& record);
+
+  CachedBackend& backend_;
+  Metrics& metrics_;
+  std::size_t max_body_bytes_;
+  std::uint64_t last_id_ = 0;
+};
+
+}  // namespace cairn

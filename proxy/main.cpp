@@ -1,0 +1,97 @@
+// The command line: `cairn serve` and `cairn check`.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <optional>
+#include <string>
+
+#include "base/error.hpp"
+#include "check.hpp"
+#include "config.hpp"
+#include "serve.hpp"
+
+namespace {
+
+// Flags override the file; what is not given stays.
+struct Flags {
+  std::string config_path;
+  std::optional<std::string> listen, backend, slot_dir, state_dir, budget, min_free, interval, log_level, api_key;
+  std::optional<std::uint32_t> ubatch;
+};
+
+void add_flags(CLI::App& command, Flags& flags) {
+  command.add_option("--config", flags.config_path, "YAML file; see config/cairn.yaml");
+  command.add_option("--listen", flags.listen, "HOST:PORT to serve on (127.0.0.1:8081)");
+  command.add_option("--backend", flags.backend, "llama-server's address (http://127.0.0.1:8080)");
+  command.add_option("--slot-dir", flags.slot_dir, "what llama-server got as --slot-save-path, as seen from here");
+  command.add_option("--state-dir", flags.state_dir, "where Cairn keeps its index");
+  command.add_option("--budget", flags.budget, "bytes that saved states may take (20GiB)");
+  command.add_option("--min-free", flags.min_free, "bytes of the disk to leave free (2GiB)");
+  command.add_option("--checkpoint-interval", flags.interval,
+                     "tokens between checkpoints inside a prompt, or off (1024)");
+  command.add_option("--ubatch", flags.ubatch, "llama-server's --ubatch-size, when it is not 512");
+  command.add_option("--backend-api-key", flags.api_key, "for Cairn's own calls to a backend with --api-key");
+  command.add_option("--log-level", flags.log_level, "debug, info, warn or error");
+}
+
+template <class Value, class Parsed>
+cairn::Result<void> take(Value& into, const std::optional<std::string>& flag, const char* name,
+                         cairn::Result<Parsed> (*parse)(std::string_view)) {
+  if (!flag) return {};
+  cairn::Result<Parsed> value = parse(*flag);
+  if (!value) {
+    cairn::Error error = value.error();
+    error.context = fmt::format("{}: {}", name, error.context);
+    return error;
+  }
+  into = *value;
+  return {};
+}
+
+cairn::Result<cairn::Config> configuration(const Flags& flags) {
+  cairn::Config config;
+  if (!flags.config_path.empty()) {
+    cairn::Result<cairn::Config> loaded = cairn::load_config(flags.config_path);
+    if (!loaded) return loaded.error();
+    config = *loaded;
+  }
+  if (flags.listen) config.listen = *flags.listen;
+  if (flags.backend) config.backend = *flags.backend;
+  if (flags.slot_dir) config.slot_dir = *flags.slot_dir;
+  if (flags.state_dir) config.state_dir = *flags.state_dir;
+  if (flags.log_level) config.log_level = *flags.log_level;
+  if (flags.api_key) config.backend_api_key = *flags.api_key;
+  if (flags.ubatch) config.ubatch_tokens = *flags.ubatch;
+  cairn::Result<void> ok = take(config.budget_bytes, flags.budget, "--budget", &cairn::parse_size);
+  if (ok) ok = take(config.min_free_bytes, flags.min_free, "--min-free", &cairn::parse_size);
+  if (ok) ok = take(config.checkpoint_interval_tokens, flags.interval, "--checkpoint-interval", &cairn::parse_interval);
+  if (ok) ok = cairn::validate(config);
+  if (!ok) {
+    cairn::Error error = ok.error();
+    if (!flags.config_path.empty() && error.context.rfind("--", 0) != 0) error.context = flags.config_path + ": " + error.context;
+    return error;
+  }
+  return config;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Cairn: a caching reverse proxy in front of llama-server"};
+  app.set_version_flag("--version", std::string{"cairn "} + CAIRN_VERSION);
+  app.require_subcommand(1);
+  Flags flags;
+  CLI::App* serve = app.add_subcommand("serve", "serve clients in front of a llama-server");
+  add_flags(*serve, flags);
+  CLI::App* check = app.add_subcommand("check", "validate the configuration, talk to the backend and say what is found");
+  add_flags(*check, flags);
+  CLI11_PARSE(app, argc, argv);
+
+  cairn::Result<cairn::Config> config = configuration(flags);
+  if (!config) {
+    fmt::print(stderr, "cairn: {}\n", config.error().context);
+    return 2;
+  }
+  return serve->parsed() ? cairn::serve(*config) : cairn::check(*config);
+}

@@ -1,0 +1,127 @@
+#include "serve.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include <csignal>
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "backend/upstream.hpp"
+#include "base/blocking_pool.hpp"
+#include "checkpoint/catalogue.hpp"
+#include "checkpoint/file_layer.hpp"
+#include "checkpoint/store.hpp"
+#include "http/listener.hpp"
+#include "http/router.hpp"
+#include "observe/metrics.hpp"
+#include "request/cached_backend.hpp"
+
+namespace cairn {
+
+namespace {
+
+constexpr std::chrono::milliseconds start_patience{1500};
+constexpr std::uint64_t most_tree_tokens = 128'000'000;
+
+Task<int> run(const Config& config) {
+  const auto executor = co_await boost::asio::this_coro::executor;
+  boost::asio::signal_set signals(executor, SIGINT, SIGTERM);
+  PosixFileLayer files;
+  BlockingPool pool(2);
+
+  std::unique_ptr<CheckpointStore> store;
+  std::unique_ptr<Catalogue> catalogue;
+  if (!config.slot_dir.empty()) {
+    StoreOptions options;
+    options.slot_dir = config.slot_dir;
+    options.state_dir = config.state_dir;
+    options.budget_bytes = config.budget_bytes;
+    options.min_free_bytes = config.min_free_bytes;
+    options.verify_checksums = config.verify_checksums;
+    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
+    if (!opened) {
+      spdlog::error("{}", to_string(opened.error()));
+      co_return 1;
+    }
+    store = std::move(*opened);
+    catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
+    Result<std::size_t> loaded = co_await catalogue->load();
+    if (!loaded) spdlog::warn("saved states could not be read from the index: {}", to_string(loaded.error()));
+    else spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config.budget_bytes >> 20);
+  } else {
+    spdlog::warn("no slot_dir and state_dir: nothing is saved or restored, requests are only passed on");
+  }
+
+  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
+  CacheOptions cache;
+  cache.checkpoint_interval_tokens = config.checkpoint_interval_tokens;
+  cache.ubatch_tokens = config.ubatch_tokens;
+  cache.max_waiting = config.max_waiting;
+  cache.api_key = config.backend_api_key;
+  CachedBackend backend(executor, *upstream, store.get(), catalogue.get(), pool, std::move(cache));
+  Metrics metrics;
+  Router router(backend, metrics, config.max_body_bytes);
+
+  // The probe comes before the first request, so that what it computes is not in any client's way.
+  co_await backend.start(start_patience);
+
+  const ListenAddress address = *parse_listen(config.listen);
+  ListenerOptions listen;
+  listen.host = address.host;
+  listen.port = address.port;
+  listen.max_connections = config.max_connections;
+  listen.session.max_head_bytes = config.max_header_bytes;
+  listen.session.request.max_body_bytes = config.max_body_bytes;
+  Result<std::unique_ptr<Listener>> listener = Listener::open(executor, std::move(listen), router);
+  if (!listener) {
+    spdlog::error("listen: {}", listener.error().context);
+    co_await backend.stop(std::chrono::milliseconds{0});
+    co_return 1;
+  }
+  (*listener)->start();
+  spdlog::info("serving http://{}:{} in front of {}", address.host, (*listener)->port(), config.backend);
+
+  const int signal = co_await signals.async_wait(boost::asio::use_awaitable);
+  spdlog::info("signal {}: no new requests; those under way have {} s", signal, config.shutdown_limit.count());
+  const std::size_t cut = co_await (*listener)->drain(config.shutdown_limit);
+  if (cut > 0) spdlog::warn("{} requests did not end in time and were cut", cut);
+  co_await backend.stop(config.shutdown_limit);
+  upstream->close_idle();
+  spdlog::info("stopped");
+  co_return 0;
+}
+
+}  // namespace
+
+int serve(const Config& config) {
+  spdlog::set_default_logger(spdlog::stderr_color_mt("cairn"));
+  spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %^%L%$ %v");
+  spdlog::set_level(spdlog::level::from_str(config.log_level));
+  std::signal(SIGPIPE, SIG_IGN);
+
+  boost::asio::io_context io(1);  // one thread owns all mutable state: no locks
+  int status = 1;
+  const auto ended = [&](std::exception_ptr error, int result) {
+    io.stop();
+    if (error) std::rethrow_exception(error);
+    status = result;
+  };
+  boost::asio::co_spawn(io, run(config), ended);
+  try {
+    io.run();
+  } catch (const std::exception& error) {
+    spdlog::critical("stopped by a bug: {}", error.what());
+    return 1;
+  }
+  return status;
+}
+
+}  // namespace cairn

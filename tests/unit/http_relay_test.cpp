@@ -1,0 +1,349 @@
+#include "http_proxy_fixture.hpp"
+
+namespace cairn {
+namespace {
+
+using wire::Peer;
+
+class RelayTest : public ProxyTest {
+ protected:
+  const std::string get_ = "GET /v1/models?x=1 HTTP/1.1\r\nHost: a\r\nX-Mine: 1\r\n\r\n";
+};
+
+TEST_F(RelayTest, HeadsAndBodiesPassUnchanged) {
+  Peer peer = client();
+  for (const bool bytewise : {false, true}) {
+    peer.send(get_);
+    Peer server = backend_.accept();
+    EXPECT_EQ(server.read_head(), "GET /v1/models?x=1 HTTP/1.1\r\nHost: 127.0.0.1:" + std::to_string(backend_.port()) + "\r\nX-Mine: 1\r\n\r\n");
+    const std::string head = "HTTP/1.1 203 Fine By Me\r\nServer: llama.cpp\r\nAccess-Control-Allow-Origin: \r\nset-cookie: a\r\n"
+                             "Content-Length: 5\r\nDate: now\r\nSet-Cookie: b\r\n";
+    const std::string answer = head + "Connection: close\r\nKeep-Alive: timeout=5, max=100\r\n\r\nhello";
+    bytewise ? server.send_bytewise(answer) : static_cast<void>(server.send(answer));
+    EXPECT_EQ(peer.read_exactly(head.size() + 7), head + "\r\nhello");
+  }
+  const auto first = outcome();
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->status, 203);
+  EXPECT_EQ(first->body_bytes, 5u);
+  EXPECT_TRUE(first->complete);
+}
+
+TEST_F(RelayTest, AStreamComesPieceByPieceAndItsEndWithTheLastPiece) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+  EXPECT_EQ(peer.read_head(), "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (const std::string piece : {"data: 1\n\n", "d", "ata: 2\n\n"}) {
+    server.send(wire::chunk(piece));
+    EXPECT_EQ(peer.read_exactly(wire::chunk(piece).size()), wire::chunk(piece));
+  }
+  server.send(wire::chunk("data: {\"usage\":1}\n\n") + wire::chunk("data: [DONE]\n\n") + "0\r\n\r\n");
+  EXPECT_EQ(peer.read_until("0\r\n\r\n"), wire::chunk("data: {\"usage\":1}\n\ndata: [DONE]\n\n") + "0\r\n\r\n");
+  EXPECT_EQ(outcome()->body_bytes, 9u + 1 + 8 + 33);
+  EXPECT_EQ(upstream_connections(), 1u);
+}
+
+TEST_F(RelayTest, AnAnswerUntilCloseStaysOne) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.0 200 OK\r\n\r\nhello");
+  server.close();
+  EXPECT_EQ(peer.read_all(), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello");
+}
+
+TEST_F(RelayTest, BodilessAnswersKeepTheirFields) {
+  Peer peer = client();
+  peer.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Length: 15\r\nX: y\r\n\r\n");
+  EXPECT_EQ(peer.read_head(), "HTTP/1.1 200 OK\r\nContent-Length: 15\r\nX: y\r\n\r\n");
+  peer.send(get_);
+  server.read_head();
+  server.send("HTTP/1.1 204 No Content\r\n\r\n");
+  EXPECT_EQ(peer.read_head(), "HTTP/1.1 204 No Content\r\n\r\n");
+  peer.send("OPTIONS * HTTP/1.1\r\nHost: a\r\nOrigin: http://p\r\n\r\n");
+  EXPECT_TRUE(server.read_head().starts_with("OPTIONS * HTTP/1.1\r\n"));
+  server.send("HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n");
+  EXPECT_EQ(peer.read_head(), "HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n");
+}
+
+TEST_F(RelayTest, BodiesGoUpAsTheyCome) {
+  Peer peer = client();
+  peer.send("POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+  Peer server = backend_.accept();
+  EXPECT_NE(server.read_head().find("Transfer-Encoding: chunked\r\n"), std::string::npos);
+  for (const std::string piece : {"one", "two"}) {
+    peer.send(wire::chunk(piece));
+    EXPECT_EQ(server.read_exactly(wire::chunk(piece).size()), wire::chunk(piece));
+  }
+  // The answer may begin before the request has ended.
+  server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire::chunk("early"));
+  peer.read_head();
+  EXPECT_EQ(peer.read_exactly(10), wire::chunk("early"));
+  peer.send("0\r\n\r\n");
+  EXPECT_EQ(server.read_exactly(5), "0\r\n\r\n");
+  server.send("0\r\n\r\n");
+  EXPECT_EQ(peer.read_exactly(5), "0\r\n\r\n");
+  peer.send(get_);  // both connections live on
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+  EXPECT_TRUE(peer.read_head().starts_with("HTTP/1.1 200 OK"));
+}
+
+TEST_F(RelayTest, ALargeUploadArrivesWhole) {
+  std::string body(64 << 20, 'x');
+  for (std::size_t i = 0; i < body.size(); i += 4093) body[i] = static_cast<char>('a' + i % 26);
+  Peer peer = client();
+  Peer server;
+  std::thread sender([&] { peer.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body); });
+  server = backend_.accept();
+  server.read_head();
+  EXPECT_TRUE(server.read_exactly(body.size()) == body);
+  sender.join();
+  server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  EXPECT_TRUE(peer.read_until("ok").ends_with("ok"));
+}
+
+TEST_F(RelayTest, AnEarlyRefusalReachesAClientThatStillSends) {
+  Peer peer = client();
+  peer.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome");
+  Peer server = backend_.accept();
+  server.read_until("some");
+  server.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+  server.close();
+  EXPECT_TRUE(peer.read_all().ends_with("\r\n\r\nno"));
+  EXPECT_FALSE(peer.was_reset());
+  EXPECT_TRUE(no_sessions_left());
+  EXPECT_EQ(upstream_connections(), 0u);
+}
+
+TEST_F(RelayTest, ClientsThatLeaveBeforeTheAnswerCloseTheUpstream) {
+  for (const bool by_reset : {false, true}) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    by_reset ? peer.reset() : peer.close();
+    EXPECT_TRUE(server.at_end());
+    EXPECT_TRUE(no_sessions_left());
+    EXPECT_EQ(upstream_connections(), 0u);
+  }
+  EXPECT_FALSE(outcome());
+  EXPECT_EQ(error_status(outcome().error()), 499);
+}
+
+TEST_F(RelayTest, ClientsThatLeaveMidStreamCloseTheUpstream) {
+  for (const bool by_reset : {false, true}) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire::chunk("a"));
+    peer.read_until("a\r\n");
+    by_reset ? peer.reset() : peer.close();
+    EXPECT_TRUE(server.at_end());
+    EXPECT_TRUE(no_sessions_left());
+    EXPECT_EQ(upstream_connections(), 0u);
+  }
+  EXPECT_FALSE(outcome()->complete);
+  EXPECT_EQ(error_status(*outcome()->broken), 499);
+}
+
+TEST_F(RelayTest, ClientsThatLeaveInTheirUploadCloseTheUpstream) {
+  Peer peer = client();
+  peer.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc");
+  Peer server = backend_.accept();
+  server.read_until("abc");
+  peer.close();
+  EXPECT_TRUE(server.at_end());
+  EXPECT_TRUE(no_sessions_left());
+  EXPECT_EQ(upstream_connections(), 0u);
+}
+
+TEST_F(RelayTest, AClientThatLeavesWithoutReadingEndsABlockedWrite) {
+  Peer peer = Peer::connect(port_, 4096);
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+  std::thread flood([&] {
+    const std::string piece = wire::chunk(std::string(60000, 'x'));
+    while (server.send(piece)) {
+    }
+  });
+  peer.read_head();
+  peer.end_writing();
+  flood.join();  // the proxy hung up on the backend
+  EXPECT_TRUE(no_sessions_left());
+  EXPECT_EQ(upstream_connections(), 0u);
+}
+
+TEST_F(RelayTest, ABackendThatDiesMidBodyLeavesAVisibleCut) {
+  const std::string chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+  const std::string length = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc";
+  for (const std::string& answer : {chunked, length}) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send(answer);
+    peer.read_until("abc");
+    server.close();
+    EXPECT_EQ(peer.read_all().find("0\r\n\r\n"), std::string::npos);
+    EXPECT_TRUE(no_sessions_left());
+  }
+  EXPECT_EQ(outcome()->broken->source, ErrorSource::upstream);
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\n\r\nabc");
+  peer.read_until("abc");
+  server.reset();
+  EXPECT_TRUE(peer.at_end());
+  EXPECT_TRUE(peer.was_reset());
+}
+
+TEST_F(RelayTest, TroubleBeforeTheAnswerIs502) {
+  Peer peer = client();
+  peer.send(get_);
+  backend_.accept().read_head();  // and closes
+  EXPECT_TRUE(peer.read_until("}}").starts_with("HTTP/1.1 502 Bad Gateway\r\n"));
+  peer.send(get_);
+  {
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n");
+    EXPECT_TRUE(peer.read_until("}}").starts_with("HTTP/1.1 502 Bad Gateway\r\n"));
+  }
+  backend_.close();
+  peer.send("POST /x HTTP/1.1\r\nHost: a\r\nOrigin: null\r\nContent-Length: 3\r\n\r\nabc");
+  const std::string answer = peer.read_until("}}");
+  EXPECT_TRUE(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\nAccess-Control-Allow-Origin: null\r\n")) << answer;
+  EXPECT_NE(answer.find("\"type\":\"server_error\",\"code\":502"), std::string::npos) << answer;
+}
+
+TEST_F(RelayTest, ADeadReusedConnectionIsRetriedForRequestsWithoutBody) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  peer.read_until("ok");
+  peer.send(get_);
+  server.read_head();
+  server.close();
+  Peer second = backend_.accept();
+  second.read_head();
+  second.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  EXPECT_TRUE(peer.read_until("ok").starts_with("HTTP/1.1 200 OK"));
+}
+
+TEST_F(RelayTest, ASlowReaderGetsEveryByteAndHoldsUpNobody) {
+  Peer slow = Peer::connect(port_, 4096);
+  slow.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  constexpr int pieces = 2000;
+  std::atomic<int> sent{0};
+  std::thread backend([&] {
+    server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for (; sent < pieces; ++sent) server.send(wire::chunk(std::string(10000, static_cast<char>('a' + sent % 26))));
+    server.send("0\r\n\r\n");
+  });
+  // While it reads nothing, others are served.
+  for (int i = 0; i < 20; ++i) {
+    Peer other = client();
+    other.send(get_);
+    Peer other_server = backend_.accept();
+    other_server.read_head();
+    other_server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+    EXPECT_TRUE(other.read_until("ok").ends_with("ok"));
+  }
+  EXPECT_LT(sent, pieces);  // 20 MB do not fit in any buffer on the way
+  slow.read_head();
+  std::string body;
+  for (;;) {
+    const std::size_t size = std::stoul(slow.read_until("\r\n"), nullptr, 16);
+    body += slow.read_exactly(size);
+    slow.read_exactly(2);
+    if (size == 0) break;
+  }
+  backend.join();
+  ASSERT_EQ(body.size(), pieces * 10000u);
+  bool right = true;
+  for (std::size_t i = 0; i < body.size(); ++i) right = right && body[i] == static_cast<char>('a' + (i / 10000) % 26);
+  EXPECT_TRUE(right);
+}
+
+TEST_F(RelayTest, TheTapSeesEachPieceBeforeTheClient) {
+  struct Tap final : AnswerTap {
+    void on_bytes(std::span<const char> bytes) override { seen.append(bytes.data(), bytes.size()); }
+    std::string seen;
+  } tap;
+  handler_.script = [&](Downstream& downstream) -> Task<void> {
+    auto exchange = co_await upstream_->start(downstream.head(), downstream.request_framing(), downstream.cancel());
+    auto head = co_await (*exchange)->read_head();
+    auto outcome = co_await relay_answer(**exchange, downstream, *head, &tap);
+    EXPECT_TRUE(outcome->complete);
+  };
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire::chunk("one"));
+  peer.read_until("one");
+  EXPECT_EQ(io_.on([&] { return tap.seen; }), "one");
+  server.send(wire::chunk("two") + "0\r\n\r\n");
+  peer.read_until("0\r\n\r\n");
+  EXPECT_EQ(io_.on([&] { return tap.seen; }), "onetwo");
+  EXPECT_TRUE(handled(1));
+}
+
+TEST_F(RelayTest, DescriptorsDoNotLeak) {
+  const auto before = wire::open_descriptors();
+  for (int i = 0; i < 60; ++i) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    if (i % 4 > 0) server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + wire::chunk("a"));
+    if (i % 4 > 0) peer.read_until("a\r\n");
+    if (i % 4 == 2) server.send("0\r\n\r\n");
+    if (i % 4 == 3) server.reset();
+  }
+  EXPECT_TRUE(no_sessions_left());
+  EXPECT_EQ(upstream_connections(), 0u);
+  // A connection may still sit in the accept queue: wait for the count instead of looking once.
+  EXPECT_TRUE(io_.wait_for([&] { return listener_->open_sessions() == 0 && wire::open_descriptors() <= before; }));
+}
+
+TEST(ErrorAnswer, EachErrorHasItsStatus) {
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::refused, "")), 502);
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::closed, "")), 502);
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::malformed, "")), 502);
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::timeout, "")), 504);
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::cancelled, "")), 499);
+  EXPECT_EQ(error_status(downstream_error(ErrorCode::closed, "")), 499);
+  EXPECT_EQ(error_status(downstream_error(ErrorCode::timeout, "")), 408);
+  EXPECT_EQ(error_status(downstream_error(ErrorCode::malformed, "")), 400);
+  EXPECT_EQ(error_status(downstream_error(ErrorCode::body_too_large, "")), 413);
+  EXPECT_EQ(error_status(downstream_error(ErrorCode::header_too_large, "")), 431);
+  EXPECT_EQ(error_status(internal_error("")), 500);
+  Error queue = internal_error("");
+  queue.code = ErrorCode::timeout;
+  EXPECT_EQ(error_status(queue), 503);
+  Error rejected = upstream_error(ErrorCode::rejected, "");
+  rejected.status = 404;
+  EXPECT_EQ(error_status(rejected), 404);
+  EXPECT_EQ(error_body(400, "a \"b\"\n\\\xff"), "{\"error\":{\"message\":\"a \\\"b\\\"\\u000a\\\\?\",\"type\":\"invalid_request_error\",\"code\":400}}");
+}
+
+}  // namespace
+}  // namespace cairn
