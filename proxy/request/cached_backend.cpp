@@ -119,6 +119,7 @@ Task<void> CachedBackend::watch() {
   while (!stopping_.cancelled()) {
     if (phase_ == BackendPhase::connecting) {
       const bool answered = co_await look();
+      if (!answered) became(BackendPhase::connecting, trouble_);  // whoever waits for this look goes on without
       if (answered) {
         pause = first_retry;
         told = false;
@@ -143,7 +144,6 @@ Task<void> CachedBackend::watch() {
     if (wake->notified()) {
       look_now_ = std::make_shared<Wakeup>(executor_);
       pause = first_retry;
-      if (!stopping_.cancelled()) phase_ = BackendPhase::connecting;
     }
   }
 }
@@ -190,10 +190,14 @@ Task<bool> CachedBackend::look() {
 
 Task<bool> CachedBackend::wait_ready() {
   const auto deadline = std::chrono::steady_clock::now() + options_.probe_wait;
-  while (phase_ == BackendPhase::probing) {
+  bool looked = false;
+  while (phase_ == BackendPhase::probing || (phase_ == BackendPhase::connecting && !looked)) {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
     if (left.count() <= 0) break;
+    // Perhaps it has just come back: one look now, rather than when the next is due.
+    looked = looked || phase_ == BackendPhase::connecting;
     const std::shared_ptr<Wakeup> change = phase_changed_;
+    if (phase_ == BackendPhase::connecting) look_now_->notify();
     (void)co_await change->wait_for(left);
   }
   co_return phase_ == BackendPhase::ready;
@@ -202,13 +206,14 @@ Task<bool> CachedBackend::wait_ready() {
 void CachedBackend::suspect_down() {
   if (phase_ == BackendPhase::probing) return;
   slots_->forget_all();
+  phase_ = BackendPhase::connecting;
   look_now_->notify();
 }
 
 Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   // Polling while something runs would put off the backend's notice of a client that left; and what runs proves that the
   // process lives.
-  if (scheduler_->leased() > 1 || foreign_ > 0) co_return true;
+  if (scheduler_->leased() > 0 || foreign_ > 0) co_return true;
   bool same = true;
   if (!probe_.process.empty()) {
     Result<BackendProps> props = co_await api_.props(cancel);
@@ -222,9 +227,7 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   if (static_cast<int>(infos->size()) != static_cast<int>(slots_->slots().size()) || !any_used) same = false;
   if (!same) {
     spdlog::warn("the backend was restarted: probing it again");
-    slots_->forget_all();
-    phase_ = BackendPhase::connecting;
-    look_now_->notify();
+    suspect_down();
     co_return false;
   }
   for (const SlotInfo& info : *infos) {
@@ -256,10 +259,11 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
   // Builds whose files carry no context checkpoints keep those of the slot's previous prompt through a restore, and would
   // later rewind to them: another prompt's state.
   if (probe_.state_version < 4 && !state.fresh) {
+    note_task_started(slot);
     Result<void> washed = co_await api_.wash(slot, background_);
+    state.running = false;
     if (!washed) co_return washed.error();
     state.fresh = true;
-    note_task_started(slot);
   }
   const auto began = std::chrono::steady_clock::now();
   Result<SlotAction> restored = co_await api_.restore(slot, name, background_);
@@ -341,9 +345,9 @@ ResultTask<void> CachedBackend::save(int slot) {
 
 ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel) {
   SlotState& state = slots_->at(slot);
-  state.fresh = false;
   note_task_started(slot);
   Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
+  state.running = false;
   if (!timings) {
     // How far it came we do not know; what was there before may be overwritten beyond the common part.
     const std::size_t common = common_prefix(state.known, tokens);
@@ -377,9 +381,13 @@ Task<void> CachedBackend::save_idle_slots(int except) {
 }
 
 void CachedBackend::note_task_started(int slot) {
+  SlotState& started = slots_->at(slot);
+  started.fresh = false;
+  started.running = started.leased;
   if (!probe_.clears_idle) return;
   for (const SlotState& state : std::as_const(*slots_).slots()) {
-    if (state.id != slot && !state.leased) slots_->forget(state.id);
+    // One that is leased but waits at the start gate is idle to the backend.
+    if (state.id != slot && !state.running) slots_->forget(state.id);
   }
 }
 

@@ -237,7 +237,6 @@ Task<void> CachedRequest::serve_cached() {
   } else {
     spliced = splice_slot(body_, slot_, add_cache_prompt);
   }
-  backend_.slots().at(slot_).fresh = false;
   backend_.note_task_started(slot_);
   (void)co_await forward(spliced, gate ? &gate : nullptr);
   record_.enter(Step::save);
@@ -397,7 +396,8 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate* gate) {
     record_.error = to_string(outcome.error());
   }
   if (downstream_.cancel().cancelled()) record_.status = status_client_left;
-  if (pinned) account(head->status / 100 == 2 ? tap.tail().timings() : std::nullopt, whole);
+  // A request that the backend refused has not touched the slot.
+  if (pinned && head->status / 100 == 2) account(tap.tail().timings(), whole);
   co_return whole;
 }
 
@@ -406,12 +406,18 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
   SlotState& state = backend_.slots().at(slot_);
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   if (!timings) {
-    // Failed, or cut short: the slot holds our tokens up to the last piece for certain, and something beyond.
-    const std::size_t common = common_prefix(state.known, prompt_);
-    state.known.resize(common);
-    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(common));
+    // Once there was an answer the prompt had been computed; progress reports come before that.
+    const bool computed = record_.answer_bytes > 0 && !parsed_.return_progress && (whole || parsed_.stream);
+    if (computed) {
+      state.known = prompt_;
+      state.name_space = static_cast<std::int64_t>(backend_.name_space());
+    } else {
+      // It holds our tokens up to the last piece for certain, and something beyond.
+      state.known.resize(common_prefix(state.known, prompt_));
+    }
+    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
     state.unknown_tail = 1;
-    if (!whole && record_.status == status_client_left) backend_.note_slot_content(slot_);
+    backend_.note_slot_content(slot_);
     return;
   }
   answer_timings_ = *timings;

@@ -90,6 +90,7 @@ void Scheduler::dispatch() {
 
 void Scheduler::release(int slot) {
   table_.at(slot).leased = false;
+  table_.at(slot).running = false;
   --leased_;
   dispatch();
   if (on_release_) on_release_(slot);

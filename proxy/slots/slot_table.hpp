@@ -15,6 +15,7 @@ namespace cairn {
 struct SlotState {
   int id = 0;
   bool leased = false;
+  bool running = false;         // a task of ours has been sent to it and has not ended
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
