@@ -35,7 +35,31 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   Known known;
   known.matched_tokens = inserted.matched_tokens;
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
+  learn_offset(*tree, recent_[name_space], inserted, static_cast<std::uint32_t>(prompt.size()));
   return known;
+}
+
+void Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
+                             std::uint32_t tokens) const {
+  constexpr std::size_t remembered = 64;
+  // Which of the latest prompts did it leave, and how far before its end? The nearest end counts: with several turns of one
+  // conversation on the path, that is the latest.
+  const std::uint32_t left_at = inserted.matched_tokens;
+  std::uint32_t nearest = EndOffsets::longest + 1;
+  for (const Recent::Prompt& earlier : recent.prompts) {
+    if (!tree.is_live(earlier.leaf) || tree.end_tokens(earlier.leaf) != earlier.tokens) continue;  // trimmed meanwhile
+    if (earlier.tokens < left_at || earlier.tokens - left_at >= nearest) continue;
+    if (earlier.tokens == tokens && earlier.leaf == inserted.leaf) continue;  // the same prompt again
+    // On its path? Climb to the node whose edge holds the point where they part.
+    NodeId node = earlier.leaf;
+    while (tree.begin_tokens(node) >= left_at && node != PrefixTree::kRoot) node = tree.parent(node);
+    NodeId own = inserted.leaf;
+    while (tree.begin_tokens(own) >= left_at && own != PrefixTree::kRoot) own = tree.parent(own);
+    if (node == own && node != PrefixTree::kRoot) nearest = earlier.tokens - left_at;
+  }
+  recent.offsets.observe(nearest);
+  recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens});
+  if (recent.prompts.size() > remembered) recent.prompts.pop_back();
 }
 
 std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind,

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <vector>
 
 #include "checkpoint/store.hpp"
+#include "plan/end_offsets.hpp"
 #include "plan/memory_kind.hpp"
 #include "prefix/prefix_tree.hpp"
 
@@ -26,8 +28,11 @@ class Catalogue {
     std::uint32_t matched_tokens = 0;  // of the prompt, known before
     std::uint32_t branch_tokens = 0;   // where it left a known path; 0: it did not
   };
-  // Makes the prompt known.
+  // Makes the prompt known, and learns where it left the one before.
   Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms);
+
+  // Where next prompts of this namespace leave the one before.
+  const EndOffsets& end_offsets(NamespaceId name_space) { return recent_[name_space].offsets; }
 
   struct Candidate {
     CheckpointId checkpoint{};
@@ -65,10 +70,22 @@ class Catalogue {
     NodeId leaf = PrefixTree::kNone;
     std::vector<std::uint32_t> positions;  // marks set, the end last
   };
+  // The latest prompts of a namespace: where they end in its tree.
+  struct Recent {
+    struct Prompt {
+      NodeId leaf = PrefixTree::kNone;
+      std::uint32_t tokens = 0;
+    };
+    std::deque<Prompt> prompts;  // newest first
+    EndOffsets offsets;
+  };
+  void learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) const;
+
   CheckpointStore& store_;
   std::uint64_t max_tree_tokens_;
   std::map<NamespaceId, std::unique_ptr<PrefixTree>> trees_;
   std::map<CheckpointId, Place> places_;
+  std::map<NamespaceId, Recent> recent_;
 };
 
 }  // namespace cairn

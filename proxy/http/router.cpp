@@ -1,6 +1,9 @@
 #include "http/router.hpp"
 
+#include <spdlog/spdlog.h>
+
 #include <array>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -64,6 +67,22 @@ Task<void> Router::handle(Downstream& downstream) {
   record.path = downstream.head().path();
   record.peer = downstream.peer();
   record.enter(Step::route);
+  bool bug = false;
+  try {
+    co_await dispatch(downstream, record);
+  } catch (const std::exception& error) {
+    spdlog::error("req={} ended by a bug in step {}: {}", record.id, to_string(record.step), error.what());
+    record.error = error.what();
+    bug = true;
+  }
+  if (bug) {
+    record.status = 500;
+    (void)co_await write_error(downstream, 500, "an error inside Cairn; its log has more");
+  }
+  record.finish(metrics_);
+}
+
+Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   const Route route = find_route(record.method, record.path);
   switch (route.kind) {
     case RouteKind::own:
@@ -96,7 +115,6 @@ Task<void> Router::handle(Downstream& downstream) {
       break;
     }
   }
-  record.finish(metrics_);
 }
 
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {

@@ -37,6 +37,7 @@ class Router final : public RequestHandler {
   Task<void> handle(Downstream& downstream) override;
 
  private:
+  Task<void> dispatch(Downstream& downstream, RequestRecord& record);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
 
   CachedBackend& backend_;

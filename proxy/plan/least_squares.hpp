@@ -55,7 +55,7 @@ class LeastSquares {
   void solve() {
     std::array<std::array<double, N + 1>, N> m{};
     // The ridge is a fraction of one average sample.
-    const double ridge = ridge_ * weight_sum_ / static_cast<double>(samples_ < 20 ? samples_ : 20) * 0.1 + 1e-12;
+    const double ridge = ridge_ * weight_sum_ / static_cast<double>(samples_ < 20 ? samples_ : 20) * 0.1 + 1e-12 * weight_sum_;
     for (std::size_t i = 0; i < N; ++i) {
       for (std::size_t j = 0; j < N; ++j) m[i][j] = a_[i][j] + (i == j ? ridge : 0.0);
       m[i][N] = b_[i];

@@ -41,10 +41,10 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       options_(std::move(options)),
       api_(upstream, options_.api_key),
       memo_(api_, options_.memo_bytes),
-      slots_(std::make_unique<SlotTable>(0)),
-      scheduler_(std::make_unique<Scheduler>(executor, *slots_, options_.max_waiting)),
+      scheduler_(executor, slots_, options_.max_waiting),
       phase_changed_(std::make_shared<Wakeup>(executor)),
       look_now_(std::make_shared<Wakeup>(executor)) {
+  scheduler_.on_release([this](int) { schedule_write_back(); });
   if (store_ != nullptr) {
     if (const std::optional<std::string> rates = store_->setting("rates")) costs_.load(*rates);
   }
@@ -85,9 +85,9 @@ Task<void> CachedBackend::stop(milliseconds limit) {
     (void)co_await tick.wait_for(milliseconds{5});
   }
   if (phase_ == BackendPhase::ready && can_save()) {
-    for (const SlotState& state : std::as_const(*slots_).slots()) {
+    for (const SlotState& state : std::as_const(slots_).slots()) {
       if (!state.unsaved || state.leased || std::chrono::steady_clock::now() >= deadline) continue;
-      std::optional<Lease> lease = scheduler_->try_acquire(state.id);
+      std::optional<Lease> lease = scheduler_.try_acquire(state.id);
       if (!lease) continue;
       Result<void> saved = co_await save(state.id);
       if (!saved) spdlog::warn("slot {} could not be saved at shutdown: {}", state.id, to_string(saved.error()));
@@ -136,7 +136,7 @@ Task<void> CachedBackend::watch() {
     } else {
       // A plain backend may be restarted with better flags without our noticing: look again now and then.
       const bool woken = co_await wake->wait_for(settled ? plain_retry : pause);
-      if (!woken && phase_ == BackendPhase::plain && scheduler_->leased() == 0 && foreign_ == 0) {
+      if (!woken && phase_ == BackendPhase::plain && scheduler_.leased() == 0 && foreign_ == 0) {
         phase_ = BackendPhase::connecting;
       }
       pause = std::min(pause * 2, longest_retry);
@@ -165,16 +165,12 @@ Task<bool> CachedBackend::look() {
   suffixes_.clear();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
-  retired_.emplace_back(std::move(slots_), std::move(scheduler_));
-  std::erase_if(retired_, [](const auto& old) { return old.second->leased() == 0 && old.second->waiting() == 0; });
-  slots_ = std::make_unique<SlotTable>(count);
-  scheduler_ = std::make_unique<Scheduler>(executor_, *slots_, options_.max_waiting);
-  scheduler_->on_release([this](int) { schedule_write_back(); });
+  slots_.reset(count);
   if (probe_.can_pin) {
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
     if (infos) {
       for (const SlotInfo& info : *infos) {
-        if (info.id >= 0 && info.id < count) slots_->at(info.id).fresh = !info.n_prompt_tokens.has_value();
+        if (info.id >= 0 && info.id < count) slots_.at(info.id).fresh = !info.n_prompt_tokens.has_value();
       }
     }
   }
@@ -205,40 +201,41 @@ Task<bool> CachedBackend::wait_ready() {
 
 void CachedBackend::suspect_down() {
   if (phase_ == BackendPhase::probing) return;
-  slots_->forget_all();
+  slots_.forget_all();
   phase_ = BackendPhase::connecting;
   look_now_->notify();
+}
+
+Task<bool> CachedBackend::same_process(CancelSource& cancel) {
+  if (probe_.process.empty()) co_return true;  // an older build does not tell
+  Result<BackendProps> props = co_await api_.props(cancel);
+  co_return props && props->media_marker == probe_.process;
 }
 
 Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   // Polling while something runs would put off the backend's notice of a client that left; and what runs proves that the
   // process lives.
-  if (scheduler_->leased() > 0 || foreign_ > 0) co_return true;
-  bool same = true;
-  if (!probe_.process.empty()) {
-    Result<BackendProps> props = co_await api_.props(cancel);
-    if (!props) co_return !cancel.cancelled() && props.error().code == ErrorCode::timeout;
-    same = props->media_marker == probe_.process;
-  }
+  if (scheduler_.leased() > 0 || foreign_ > 0) co_return true;
+  bool same = co_await same_process(cancel);
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(cancel);
   if (!infos) co_return false;
   // The probe used a slot: where none was ever used, it is another process.
   const bool any_used = std::any_of(infos->begin(), infos->end(), [](const SlotInfo& info) { return info.n_prompt_tokens.has_value(); });
-  if (static_cast<int>(infos->size()) != static_cast<int>(slots_->slots().size()) || !any_used) same = false;
+  if (static_cast<int>(infos->size()) != static_cast<int>(slots_.slots().size()) || !any_used) same = false;
   if (!same) {
     spdlog::warn("the backend was restarted: probing it again");
     suspect_down();
     co_return false;
   }
   for (const SlotInfo& info : *infos) {
-    if (info.id < 0 || info.id >= static_cast<int>(slots_->slots().size())) continue;
-    slots_->believe_length(info.id, info.n_prompt_tokens);
+    if (info.id < 0 || info.id >= static_cast<int>(slots_.slots().size())) continue;
+    slots_.believe_length(info.id, info.n_prompt_tokens);
   }
   co_return true;
 }
 
 ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
-  SlotState& state = slots_->at(slot);
+  SlotState& state = slots_.at(slot);
   const CheckpointStore::Use use = store_->use(id);
   if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
   Result<VerifyOutcome> verified = co_await store_->verify_before_restore(id);
@@ -246,8 +243,16 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
     spdlog::warn("checkpoint {} is not what was saved: {}", static_cast<std::int64_t>(id), to_string(verified.error()));
     co_return verified.error();
   }
+  // A request may have waited long since its plan was made: the model may be another one by now.
+  if (!co_await same_process(background_)) {
+    suspect_down();
+    co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  }
   const CheckpointRecord* record = store_->find(id);
   if (record == nullptr) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  if (phase_ != BackendPhase::ready || record->namespace_id != probe_.name_space) {
+    co_return upstream_error(ErrorCode::closed, "the backend is another one now");
+  }
   const std::string name = record->file_name;
   const std::uint32_t token_count = record->token_count;
   const std::uint64_t bytes = record->bytes;
@@ -255,7 +260,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
   Tokens tokens = catalogue_->tokens_of(id);
   if (tokens.size() != token_count) co_return internal_error("a checkpoint without its path in the tree");
 
-  slots_->forget(slot);
+  slots_.forget(slot);
   // Builds whose files carry no context checkpoints keep those of the slot's previous prompt through a restore, and would
   // later rewind to them: another prompt's state.
   if (probe_.state_version < 4 && !state.fresh) {
@@ -285,12 +290,12 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
   state.unsaved = false;
   state.recoverable = token_count;
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
-  slots_->touch(slot);
+  slots_.touch(slot);
   co_return Result<void>{};
 }
 
 ResultTask<void> CachedBackend::save(int slot) {
-  SlotState& state = slots_->at(slot);
+  SlotState& state = slots_.at(slot);
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes
   if (!can_save() || state.known.empty()) co_return Result<void>{};
   const std::uint32_t held = state.held();
@@ -309,7 +314,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
     // The backend had emptied or replaced it.
-    slots_->forget(slot);
+    slots_.forget(slot);
     (void)co_await store_->discard(std::move(*reservation));
     co_return Result<void>{};
   }
@@ -330,7 +335,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   }
   Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(fresh));
   if (!committed) {
-    if (committed.error().code == ErrorCode::corrupt) slots_->forget(slot);  // it held something else
+    if (committed.error().code == ErrorCode::corrupt) slots_.forget(slot);  // it held something else
     co_return committed.error();
   }
   state.known = std::move(committed->tokens);
@@ -344,7 +349,7 @@ ResultTask<void> CachedBackend::save(int slot) {
 }
 
 ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel) {
-  SlotState& state = slots_->at(slot);
+  SlotState& state = slots_.at(slot);
   note_task_started(slot);
   Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
   state.running = false;
@@ -365,14 +370,19 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   state.known.assign(tokens.begin(), tokens.end());
   state.unknown_tail = 0;
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
-  slots_->touch(slot);
+  slots_.touch(slot);
   co_return timings;
+}
+
+ResultTask<StartGate> CachedBackend::gate_if_needed(CancelSource& cancel) {
+  if (!probe_.clears_idle) co_return StartGate{};
+  co_return co_await scheduler_.enter_gate(cancel);
 }
 
 Task<void> CachedBackend::save_idle_slots(int except) {
   if (!probe_.clears_idle) co_return;
-  for (std::size_t i = 0; i < slots_->slots().size(); ++i) {
-    const SlotState& state = slots_->slots()[i];
+  for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
+    const SlotState& state = slots_.slots()[i];
     if (state.id == except || state.leased || !state.unsaved) continue;
     // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
     Result<void> saved = co_await save(state.id);
@@ -381,18 +391,18 @@ Task<void> CachedBackend::save_idle_slots(int except) {
 }
 
 void CachedBackend::note_task_started(int slot) {
-  SlotState& started = slots_->at(slot);
+  SlotState& started = slots_.at(slot);
   started.fresh = false;
   started.running = started.leased;
   if (!probe_.clears_idle) return;
-  for (const SlotState& state : std::as_const(*slots_).slots()) {
+  for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.
-    if (state.id != slot && !state.running) slots_->forget(state.id);
+    if (state.id != slot && !state.running) slots_.forget(state.id);
   }
 }
 
 void CachedBackend::note_slot_content(int slot) {
-  SlotState& state = slots_->at(slot);
+  SlotState& state = slots_.at(slot);
   state.recoverable = recoverable(state.known);
   const std::uint32_t held = state.held();
   const std::uint32_t gain = held > state.recoverable ? held - state.recoverable : 0;
@@ -474,11 +484,13 @@ Task<void> CachedBackend::begin_foreign() {
   ++foreign_;
   if (phase_ != BackendPhase::ready) co_return;
   // It may take any idle slot: what is worth keeping there is saved first.
-  for (std::size_t i = 0; i < slots_->slots().size(); ++i) {
-    const SlotState& state = slots_->slots()[i];
+  for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
+    const SlotState& state = slots_.slots()[i];
     if (!state.unsaved) continue;
-    std::optional<Lease> lease = scheduler_->try_acquire(state.id);
+    std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
+    const Result<StartGate> gate = co_await gate_if_needed(background_);
+    if (!gate) co_return;
     Result<void> saved = co_await save(state.id);
     if (!saved) spdlog::debug("slot {} was not saved: {}", state.id, to_string(saved.error()));
   }
@@ -488,29 +500,29 @@ Task<void> CachedBackend::end_foreign() {
   --foreign_;
   if (phase_ != BackendPhase::ready) co_return;
   if (probe_.clears_idle) {
-    for (const SlotState& state : std::as_const(*slots_).slots()) {
-      if (!state.leased) slots_->forget(state.id);
+    for (const SlotState& state : std::as_const(slots_).slots()) {
+      if (!state.leased) slots_.forget(state.id);
     }
     co_return;
   }
-  if (scheduler_->leased() > 0 || foreign_ > 0) {
+  if (scheduler_.leased() > 0 || foreign_ > 0) {
     // Not the moment to ask; a slot that was overwritten shows when it is next used, and costs only time.
     co_return;
   }
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(background_);
   if (!infos) co_return;
   for (const SlotInfo& info : *infos) {
-    if (info.id >= 0 && info.id < static_cast<int>(slots_->slots().size())) {
-      SlotState& state = slots_->at(info.id);
+    if (info.id >= 0 && info.id < static_cast<int>(slots_.slots().size())) {
+      SlotState& state = slots_.at(info.id);
       state.fresh = state.fresh && !info.n_prompt_tokens.has_value();
-      slots_->believe_length(info.id, info.n_prompt_tokens);
+      slots_.believe_length(info.id, info.n_prompt_tokens);
     }
   }
 }
 
 void CachedBackend::schedule_write_back() {
   if (write_back_scheduled_ || stopping_.cancelled() || phase_ != BackendPhase::ready) return;
-  const auto slots = std::as_const(*slots_).slots();
+  const auto slots = std::as_const(slots_).slots();
   if (std::none_of(slots.begin(), slots.end(), [](const SlotState& state) { return state.unsaved; })) return;
   write_back_scheduled_ = true;
   spawn(write_back());
@@ -524,13 +536,16 @@ Task<void> CachedBackend::write_back() {
   (void)co_await pause.wait_for(options_.write_back_delay);
   write_back_scheduled_ = false;
   if (stopping_.cancelled()) co_return;
-  for (std::size_t i = 0; i < slots_->slots().size(); ++i) {
+  for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
     // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
-    if (scheduler_->leased() > 0 || scheduler_->waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;
-    const SlotState& state = slots_->slots()[i];
+    if (scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;
+    const SlotState& state = slots_.slots()[i];
     if (!state.unsaved) continue;
-    std::optional<Lease> lease = scheduler_->try_acquire(state.id);
+    std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
+    // Nobody may start a task before the backend has the save: it would clear the slot.
+    const Result<StartGate> gate = co_await gate_if_needed(stopping_);
+    if (!gate) co_return;
     Result<void> saved = co_await save(state.id);
     if (!saved) {
       spdlog::warn("slot {} was not saved: {}", lease->slot(), to_string(saved.error()));

@@ -76,6 +76,8 @@ class CachedBackend {
   ResultTask<void> save(int slot);
   // Computes tokens[0, end) in the slot; what it held stays where it fits.
   ResultTask<Timings> prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel);
+  // The start gate where the backend needs one, else an empty one.
+  ResultTask<StartGate> gate_if_needed(CancelSource& cancel);
   // Before a task starts on a backend that clears idle slots: their states are saved as far as they are worth it.
   Task<void> save_idle_slots(int except);
   // A task has started: on such a backend every other idle slot is empty now.
@@ -103,8 +105,8 @@ class CachedBackend {
 
   LlamaApi& api() { return api_; }
   Upstream& upstream() { return upstream_; }
-  SlotTable& slots() { return *slots_; }
-  Scheduler& scheduler() { return *scheduler_; }
+  SlotTable& slots() { return slots_; }
+  Scheduler& scheduler() { return scheduler_; }
   CostModel& costs() { return costs_; }
   const CostModel& costs() const { return costs_; }
   Catalogue* catalogue() { return catalogue_; }
@@ -115,6 +117,7 @@ class CachedBackend {
   boost::asio::any_io_executor executor() const { return executor_; }
 
  private:
+  Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   Task<void> watch();
   Task<bool> look();  // one probe; true when it answered
   void became(BackendPhase phase, std::string trouble);
@@ -143,10 +146,8 @@ class CachedBackend {
   bool saving_off_ = false;
   int broken_promises_ = 0;
   std::map<CheckpointId, int> strikes_;
-  std::unique_ptr<SlotTable> slots_;
-  std::unique_ptr<Scheduler> scheduler_;
-  // Those of a backend that went away: their leases may still be out.
-  std::vector<std::pair<std::unique_ptr<SlotTable>, std::unique_ptr<Scheduler>>> retired_;
+  SlotTable slots_;  // outlives the backend's restarts: leases may be out when it goes
+  Scheduler scheduler_;
 
   std::shared_ptr<Wakeup> phase_changed_;
   std::shared_ptr<Wakeup> look_now_;

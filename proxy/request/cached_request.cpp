@@ -200,14 +200,13 @@ Task<void> CachedRequest::serve_cached() {
     co_return;
   }
   slot_ = lease->slot();
-  StartGate gate;
-  if (backend_.probe().clears_idle) {
-    Result<StartGate> entered = co_await backend_.scheduler().enter_gate(downstream_.cancel());
-    if (!entered) {
-      co_await fail(entered.error());
-      co_return;
-    }
-    gate = std::move(*entered);
+  Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
+  if (!entered) {
+    co_await fail(entered.error());
+    co_return;
+  }
+  StartGate gate = std::move(*entered);
+  if (gate) {
     co_await backend_.save_idle_slots(slot_);
     // While we waited, others started tasks and the slot may have been emptied, and more may have been saved: plan again.
     candidates_ = long_enough ? backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered)
@@ -273,13 +272,14 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   const MemoryKind kind = backend_.kind();
 
   std::vector<std::uint32_t> wanted;
-  // The end of what the next turn will share. A context checkpoint is left 4 tokens before the end anyway.
+  // The end of what the next turn will share: where next prompts were seen to leave, or before the generation suffix and the
+  // tokens that close the last message. The backend leaves a context checkpoint 4 tokens before the end by itself.
   constexpr std::uint32_t left_by_backend = 4;
-  if (kind == MemoryKind::exact) {
-    wanted.push_back(prompt - std::max<std::uint32_t>(suffix_tokens_, 1));
-  } else if (suffix_tokens_ > left_by_backend && suffix_tokens_ < prompt) {
-    wanted.push_back(prompt - suffix_tokens_);
-  }
+  constexpr std::uint32_t closing_tokens = 4;
+  const std::uint32_t unlearned = suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0;
+  std::uint32_t before_end = backend_.catalogue()->end_offsets(backend_.name_space()).advised(unlearned);
+  if (kind == MemoryKind::exact) before_end = std::max<std::uint32_t>(before_end, 1);
+  if (before_end < prompt && (kind == MemoryKind::exact || before_end > left_by_backend)) wanted.push_back(prompt - before_end);
   // Where this prompt branches off a known one: a third will, too.
   if (known_.branch_tokens >= backend_.options().shortest_prompt_tokens) {
     const TokenSpan branch{prompt_.data(), known_.branch_tokens};

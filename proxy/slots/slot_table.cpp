@@ -1,11 +1,26 @@
 #include "slots/slot_table.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace cairn {
 
-SlotTable::SlotTable(int count) : slots_(static_cast<std::size_t>(count)) {
-  for (int id = 0; id < count; ++id) slots_[static_cast<std::size_t>(id)].id = id;
+SlotTable::SlotTable(int count) {
+  slots_.reserve(most_slots);
+  reset(count);
+}
+
+void SlotTable::reset(int count) {
+  count_ = static_cast<std::size_t>(std::clamp(count, 0, most_slots));
+  while (slots_.size() < count_) {
+    SlotState slot;
+    slot.id = static_cast<int>(slots_.size());
+    slots_.push_back(std::move(slot));
+  }
+  for (SlotState& slot : slots_) {
+    forget(slot.id);
+    slot.fresh = false;
+  }
 }
 
 void SlotTable::forget(int id) {
@@ -24,12 +39,13 @@ void SlotTable::forget_all() {
 
 bool SlotTable::believe_length(int id, std::optional<std::int64_t> n) {
   SlotState& slot = at(id);
-  if (!n || slot.leased) return false;
-  if (*n == slot.held()) return false;
+  if (slot.leased) return false;
+  const std::int64_t now = n.value_or(0);  // never used by this process
+  if (now == slot.held()) return false;
   // More than we know of, with our tokens possibly in front, cannot be told from another prompt altogether: the backend
   // compares tokens itself, so believing in the known part risks only time. Fewer means it was cleared or replaced.
-  if (*n > slot.held() && !slot.known.empty()) {
-    slot.unknown_tail = static_cast<std::uint32_t>(*n) - static_cast<std::uint32_t>(slot.known.size());
+  if (now > slot.held() && !slot.known.empty()) {
+    slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(slot.known.size());
     return false;
   }
   const bool wrong = slot.held() != 0;

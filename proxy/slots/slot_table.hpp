@@ -34,23 +34,30 @@ struct SlotState {
 
 class SlotTable {
  public:
-  explicit SlotTable(int count);
+  static constexpr int most_slots = 1024;  // further ones of the backend are left alone
 
-  std::span<SlotState> slots() { return slots_; }
-  std::span<const SlotState> slots() const { return slots_; }
+  explicit SlotTable(int count = 0);
+
+  // Another process of the backend, perhaps with another number of slots: all beliefs are gone. A SlotState that somebody
+  // holds a reference to stays where it is.
+  void reset(int count);
+
+  std::span<SlotState> slots() { return {slots_.data(), count_}; }
+  std::span<const SlotState> slots() const { return {slots_.data(), count_}; }
   SlotState& at(int id) { return slots_.at(static_cast<std::size_t>(id)); }
   const SlotState& at(int id) const { return slots_.at(static_cast<std::size_t>(id)); }
 
   // The slot holds nothing we know of.
   void forget(int id);
   void forget_all();
-  // GET /slots says the slot holds `n` tokens (nullopt: it did not say). Believed over what we remember.
+  // GET /slots says the slot holds `n` tokens (nullopt: it has processed nothing since the backend started). Believed over what we remember.
   // True when our belief was wrong.
   bool believe_length(int id, std::optional<std::int64_t> n);
   void touch(int id) { at(id).last_used = ++clock_; }
 
  private:
-  std::vector<SlotState> slots_;
+  std::vector<SlotState> slots_;  // never reallocated, never shrunk
+  std::size_t count_ = 0;
   std::uint64_t clock_ = 0;
 };
 
