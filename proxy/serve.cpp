@@ -7,6 +7,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 #include <csignal>
@@ -91,7 +92,15 @@ Task<int> run(const Config& config) {
 
   const int signal = co_await signals.async_wait(boost::asio::use_awaitable);
   spdlog::info("signal {}: no new requests; those under way have {} s", signal, config.shutdown_limit.count());
+  signals.clear();  // a second signal ends the process at once
+  // Those that wait for calls of Cairn's own would not notice that they are cut.
+  boost::asio::steady_timer last_call(executor);
+  last_call.expires_after(config.shutdown_limit);
+  last_call.async_wait([&backend](boost::system::error_code error) {
+    if (!error) backend.cut();
+  });
   const std::size_t cut = co_await (*listener)->drain(config.shutdown_limit);
+  last_call.cancel();
   if (cut > 0) spdlog::warn("{} requests did not end in time and were cut", cut);
   co_await backend.stop(config.shutdown_limit);
   upstream->close_idle();

@@ -175,6 +175,8 @@ ResultTask<std::vector<SlotInfo>> LlamaApi::slots(CancelSource& cancel) {
     if (object == nullptr) co_return bad_answer("/slots");
     SlotInfo slot;
     slot.id = static_cast<int>(integer_or(*object, "id", static_cast<std::int64_t>(slots.size())));
+    slot.n_ctx = integer_or(*object, "n_ctx", 0);
+    slot.id_task = integer_or(*object, "id_task", -1);
     slot.processing = bool_or(*object, "is_processing", false);
     const std::int64_t tokens = integer_or(*object, "n_prompt_tokens", -1);
     if (tokens >= 0) slot.n_prompt_tokens = tokens;

@@ -44,6 +44,8 @@ struct ModelMeta {
 struct SlotInfo {
   int id = 0;
   bool processing = false;
+  std::int64_t n_ctx = 0;     // tokens
+  std::int64_t id_task = -1;  // of its latest task: grows while the process lives; -1 before the first
   // Tokens now in the slot; nullopt until the slot's first request, even after a restore that filled it.
   std::optional<std::int64_t> n_prompt_tokens;
 };

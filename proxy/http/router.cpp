@@ -105,6 +105,8 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
         record.status = outcome->status;
         record.answer_bytes = outcome->body_bytes;
         if (outcome->broken) record.error = to_string(*outcome->broken);
+        // Other adapters are another model.
+        if (record.method == "POST" && record.path == "/lora-adapters") backend_.suspect_down();
       } else {
         record.status = error_status(outcome.error());
         record.error = to_string(outcome.error());

@@ -58,6 +58,8 @@ class CachedBackend {
 
   // Begins to look for the backend; returns when it was probed, or after `patience` when it does not answer yet.
   Task<void> start(std::chrono::milliseconds patience);
+  // Ends every call of Cairn's own to the backend: those that requests wait for fail.
+  void cut();
   // Saves what is worth it and waits for work under way. No request may come after.
   Task<void> stop(std::chrono::milliseconds limit);
 
@@ -65,8 +67,8 @@ class CachedBackend {
   Task<bool> wait_ready();
   // Somebody found nobody listening, or a dead connection: look again.
   void suspect_down();
-  // Before a saved state is restored or a slot believed in: is it still the process (and the model) that was probed? False:
-  // it is not, all beliefs are gone and a probe is under way. Costs two short calls when nothing runs.
+  // Before a prompt is understood: is it still the process (and the model) that was probed? False: it is not, or does not
+  // answer; all beliefs are gone and a probe is under way. Costs a short call, two when nothing runs.
   Task<bool> still_the_same(CancelSource& cancel);
 
   // --- slots and states; the caller holds the slot's lease.
@@ -91,9 +93,19 @@ class CachedBackend {
   // Marks a slot's new content as worth saving, or not.
   void note_slot_content(int slot);
 
-  // A request that may use any slot begins and ends (it was passed on unpinned).
-  Task<void> begin_foreign();
-  Task<void> end_foreign();
+  // While one lives a request runs that may use any slot (it was passed on unpinned).
+  class Foreign {
+   public:
+    explicit Foreign(CachedBackend& backend);
+    Foreign(const Foreign&) = delete;
+    Foreign& operator=(const Foreign&) = delete;
+    ~Foreign();
+
+   private:
+    CachedBackend* backend_;
+  };
+  Task<void> save_before_foreign(CancelSource& cancel);
+  void note_foreign_started(bool other_weights);
 
   BackendPhase phase() const { return phase_; }
   const std::string& trouble() const { return trouble_; }
@@ -118,6 +130,9 @@ class CachedBackend {
 
  private:
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
+  ResultTask<void> wash(int slot);
+  Task<void> drop(CheckpointId checkpoint);
+  Task<void> look_at_slots();
   Task<void> watch();
   Task<bool> look();  // one probe; true when it answered
   void became(BackendPhase phase, std::string trouble);
@@ -145,6 +160,9 @@ class CachedBackend {
   MemoryKind kind_ = MemoryKind::unknown;
   bool saving_off_ = false;
   int broken_promises_ = 0;
+  std::uint64_t generation_ = 0;     // of probes: what began before the latest must not act on its slots
+  std::uint64_t foreign_epoch_ = 0;  // grows with each request that may use any slot
+  std::int64_t last_task_ = -1;      // the backend's latest task number when last asked
   std::map<CheckpointId, int> strikes_;
   SlotTable slots_;  // outlives the backend's restarts: leases may be out when it goes
   Scheduler scheduler_;

@@ -33,9 +33,13 @@ class CachedRequest {
   std::optional<int> choose(std::span<const int> idle);
   Task<void> bring_back();
   Task<void> compute_pieces(StartGate& gate);
-  // Sends the (spliced) body and relays the answer. True when the client got it whole.
-  Task<bool> forward(const std::string& body, StartGate* gate);
-  Task<void> release_gate_when_started(StartGate& gate, int slot, std::shared_ptr<Wakeup> done);
+  // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun. True when the
+  // client got the answer whole.
+  Task<bool> forward(const std::string& body, StartGate& gate);
+  Task<void> forward_unpinned(const std::string& body);
+  bool knows_the_key() const;
+  void find_candidates();
+  void plan_again();
   void account(const std::optional<Timings>& timings, bool whole);
   MissReason explain() const;
   Task<void> fail(const Error& error);

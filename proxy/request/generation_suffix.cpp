@@ -26,7 +26,8 @@ Task<std::size_t> GenerationSuffixes::suffix_bytes(LlamaApi& api, std::string_vi
   without += body[next] == '}' ? R"("add_generation_prompt":false)" : R"("add_generation_prompt":false,)";
   without += body.substr(open + 1);
   Result<std::string> bare = co_await api.apply_template(without, cancel);
-  if (!bare || bare->size() >= prompt.size() || prompt.size() - bare->size() > longest_suffix_bytes ||
+  if (!bare) co_return 0;  // says nothing about the template
+  if (bare->size() >= prompt.size() || prompt.size() - bare->size() > longest_suffix_bytes ||
       !prompt.starts_with(*bare)) {
     ++failures_;
     co_return 0;

@@ -84,7 +84,7 @@ struct TinySave {
 // Saves a slot that holds a few tokens and reads the file's head back.
 ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, TokenSpan expected,
                                CancelSource& cancel) {
-  constexpr std::uint64_t generous_bytes = 64u << 20;
+  constexpr std::uint64_t generous_bytes = 4u << 20;
   Result<CheckpointStore::Reservation> reservation = co_await store.reserve(generous_bytes);
   if (!reservation) co_return reservation.error();
   const std::string name = reservation->temporary_name();
@@ -121,6 +121,11 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   tiny.version = header->first.version;
   tiny.context_checkpoints = header->second;
   co_return tiny;
+}
+
+std::string save_trouble(const Error& error) {
+  return error.code == ErrorCode::unsupported ? "slots cannot be saved: start llama-server with --slot-save-path DIR"
+                                              : error.context;
 }
 
 // Whether the model can be cut back, and if not, whether its files carry the context checkpoints that make up for it.
@@ -204,6 +209,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     co_return probe;
   }
 
+  if (slots->front().n_ctx > 0) probe.meta.n_ctx = slots->front().n_ctx;
+
   // The slot that holds least: what Cairn's own probe overwrites is then lost least.
   int slot = 0;
   std::int64_t least = -1;
@@ -212,6 +219,16 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     if (least < 0 || held < least) {
       least = held;
       slot = info.id;
+    }
+  }
+
+  // Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
+  if (least == 0) {
+    Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
+    if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::not_found ||
+                   empty.error().code == ErrorCode::no_space)) {
+      probe.save_trouble = save_trouble(empty.error());
+      co_return probe;
     }
   }
 
@@ -233,9 +250,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
         error.code != ErrorCode::malformed) {
       co_return error;
     }
-    probe.save_trouble = error.code == ErrorCode::unsupported
-                             ? "slots cannot be saved: start llama-server with --slot-save-path DIR"
-                             : to_string(error);
+    probe.save_trouble = save_trouble(error);
     co_return probe;
   }
   probe.can_save = true;
@@ -259,6 +274,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
 
   Result<std::string> lora = co_await api.lora_adapters(cancel);
   if (!lora) co_return lora.error();
+  probe.lora = *lora;
   json::object identity;
   identity["n_vocab"] = probe.meta.n_vocab;
   identity["n_params"] = probe.meta.n_params;
@@ -288,6 +304,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
           build->get_string() == probe.props.build_info) {
         probe.kind = memory_kind_from_string(std::string_view{kind->get_string()});
         probe.kind_because = "remembered";
+        // Somebody may have followed our advice to switch context checkpoints on: worth looking again.
+        if (probe.kind == MemoryKind::exact) probe.kind = MemoryKind::unknown;
       }
     }
     break;

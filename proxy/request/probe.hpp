@@ -27,6 +27,7 @@ struct ProbeResult {
   MemoryKind kind = MemoryKind::unknown;
   std::string kind_because;
   NamespaceId name_space{};
+  std::string lora;         // JSON of GET /lora-adapters
   std::string identity;     // JSON: what must be equal for a state to fit
   std::string facts;        // JSON: beliefs kept for this namespace
   std::uint32_t computed_tokens = 0;

@@ -107,6 +107,7 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
         if (list.count_elements().get(count) == simdjson::SUCCESS && count > 0) body.has_lora = true;
       }
     } else if (key == "prompt" && form == PromptForm::completion) {
+      body.prompt.clear();  // of duplicates the backend takes the last
       if (!read_prompt(value, body)) return unreadable("prompt");
     } else if (key == "messages" && form == PromptForm::chat) {
       std::string_view raw;

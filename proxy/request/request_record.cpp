@@ -29,6 +29,7 @@ std::string_view to_string(NoCacheReason reason) {
     case NoCacheReason::template_failed: return "template_failed";
     case NoCacheReason::too_long: return "too_long";
     case NoCacheReason::empty_prompt: return "empty_prompt";
+    case NoCacheReason::other_key: return "other_key";
   }
   return "?";
 }

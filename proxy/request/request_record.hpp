@@ -34,6 +34,7 @@ enum class NoCacheReason {
   template_failed,     // /apply-template or /tokenize did not answer
   too_long,            // more tokens than the slot's context
   empty_prompt,
+  other_key,           // not the key that Cairn's own calls carry
 };
 std::string_view to_string(NoCacheReason reason);
 

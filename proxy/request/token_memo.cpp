@@ -153,6 +153,12 @@ void TokenMemo::distrust() {
   clear();
 }
 
+void TokenMemo::reset() {
+  trusted_ = true;
+  failed_splits_ = 0;
+  clear();
+}
+
 void TokenMemo::clear() {
   entries_.clear();
   bytes_ = 0;

@@ -31,7 +31,8 @@ class TokenMemo {
 
   // The backend counted another number of tokens than we did: nothing remembered is trusted any more.
   void distrust();
-  void clear();
+  // Another backend: nothing is remembered, and its tokenizer is trusted again.
+  void reset();
 
   std::uint64_t whole_texts() const { return whole_texts_; }
   std::uint64_t tails() const { return tails_; }
@@ -56,6 +57,7 @@ class TokenMemo {
   };
   Split best_split(std::string_view text, bool add_special) const;
   void remember(Entry entry);
+  void clear();
 
   LlamaApi& api_;
   std::size_t max_bytes_;

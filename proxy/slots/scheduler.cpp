@@ -41,7 +41,12 @@ Lease Scheduler::grant(int slot) {
 
 ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   if (cancel.cancelled()) co_return upstream_error(ErrorCode::cancelled, "left before it had a slot");
-  if (queue_.size() >= max_waiting_) co_return upstream_error(ErrorCode::no_space, "too many requests wait for a slot");
+  if (table_.slots().empty()) co_return upstream_error(ErrorCode::unsupported, "the backend has no slots");
+  if (queue_.size() >= max_waiting_) {
+    Error error = internal_error("too many requests wait for a slot");
+    error.code = ErrorCode::no_space;
+    co_return error;
+  }
   auto waiter = std::make_shared<Waiter>(executor_);
   waiter->choose = std::move(choose);
   queue_.push_back(waiter);
@@ -55,6 +60,7 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   if (waiter->slot < 0) {
     queue_.remove(waiter);
     dispatch();  // whoever waited behind us may be content with what we were not
+    if (!cancel.cancelled()) co_return upstream_error(ErrorCode::unsupported, "the backend has no slots any more");
     co_return upstream_error(ErrorCode::cancelled, "left while it waited for a slot");
   }
   // dispatch() has leased it already: it is ours even when the client left in the meantime.
@@ -88,9 +94,17 @@ void Scheduler::dispatch() {
   }
 }
 
+void Scheduler::drop_waiters() {
+  for (const std::shared_ptr<Waiter>& waiter : queue_) {
+    waiter->cancelled = true;
+    waiter->wakeup.notify();
+  }
+}
+
 void Scheduler::release(int slot) {
   table_.at(slot).leased = false;
   table_.at(slot).running = false;
+  table_.at(slot).upkeep = false;
   --leased_;
   dispatch();
   if (on_release_) on_release_(slot);

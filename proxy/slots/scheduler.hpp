@@ -1,5 +1,6 @@
 // Hands out the slots of one backend: a queue in order of arrival, a lease per request, and the start gate.
-// Thread: the I/O thread. Errors: cancelled (the client left while it waited), queue_full as `no_space`.
+// Thread: the I/O thread. Errors: cancelled (the client left while it waited), no_space (the queue is full), unsupported (there
+// are no slots, or none any more).
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
@@ -66,6 +67,9 @@ class Scheduler {
   ResultTask<Lease> acquire(Choose choose, CancelSource& cancel);
   // For upkeep: only when the slot is idle and nobody waits.
   std::optional<Lease> try_acquire(int slot);
+
+  // The backend has no slots any more: whoever waits for one gets `unsupported`.
+  void drop_waiters();
 
   ResultTask<StartGate> enter_gate(CancelSource& cancel);
   bool gate_wanted() const { return !gate_queue_.empty(); }

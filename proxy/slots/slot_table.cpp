@@ -17,10 +17,7 @@ void SlotTable::reset(int count) {
     slot.id = static_cast<int>(slots_.size());
     slots_.push_back(std::move(slot));
   }
-  for (SlotState& slot : slots_) {
-    forget(slot.id);
-    slot.fresh = false;
-  }
+  forget_all();
 }
 
 void SlotTable::forget(int id) {

@@ -16,10 +16,10 @@ struct SlotState {
   int id = 0;
   bool leased = false;
   bool running = false;         // a task of ours has been sent to it and has not ended
+  bool upkeep = false;          // leased for being saved, not for a request
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
-  bool fresh = false;           // has processed nothing since the backend started: no context checkpoints can linger in it
   bool unsaved = false;         // differs from every saved state, and is worth saving
   std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back
   double compute_s = 0;         // what computing it took or would take

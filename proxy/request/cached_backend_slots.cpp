@@ -1,0 +1,295 @@
+// What CachedBackend does with slots and saved states, and what it learns from how they were reused.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "request/cached_backend.hpp"
+
+namespace cairn {
+
+namespace {
+constexpr int strikes_to_drop = 2;
+constexpr int broken_promises_to_change_kind = 2;
+}  // namespace
+
+ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
+  SlotState& state = slots_.at(slot);
+  const CheckpointStore::Use use = store_->use(id);
+  if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  Result<VerifyOutcome> verified = co_await store_->verify_before_restore(id);
+  if (!verified) {
+    spdlog::warn("checkpoint {} is not what was saved: {}", static_cast<std::int64_t>(id), to_string(verified.error()));
+    co_return verified.error();
+  }
+  // A request may have waited long since its plan was made: the model may be another one by now.
+  if (!co_await same_process(background_)) {
+    suspect_down();
+    co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  }
+  const CheckpointRecord* record = store_->find(id);
+  if (record == nullptr) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  if (phase_ != BackendPhase::ready || record->namespace_id != probe_.name_space) {
+    co_return upstream_error(ErrorCode::closed, "the backend is another one now");
+  }
+  const std::string name = record->file_name;
+  const std::uint32_t token_count = record->token_count;
+  const std::uint64_t bytes = record->bytes;
+  std::vector<std::uint32_t> resume_points = record->resume_positions;
+  Tokens tokens = catalogue_->tokens_of(id);
+  if (tokens.size() != token_count) co_return internal_error("a checkpoint without its path in the tree");
+
+  slots_.forget(slot);
+  const std::uint64_t generation = generation_;
+  const std::uint64_t foreign_epoch = foreign_epoch_;
+  // Builds whose files carry no context checkpoints keep those of the slot's previous prompt through a restore, and would
+  // later rewind to them: another prompt's state.
+  const bool washing = probe_.state_version < 4;
+  if (washing) {
+    if (foreign_ > 0) co_return upstream_error(ErrorCode::unsupported, "a request that may use any slot runs: it cannot be kept clean");
+    Result<void> washed = co_await wash(slot);
+    if (!washed) co_return washed.error();
+  }
+  const auto began = std::chrono::steady_clock::now();
+  Result<SlotAction> restored = co_await api_.restore(slot, name, background_);
+  if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  if (washing && foreign_epoch != foreign_epoch_) {
+    (void)co_await wash(slot);
+    co_return upstream_error(ErrorCode::unsupported, "another request may have used the slot meanwhile");
+  }
+  if (!restored || restored->n_tokens != static_cast<std::int64_t>(token_count)) {
+    const Error error = restored ? upstream_error(ErrorCode::rejected, "restored another number of tokens") : restored.error();
+    const bool its_fault = error.code == ErrorCode::rejected;
+    if (its_fault && ++strikes_[id] >= strikes_to_drop) {
+      spdlog::warn("checkpoint {} was refused by the backend twice and is dropped: {}", static_cast<std::int64_t>(id), to_string(error));
+      (void)co_await store_->erase(id, RemovalReason::bad_file);
+    }
+    co_return error;
+  }
+  const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  costs_.observe_restore(static_cast<double>(bytes), std::max(restored->seconds, wall_s * 0.5));
+  store_->mark_used(id);
+  state.known = std::move(tokens);
+  state.unknown_tail = 0;
+  state.resume_points = std::move(resume_points);
+  state.unsaved = false;
+  state.recoverable = token_count;
+  state.name_space = static_cast<std::int64_t>(probe_.name_space);
+  slots_.touch(slot);
+  co_return Result<void>{};
+}
+
+ResultTask<void> CachedBackend::wash(int slot) {
+  note_task_started(slot);
+  Result<void> washed = co_await api_.wash(slot, background_);
+  slots_.at(slot).running = false;
+  co_return washed;
+}
+
+ResultTask<void> CachedBackend::save(int slot) {
+  SlotState& state = slots_.at(slot);
+  const std::uint64_t generation = generation_;
+  state.unsaved = false;  // whatever comes of it: not tried again until the content changes
+  if (!can_save() || state.known.empty()) co_return Result<void>{};
+  // Another model's state under this namespace would be a wrong answer one day.
+  if (!co_await same_process(background_)) {
+    suspect_down();
+    co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  }
+  if (phase_ != BackendPhase::ready || state.name_space != static_cast<std::int64_t>(probe_.name_space)) co_return Result<void>{};
+  const std::uint32_t held = state.held();
+  const double bytes_guess = costs_.state_bytes(held, static_cast<double>(state.resume_points.size()));
+  Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(static_cast<std::uint64_t>(bytes_guess * 1.1) + 4096);
+  if (!reservation) co_return reservation.error();
+  const std::string name = reservation->temporary_name();
+  const auto began = std::chrono::steady_clock::now();
+  Result<SlotAction> saved = co_await api_.save(slot, name, background_);
+  if (!saved) {
+    (void)co_await store_->discard(std::move(*reservation));
+    if (saved.error().code == ErrorCode::unsupported) saving_off_ = true;
+    co_return saved.error();
+  }
+  if (generation != generation_) {
+    (void)co_await store_->discard(std::move(*reservation));
+    co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  }
+  const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
+  if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
+    // The backend had emptied or replaced it.
+    slots_.forget(slot);
+    (void)co_await store_->discard(std::move(*reservation));
+    co_return Result<void>{};
+  }
+  costs_.observe_state(static_cast<double>(saved->n_tokens), static_cast<double>(state.resume_points.size()),
+                       static_cast<double>(saved->bytes));
+  NewCheckpoint checkpoint;
+  checkpoint.namespace_id = probe_.name_space;
+  checkpoint.expected_prefix = state.known;
+  checkpoint.saved_tokens = static_cast<std::uint64_t>(saved->n_tokens);
+  checkpoint.saved_bytes = static_cast<std::uint64_t>(saved->bytes);
+  checkpoint.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(saved->n_tokens));
+  if (kind_ == MemoryKind::truncatable) {
+    checkpoint.kind = CheckpointKind::truncatable;
+  } else if (kind_ == MemoryKind::exact) {
+    checkpoint.kind = CheckpointKind::exact;
+  } else {
+    checkpoint.kind = CheckpointKind::checkpointed;  // where it can be resumed, the file itself says
+  }
+  Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(checkpoint));
+  if (!committed) {
+    if (committed.error().code == ErrorCode::corrupt) slots_.forget(slot);  // it held something else
+    co_return committed.error();
+  }
+  if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  state.known = std::move(committed->tokens);
+  state.unknown_tail = 0;
+  state.unsaved = false;
+  state.recoverable = static_cast<std::uint32_t>(state.known.size());
+  if (kind_ == MemoryKind::exact && !committed->context_checkpoints.empty()) {
+    set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
+  }
+  if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(committed->context_checkpoints);
+  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, state.known, now_ms());
+  for (const CheckpointId old : useless) (void)co_await store_->erase(old);
+  co_return Result<void>{};
+}
+
+ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel) {
+  SlotState& state = slots_.at(slot);
+  note_task_started(slot);
+  const std::uint64_t generation = generation_;
+  Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
+  state.running = false;
+  if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  if (!timings) {
+    // How far it came we do not know; what was there before may be overwritten beyond the common part.
+    const std::size_t common = common_prefix(state.known, tokens);
+    state.known.resize(std::min<std::size_t>(common, expected_base));
+    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
+    state.unknown_tail = 1;
+    state.unsaved = false;
+    co_return timings.error();
+  }
+  const auto from = static_cast<std::uint32_t>(timings->cache_n);
+  const auto to = static_cast<std::uint32_t>(tokens.size());
+  costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
+  cut_resume_points(state.resume_points, from);
+  if (kind_ != MemoryKind::truncatable) add_piece_resume_points(state.resume_points, from, to, options_.ubatch_tokens);
+  state.known.assign(tokens.begin(), tokens.end());
+  state.unknown_tail = 0;
+  state.name_space = static_cast<std::int64_t>(probe_.name_space);
+  slots_.touch(slot);
+  co_return timings;
+}
+
+ResultTask<StartGate> CachedBackend::gate_if_needed(CancelSource& cancel) {
+  if (!probe_.clears_idle) co_return StartGate{};
+  co_return co_await scheduler_.enter_gate(cancel);
+}
+
+Task<void> CachedBackend::save_idle_slots(int except) {
+  if (!probe_.clears_idle) co_return;
+  // Those that are leased and wait at the gate are idle to the backend as well, and while one is saved another may end.
+  for (std::size_t i = 0; i < slots_.slots().size();) {
+    const SlotState& state = slots_.slots()[i];
+    if (state.id == except || state.running || state.upkeep || !state.unsaved) {
+      ++i;
+      continue;
+    }
+    // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
+    Result<void> saved = co_await save(state.id);
+    if (!saved) spdlog::debug("slot {} was not saved before it is cleared: {}", state.id, to_string(saved.error()));
+    i = 0;
+  }
+}
+
+void CachedBackend::note_task_started(int slot) {
+  SlotState& started = slots_.at(slot);
+  started.running = started.leased;
+  if (!probe_.clears_idle) return;
+  for (const SlotState& state : std::as_const(slots_).slots()) {
+    // One that is leased but waits at the start gate is idle to the backend.
+    if (state.id != slot && !state.running) slots_.forget(state.id);
+  }
+}
+
+void CachedBackend::note_slot_content(int slot) {
+  SlotState& state = slots_.at(slot);
+  state.recoverable = recoverable(state.known);
+  const std::uint32_t held = state.held();
+  const std::uint32_t gain = held > state.recoverable ? held - state.recoverable : 0;
+  // What is cheaper to compute than to bring back is not kept.
+  const double restore_s = costs_.restore_seconds(costs_.state_bytes(held, static_cast<double>(state.resume_points.size())));
+  const bool pays = restore_s < costs_.prefill_seconds(0, held);
+  state.unsaved = can_save() && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
+}
+
+std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {
+  if (catalogue_ == nullptr || tokens.empty()) return 0;
+  // As a prompt that goes on after them would find it.
+  Tokens longer(tokens.begin(), tokens.end());
+  longer.push_back(-1);
+  const std::vector<Catalogue::Candidate> best = catalogue_->candidates(probe_.name_space, longer, kind_, 1);
+  return best.empty() ? 0 : best.front().usable_tokens;
+}
+
+void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
+                                     std::uint32_t state_length, std::int64_t reused) {
+  if (source == Source::recompute || reused < 0) return;
+  constexpr std::int64_t tolerance = 8;
+  if (reused + tolerance >= static_cast<std::int64_t>(base)) {
+    broken_promises_ = 0;
+    if (source == Source::restore) strikes_.erase(checkpoint);
+    // It went back much further than any context checkpoint of ours: nothing needs them here.
+    constexpr std::uint32_t deep = 8192;
+    if (kind_ != MemoryKind::truncatable && state_length > common + deep && reused + tolerance >= common &&
+        base + options_.ubatch_tokens < common) {
+      set_kind(MemoryKind::truncatable, "a state was cut back further than a sliding window reaches");
+    }
+    return;
+  }
+  // On a backend that clears slots, or beside requests that may use any slot, an empty slot proves nothing.
+  if (reused == 0 && (foreign_ > 0 || source == Source::live)) return;
+  if (source == Source::restore && ++strikes_[checkpoint] >= strikes_to_drop) {
+    spdlog::warn("checkpoint {} did not give what it promised twice ({} of {} tokens) and is dropped",
+                 static_cast<std::int64_t>(checkpoint), reused, base);
+    strikes_.erase(checkpoint);
+    if (store_->find(checkpoint) != nullptr) spawn(drop(checkpoint));
+  }
+  const bool rewound = common < state_length;
+  if (!rewound) return;
+  if (kind_ == MemoryKind::truncatable) {
+    set_kind(MemoryKind::checkpointed, "a state could not be cut back");
+  } else if (kind_ == MemoryKind::checkpointed && reused == 0 && ++broken_promises_ >= broken_promises_to_change_kind) {
+    set_kind(MemoryKind::exact, "context checkpoints did not come back; --ctx-checkpoints 32 or a newer llama-server would mend it");
+  }
+}
+
+Task<void> CachedBackend::drop(CheckpointId checkpoint) {
+  (void)co_await store_->erase(checkpoint, RemovalReason::bad_file);
+}
+
+void CachedBackend::set_kind(MemoryKind kind, std::string_view because) {
+  if (kind == kind_) return;
+  spdlog::warn("the backend's memory is {}, not {}: {}", to_string(kind), to_string(kind_), because);
+  kind_ = kind;
+  broken_promises_ = 0;
+  keep_facts();
+}
+
+void CachedBackend::keep_facts() {
+  if (store_ == nullptr || probe_.identity.empty()) return;
+  const auto& known = store_->namespaces();
+  const auto at = known.find(probe_.name_space);
+  if (at == known.end()) return;
+  probe_.facts = make_facts(probe_, kind_);
+  const auto write = [](CachedBackend* self, std::string packed) -> Task<void> {
+    (void)co_await self->store_->update_namespace(self->probe_.name_space, self->probe_.identity, std::move(packed),
+                                                  self->probe_.facts);
+  };
+  spawn(write(this, at->second.probe));
+}
+
+}  // namespace cairn

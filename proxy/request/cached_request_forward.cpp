@@ -1,0 +1,192 @@
+// The last steps of a CachedRequest: sending the body, relaying the answer, and what the answer proves.
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "request/cached_request.hpp"
+#include "request/error_answer.hpp"
+
+namespace cairn {
+
+namespace {
+
+class TapForTimings final : public AnswerTap {
+ public:
+  void on_bytes(std::span<const char> bytes) override { tail_.on_bytes(bytes); }
+  const TimingsTail& tail() const { return tail_; }
+
+ private:
+  TimingsTail tail_;
+};
+
+// The start gate while a request waits for its task to begin. Shared with the coroutine that watches for that, which ends by
+// itself soon after end().
+struct GateWatch {
+  GateWatch(CachedBackend& owner, StartGate held) : backend(owner), gate(std::move(held)), ended(owner.executor()) {}
+  void end() {
+    gate.release();
+    ended.notify();
+    polling.cancel();
+  }
+  CachedBackend& backend;
+  StartGate gate;
+  Wakeup ended;
+  CancelSource polling;
+};
+
+// `slot` -1: any that none of ours runs in.
+Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot) {
+  constexpr std::chrono::milliseconds pause{20};
+  while (watch->gate && !co_await watch->ended.wait_for(pause)) {
+    // Asked only while somebody waits: polling puts off the backend's notice of a client that left.
+    if (!watch->backend.scheduler().gate_wanted()) continue;
+    Result<std::vector<SlotInfo>> infos = co_await watch->backend.api().slots(watch->polling);
+    if (!infos || watch->ended.notified()) continue;
+    const auto& known = watch->backend.slots().slots();
+    for (const SlotInfo& info : *infos) {
+      const bool ours = info.id >= 0 && info.id < static_cast<int>(known.size()) && known[static_cast<std::size_t>(info.id)].running;
+      if (info.processing && (info.id == slot || (slot < 0 && !ours))) watch->gate.release();
+    }
+  }
+}
+
+}  // namespace
+
+Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
+  const bool pinned = slot_ >= 0;
+  BodyFraming framing;
+  framing.kind = BodyFraming::Kind::length;
+  framing.length = body.size();
+  const std::span<const char> bytes{body.data(), body.size()};
+  std::unique_ptr<Exchange> exchange;
+  Result<ResponseHead> head = upstream_error(ErrorCode::internal, "not sent");
+
+  auto watch = std::make_shared<GateWatch>(backend_, std::move(gate));
+  if (watch->gate) {
+    boost::asio::co_spawn(backend_.executor(), release_when_started(watch, slot_), boost::asio::detached);
+  }
+
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    Result<std::unique_ptr<Exchange>> started =
+        co_await backend_.upstream().start(downstream_.head(), framing, downstream_.cancel());
+    if (!started) {
+      head = started.error();
+    } else {
+      exchange = std::move(*started);
+      Result<void> written = co_await exchange->write_body(bytes);
+      if (written) written = co_await exchange->finish_body();
+      // The backend may have answered (413, say) without reading all of it: look before giving up.
+      head = co_await exchange->read_head();
+      if (!head && !written && written.error().may_retry) head = written.error();
+    }
+    if (head || !head.error().may_retry || downstream_.cancel().cancelled()) break;
+    // A kept connection that had died: the next attempt gets a fresh one.
+    backend_.upstream().close_idle();
+  }
+  watch->end();
+
+  if (!head) {
+    const Error error = head.error();
+    if (error.code == ErrorCode::refused || error.code == ErrorCode::closed) backend_.suspect_down();
+    if (pinned) account(std::nullopt, false);
+    co_await fail(error);
+    co_return false;
+  }
+  record_.enter(Step::relay);
+  TapForTimings tap;
+  Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap);
+  exchange.reset();
+  record_.status = head->status;
+  bool whole = false;
+  if (outcome) {
+    record_.answer_bytes = outcome->body_bytes;
+    whole = outcome->complete;
+    if (outcome->broken) record_.error = to_string(*outcome->broken);
+  } else {
+    record_.error = to_string(outcome.error());
+  }
+  if (downstream_.cancel().cancelled()) record_.status = status_client_left;
+  // A request that the backend refused has not touched the slot.
+  if (pinned && head->status / 100 == 2) account(tap.tail().timings(), whole);
+  co_return whole;
+}
+
+// What the slot holds now, and what the answer proves about our beliefs.
+void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
+  SlotState& state = backend_.slots().at(slot_);
+  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  if (!timings) {
+    // Once there was an answer the prompt had been computed; progress reports come before that.
+    const bool computed = record_.answer_bytes > 0 && !parsed_.return_progress && (whole || parsed_.stream);
+    if (computed) {
+      state.known = prompt_;
+      state.name_space = static_cast<std::int64_t>(backend_.name_space());
+    } else {
+      // It holds our tokens up to the last piece for certain, and something beyond.
+      state.known.resize(common_prefix(state.known, prompt_));
+    }
+    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
+    state.unknown_tail = 1;
+    backend_.note_slot_content(slot_);
+    return;
+  }
+  answer_timings_ = *timings;
+  if (first_reused_ < 0) first_reused_ = timings->cache_n;
+  if (!learned_) {
+    learned_ = true;
+    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_,
+                              timings->cache_n);
+  }
+  record_.reused_tokens = first_reused_;
+  record_.computed_tokens = computed_in_pieces_ + timings->prompt_n;
+  backend_.costs().observe_prefill(static_cast<double>(timings->cache_n), static_cast<double>(timings->prompt_n),
+                                   timings->prompt_ms / 1000.0);
+  if (timings->cache_n + timings->prompt_n != static_cast<std::int64_t>(prompt)) {
+    // The backend's prompt was another than we thought: our tokens are not what the slot holds.
+    spdlog::warn("the backend counted {} prompt tokens where we had {}: its tokenization is not remembered any more",
+                 timings->cache_n + timings->prompt_n, prompt);
+    backend_.memo().distrust();
+    backend_.slots().forget(slot_);
+    state.unknown_tail = prompt;
+    return;
+  }
+  cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
+  if (backend_.kind() != MemoryKind::truncatable) {
+    const std::uint32_t ubatch = backend_.options().ubatch_tokens;
+    const auto from = static_cast<std::uint32_t>(timings->cache_n);
+    add_piece_resume_points(state.resume_points, from, prompt, ubatch);
+    // A short rest after a stop leaves a context checkpoint exactly at the stop (build 11669).
+    if (record_.pieces > 0 && prompt - from < ubatch && from >= 64) {
+      const auto place = std::lower_bound(state.resume_points.begin(), state.resume_points.end(), from);
+      if (place == state.resume_points.end() || *place != from) state.resume_points.insert(place, from);
+    }
+  }
+  state.known = prompt_;
+  // The last generated token is not in the state.
+  state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
+  state.name_space = static_cast<std::int64_t>(backend_.name_space());
+  backend_.note_slot_content(slot_);
+  record_.miss = explain();
+}
+
+MissReason CachedRequest::explain() const {
+  // New: beyond what any earlier prompt shared. A few tokens either way are no miss.
+  constexpr std::int64_t tolerance = 16;
+  const auto could = static_cast<std::int64_t>(std::min<std::size_t>(known_.matched_tokens, prompt_.size() - 1));
+  if (record_.reused_tokens + tolerance >= could) return could == 0 ? MissReason::new_prompt : MissReason::none;
+  if (restore_failed_) return MissReason::restore_failed;
+  if (record_.reused_tokens + tolerance < static_cast<std::int64_t>(record_.planned_tokens)) {
+    return plan_.source == Source::live && record_.reused_tokens == 0 ? MissReason::cleared : MissReason::broken_promise;
+  }
+  if (plan_.reason == "cheaper to recompute") return MissReason::cheaper;
+  if (!candidates_.empty() || base_common_ > static_cast<std::uint32_t>(record_.reused_tokens)) return MissReason::cannot_rewind;
+  return MissReason::not_saved;
+}
+
+}  // namespace cairn
