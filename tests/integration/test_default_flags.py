@@ -1,0 +1,92 @@
+"""Two growing conversations in turn on a backend with its default flags, where it clears idle slots: the trap for a proxy
+that pins slots. Against the same backend alone, before and after a restart of everything."""
+
+import pytest
+
+from stack import common, prose
+
+TURNS_BEFORE = 4
+TURNS_AFTER = 2
+ANSWER_TOKENS = 8
+
+class Conversation:
+    """The history grows by the backend's own answers, those of the run without Cairn, so that both runs ask the same."""
+
+    def __init__(self, form, seed):
+        self.form = form
+        self.seed = seed
+        self.turn = 0
+        self.messages = [{"role": "system", "content": prose(500, seed)}]
+        self.prompt = prose(500, seed)
+
+    @property
+    def path(self):
+        return "/v1/chat/completions" if self.form == "chat" else "/v1/completions"
+
+    def next_body(self):
+        self.turn += 1
+        said = prose(250, self.seed * 1000 + self.turn)
+        body = {"temperature": 0, "seed": 1, "max_tokens": ANSWER_TOKENS}
+        if self.form == "chat":
+            self.messages.append({"role": "user", "content": said})
+            return {**body, "messages": list(self.messages)}
+        self.prompt += "\n" + said
+        return {**body, "prompt": self.prompt}
+
+    def heard(self, answer):
+        choice = answer.json()["choices"][0]
+        if self.form == "chat":
+            self.messages.append({"role": "assistant", "content": choice["message"]["content"]})
+        else:
+            self.prompt += choice["text"]
+
+
+def bodies_and_costs(stack, form):
+    """Runs both conversations against the backend alone: what was asked, and what it cost."""
+    talks = [Conversation(form, 1), Conversation(form, 2)]
+    asked, costs = [], []
+    for turn in range(TURNS_BEFORE + TURNS_AFTER):
+        if turn == TURNS_BEFORE:
+            stack.restart()
+        for talk in talks:
+            body = talk.next_body()
+            outcome = stack.ask(body, talk.path)
+            talk.heard(outcome.answer)
+            asked.append((talk.path, body))
+            costs.append(outcome.computed)
+    return asked, costs
+
+
+def new_tokens(backend, form, asked):
+    """Of each prompt, the tokens after the longest prefix it shares with an earlier one."""
+    earlier, new = [], []
+    for _, body in asked:
+        ids = backend.chat_tokens(body) if form == "chat" else backend.tokenize(body["prompt"])
+        new.append(len(ids) - max((common(ids, other) for other in earlier), default=0))
+        earlier.append(ids)
+    return new
+
+
+@pytest.mark.parametrize("form", ["chat", "completions"])
+@pytest.mark.parametrize("model", ["granitehybrid"])
+def test_two_conversations(make_stack, model, form):
+    alone = make_stack(model, name="alone", with_cairn=False)
+    asked, stock = bodies_and_costs(alone, form)
+    alone.close()
+
+    stack = make_stack(model, name="cairn")
+    assert stack.cairn.status()["backend"]["clears_idle_slots"], "the trap this test is about"
+    new = new_tokens(stack.backend, form, asked)
+    half = 2 * TURNS_BEFORE
+    ours = []
+    for index, (path, body) in enumerate(asked):
+        if index == half:
+            stack.restart(first="backend")
+        outcome = stack.ask(body, path)
+        ours.append(outcome.computed)
+    print(f"\n{model} {form}, computed a turn\n new        {new}\n alone      {stock}\n with Cairn {ours}")
+
+    assert sum(ours[:half]) <= sum(stock[:half]), "before the restart"
+    assert sum(ours[half:]) <= sum(stock[half:]), "after the restart"
+    for index in range(half, len(asked)):
+        assert ours[index] <= new[index] + 520, f"turn {index} after the restart"

@@ -1,0 +1,508 @@
+"""What no real llama-server does on demand: old builds' hazards, refusals, deaths, stalls, clients that leave."""
+
+import http.client
+import json
+import os
+import random
+import socket
+import threading
+
+import pytest
+
+from scripted_backend import ScriptedBackend
+from stack import Cairn, call, free_port, wait_until
+
+# A restore must pay: the scripted backend says that a prompt token takes a millisecond.
+LONG = 1500
+
+
+def prompt(count, seed):
+    """`count` bytes; another seed, another prompt."""
+    return random.Random(seed).choices(range(32, 127), k=count)
+
+
+class Rig:
+    """A scripted backend with Cairn in front of it."""
+
+    def __init__(self, folder, watch_log):
+        self.folder = folder
+        self.slot_dir = folder / "slots"
+        self.state_dir = folder / "state"
+        self.slot_dir.mkdir()
+        self.state_dir.mkdir()
+        self.backend_port = free_port()
+        self.cairn_port = free_port()
+        self.backend = None
+        self.cairn = None
+        self.interval = "512"
+        self.log = folder / "cairn.log"
+        watch_log("cairn", self.log)
+
+    def start_backend(self, *, saving=True, **options):
+        self.backend = ScriptedBackend(self.backend_port, self.slot_dir if saving else None, **options)
+        return self.backend
+
+    def start_cairn(self, phase="ready"):
+        flags = ("--checkpoint-interval", self.interval, "--log-level", "debug")
+        self.cairn = Cairn(self.cairn_port, self.backend_port, self.slot_dir, self.state_dir, self.log, flags)
+        self.cairn.wait_phase(phase)
+        return self.cairn
+
+    def start(self, phase="ready", **options):
+        self.start_backend(**options)
+        self.start_cairn(phase)
+        self.backend.forget_calls()
+        return self.backend
+
+    def post(self, body, path="/completion", timeout=60):
+        return call(self.cairn_port, "POST", path, body, timeout=timeout)
+
+    def ask(self, tokens, n_predict=2, **more):
+        """A completion that must succeed."""
+        answer = self.post({"prompt": tokens, "n_predict": n_predict, **more})
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    def right(self, tokens, **more):
+        """Whether the answer is that of the prompt alone."""
+        return self.ask(tokens, **more)["content"] == self.backend.expected(tokens)
+
+    def settle(self):
+        self.cairn.settle()
+
+    def wait_free(self, seconds=10):
+        def free():
+            status = self.cairn.status()
+            return status["queue"]["leased"] == 0 and status["queue"]["waiting"] == 0
+        wait_until(free, "no slot is leased", seconds)
+
+    def close(self):
+        # Whatever a test still holds is let go first, so that Cairn can end in peace.
+        if self.backend is not None:
+            for event in (self.backend.hold_prefill, self.backend.hold_stream):
+                if event is not None:
+                    event.set()
+        try:
+            if self.cairn is not None:
+                self.cairn.stop()
+        finally:
+            if self.cairn is not None:
+                self.cairn.kill()
+            if self.backend is not None:
+                self.backend.stop()
+
+
+@pytest.fixture
+def rig(tmp_path, watch_log):
+    rig = Rig(tmp_path, watch_log)
+    yield rig
+    rig.close()
+
+
+def open_request(port, body, path="/completion"):
+    """Sends a request and leaves the connection open; close the socket to leave."""
+    data = json.dumps(body).encode()
+    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    client.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                   % (path.encode(), len(data)) + data)
+    return client
+
+
+def read_until(client, marker):
+    got = b""
+    while marker not in got:
+        piece = client.recv(65536)
+        assert piece, f"the connection ended before {marker!r}: {got!r}"
+        got += piece
+    return got
+
+
+def read_all(client):
+    got = b""
+    while True:
+        try:
+            piece = client.recv(65536)
+        except ConnectionResetError:
+            return got
+        if not piece:
+            return got
+        got += piece
+
+
+# --- the hazard of old builds -----------------------------------------------------------------------------
+
+def test_the_scripted_backend_has_the_hazard(tmp_path):
+    """Without Cairn: another prompt's context checkpoint outlives a restore and is answered from."""
+    backend = ScriptedBackend(free_port(), tmp_path, state_version=2)
+    try:
+        def complete(tokens):
+            return call(backend.port, "POST", "/completion", {"prompt": tokens, "n_predict": 1, "id_slot": 0}).json()
+
+        def action(name):
+            return call(backend.port, "POST", f"/slots/0?action={name}", {"filename": "a"}).status
+
+        first, other = prompt(LONG, 1), prompt(LONG, 2)
+        complete(first)
+        assert action("save") == 200
+        complete(other)
+        assert action("restore") == 200
+        rewound = first[:LONG - 2] + prompt(50, 3)
+        assert complete(rewound)["content"] != backend.expected(rewound)
+        # The cure.
+        call(backend.port, "POST", "/completion", {"prompt": [0], "n_predict": 0, "id_slot": 0, "cache_prompt": False})
+        assert action("restore") == 200
+        assert complete(rewound)["content"] == backend.expected(rewound)
+    finally:
+        backend.stop()
+
+
+def rewind_after_a_restore(rig, **options):
+    # No states inside a prompt: a rewind then has nothing of Cairn's to go back to, and the backend is free to choose.
+    rig.interval = "off"
+    rig.start(**options)
+    first, other = prompt(LONG, 1), prompt(LONG, 2)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(other)
+    rig.settle()
+    rig.backend.forget_calls()
+    assert rig.right(first + prompt(100, 3))
+    assert rig.backend.slot_actions("restore"), "the prompt was not long enough for a restore"
+    # Inside what was restored, where the other prompt had its context checkpoints.
+    assert rig.right(first[:LONG - 2] + prompt(50, 4))
+    assert rig.right(first[:LONG - 200] + prompt(50, 5))
+
+
+def test_old_build_is_washed_before_a_restore(rig):
+    rewind_after_a_restore(rig, state_version=2)
+    calls = rig.backend.of(lambda call: call.method == "POST")
+    for index, made in enumerate(calls):
+        if made.path == "/slots/action/restore":
+            assert calls[index - 1].is_wash, "a restore without a wash right before it"
+
+
+def test_new_build_is_not_washed(rig):
+    rewind_after_a_restore(rig, state_version=4)
+    assert rig.backend.of(lambda call: call.is_wash) == []
+
+
+def test_old_build_is_washed_after_cairn_alone_was_restarted(rig):
+    """The new Cairn knows nothing of what the slot has processed."""
+    rig.interval = "off"
+    rig.start(state_version=2)
+    first, other = prompt(LONG, 1), prompt(LONG, 2)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(other)
+    rig.cairn.stop()
+    rig.start_cairn()
+    rig.backend.forget_calls()
+    assert rig.right(first + prompt(100, 3))
+    calls = rig.backend.of(lambda call: call.method == "POST")
+    restores = [index for index, made in enumerate(calls) if made.path == "/slots/action/restore"]
+    assert restores and all(calls[index - 1].is_wash for index in restores)
+    assert rig.right(first[:LONG - 2] + prompt(50, 4))
+
+
+@pytest.mark.parametrize("state_version, clears_idle, slots, interval", [
+    (2, False, 1, "off"), (2, False, 2, "512"), (2, True, 2, "off"), (4, False, 2, "512"), (4, True, 2, "off")])
+def test_walk(rig, state_version, clears_idle, slots, interval):
+    """Any order of prompts, and restarts of Cairn: the answer is always that of the prompt alone."""
+    seed = int(os.environ.get("CAIRN_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"CAIRN_TEST_SEED={seed}")
+    source = random.Random(seed)
+    rig.interval = interval
+    rig.start(state_version=state_version, clears_idle=clears_idle, slots=slots)
+    seen = [prompt(LONG, seed)]
+    for step in range(60):
+        if source.random() < 0.05:
+            rig.cairn.stop()
+            rig.start_cairn()
+        if source.random() < 0.3:
+            rig.settle()
+        old = source.choice(seen)
+        how = source.choice(["new", "extend", "rewind", "again"])
+        if how == "new":
+            tokens = prompt(source.randrange(70, LONG), source.randrange(1 << 30))
+        elif how == "extend":
+            tokens = old + prompt(source.randrange(2, 600), source.randrange(1 << 30))
+        elif how == "rewind":
+            back = source.choice([1, 3, 5, 520, source.randrange(1, len(old))])
+            tokens = old[:max(1, len(old) - back)] + prompt(source.randrange(2, 300), source.randrange(1 << 30))
+        else:
+            tokens = list(old)
+        assert rig.right(tokens), f"seed {seed}, step {step}: {how}, {len(tokens)} tokens"
+        seen.append(tokens[:3 * LONG])
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+def test_refused_restore_still_gets_an_answer(rig):
+    rig.start(state_version=4)
+    first, other = prompt(LONG, 1), prompt(LONG, 2)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(other)
+    rig.settle()
+    rig.backend.refuse_restore = True
+    rig.backend.forget_calls()
+    assert rig.right(first + prompt(100, 3))
+    assert rig.backend.slot_actions("restore"), "no restore was tried"
+    rig.backend.refuse_restore = False
+    rig.settle()
+    assert rig.right(other + prompt(100, 4))
+
+
+def test_refused_save_still_gets_an_answer(rig):
+    rig.start(state_version=2)
+    rig.backend.refuse_save = True
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    assert rig.right(prompt(LONG, 2))
+    assert rig.right(first + prompt(100, 3))
+
+
+def test_files_that_vanished_still_get_an_answer(rig):
+    rig.start(state_version=4)
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(prompt(LONG, 2))
+    rig.settle()
+    for path in rig.slot_dir.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert rig.right(first + prompt(100, 3))
+
+
+def test_missing_probabilities_are_asked_for_again(rig):
+    rig.start_backend(state_version=4)
+    rig.backend.omit_probabilities = 1
+    rig.start_cairn()
+    assert rig.right(prompt(LONG, 1))
+
+
+def test_no_saving_is_plain_serving(rig):
+    rig.start(phase="plain", saving=False)
+    assert rig.right(prompt(LONG, 1))
+    assert rig.right(prompt(LONG, 1) + prompt(100, 2))
+    status = rig.cairn.status()
+    assert not status["backend"]["can_save"]
+    assert "--slot-save-path" in status["backend"]["trouble"]
+    chat = rig.post({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}, "/v1/chat/completions")
+    assert chat.status == 200
+
+
+def test_a_refused_request_is_told_what_the_backend_said(rig):
+    rig.start(state_version=4, n_ctx=1000)
+    answer = rig.post({"prompt": prompt(1200, 1), "n_predict": 2})
+    assert answer.status == 400
+    assert answer.json()["error"]["type"] == "exceed_context_size_error"
+    assert rig.right(prompt(500, 2))
+
+
+# --- a backend that goes ----------------------------------------------------------------------------------
+
+def assert_bad_gateway(answer):
+    assert answer.status == 502, answer.body
+    assert answer.header("Content-Type").startswith("application/json")
+    error = answer.json()["error"]
+    assert error["message"] and error["type"] and error["code"] == 502
+
+
+@pytest.mark.parametrize("path, body", [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+    ("/v1/completions", {"prompt": "hello"}),
+    ("/v1/embeddings", {"input": "hello"}),
+])
+def test_backend_down_is_502(rig, path, body):
+    rig.start_cairn(phase="connecting")
+    assert_bad_gateway(rig.post(body, path))
+    assert_bad_gateway(call(rig.cairn_port, "GET", "/v1/models"))
+    assert call(rig.cairn_port, "GET", "/cairn/status").status == 200
+    # And it is found when it comes.
+    rig.start_backend(state_version=4)
+    rig.cairn.wait_phase("ready", 10)
+    assert rig.right(prompt(LONG, 1))
+
+
+def test_backend_that_goes_down_is_502_and_comes_back(rig):
+    rig.start(state_version=4)
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    rig.backend.stop()
+    assert_bad_gateway(rig.post({"prompt": first, "n_predict": 2}))
+    rig.start_backend(state_version=4)
+    rig.cairn.wait_phase("ready", 10)
+    answer = rig.ask(first + prompt(100, 2))
+    assert answer["content"] == rig.backend.expected(first + prompt(100, 2))
+    assert answer["timings"]["prompt_n"] <= 100 + 600, "the state of before was not used"
+    rig.wait_free()
+
+
+def test_backend_dies_in_the_middle_of_a_stream(rig):
+    rig.start(state_version=4)
+    rig.backend.die_after_chunks = 1
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": True})
+    answer = read_all(client)
+    client.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"data: " in answer
+    assert not answer.endswith(b"0\r\n\r\n") and b"[DONE]" not in answer, "a cut answer must not look whole"
+    rig.wait_free()
+    rig.backend.die_after_chunks = None
+    assert rig.right(prompt(LONG, 1))
+
+
+def test_another_model_under_the_same_port(rig):
+    rig.start(state_version=4, weights="a")
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    rig.backend.stop()
+    rig.start_backend(state_version=4, weights="b")
+    # Cairn was not told; the first request must not get what the other model left.
+    longer = first + prompt(100, 2)
+    assert rig.right(longer)
+    assert rig.backend.slot_actions("restore") == [], "a state of other weights was restored"
+    rig.settle()
+    # Back again: the first model's states fit.
+    rig.backend.stop()
+    rig.start_backend(state_version=4, weights="a")
+    assert rig.right(longer)
+    assert rig.backend.slot_actions("restore"), "the state of these weights was not used"
+
+
+def test_another_model_while_cairn_was_away(rig):
+    rig.start(state_version=4, weights="a")
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.cairn.stop()
+    rig.backend.stop()
+    rig.start(state_version=4, weights="b")
+    assert rig.right(first + prompt(100, 2))
+    assert rig.backend.slot_actions("restore") == []
+
+
+# --- clients that leave -----------------------------------------------------------------------------------
+
+def client_calls(backend):
+    return backend.of(lambda call: call.path == "/completion" and not call.is_piece and not call.is_wash
+                      and "n_probs" not in call.body)
+
+
+def leave_and_check(rig, client, upstream):
+    """The client goes: Cairn's own connection is closed at once, and the slot is free again."""
+    client.close()
+    wait_until(upstream.connection_closed.is_set, "the upstream connection is closed", 3)
+    rig.wait_free(3)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_leaves_while_its_prompt_is_computed(rig, stream):
+    backend = rig.start(state_version=4)
+    backend.hold_prefill = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(300, 1), "n_predict": 2, "stream": stream})
+    upstream = wait_until(lambda: client_calls(backend), "the request reached the backend")[0]
+    leave_and_check(rig, client, upstream)
+    backend.hold_prefill.set()
+    backend.hold_prefill = None
+    assert rig.right(prompt(300, 1) + prompt(50, 2))
+
+
+def test_client_leaves_during_a_piece(rig):
+    backend = rig.start(state_version=4)
+    backend.hold_answers_of = "piece"
+    backend.hold_prefill = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2})
+    piece = wait_until(lambda: backend.of(lambda call: call.is_piece), "a piece reached the backend")[0]
+    leave_and_check(rig, client, piece)
+    assert client_calls(backend) == [], "the request was forwarded for a client that had left"
+    backend.hold_prefill.set()
+    backend.hold_prefill = None
+    assert rig.right(prompt(LONG, 1))
+
+
+def test_client_leaves_during_its_answer(rig):
+    backend = rig.start(state_version=4)
+    backend.hold_stream = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": True})
+    read_until(client, b"data: ")
+    upstream = client_calls(backend)[0]
+    leave_and_check(rig, client, upstream)
+    backend.hold_stream.set()
+    backend.hold_stream = None
+    assert rig.right(prompt(LONG, 1) + prompt(50, 2))
+
+
+def test_client_leaves_while_it_waits_for_a_slot(rig):
+    backend = rig.start(state_version=4)
+    backend.hold_stream = threading.Event()
+    first = open_request(rig.cairn_port, {"prompt": prompt(300, 1), "n_predict": 2, "stream": True})
+    read_until(first, b"data: ")
+    second = open_request(rig.cairn_port, {"prompt": prompt(300, 2), "n_predict": 2})
+    third = open_request(rig.cairn_port, {"prompt": prompt(300, 3), "n_predict": 2})
+    wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 2, "two wait", 10)
+    second.close()
+    wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "the one that left does not wait any more", 3)
+    backend.hold_stream.set()
+    assert backend.expected(prompt(300, 3)).encode() in read_until(third, b"timings")
+    first.close()
+    third.close()
+    rig.wait_free()
+    asked = [call.body["prompt"] for call in client_calls(backend)]
+    assert prompt(300, 2) not in asked, "the request of a client that had left was sent"
+
+
+def test_slow_reader_gets_everything(rig):
+    rig.start(state_version=4)
+    client = open_request(rig.cairn_port, {"prompt": prompt(300, 1), "n_predict": 2, "stream": True})
+    got = b""
+    while b"0\r\n\r\n" not in got:
+        piece = client.recv(7)
+        assert piece, "the connection ended before the answer did"
+        got += piece
+    client.close()
+    assert b"[DONE]" in got
+    rig.wait_free()
+
+
+def test_two_slots_serve_two_at_a_time_in_order(rig):
+    backend = rig.start(state_version=4, slots=2)
+    backend.hold_stream = threading.Event()
+    clients = []
+    for number in range(4):
+        clients.append(open_request(rig.cairn_port, {"prompt": prompt(300, number), "n_predict": 2, "stream": True}))
+        wait_until(lambda: sum(rig.cairn.status()["queue"][key] for key in ("leased", "waiting")) == number + 1, "it came")
+    wait_until(lambda: len(client_calls(backend)) == 2, "two are served")
+    assert rig.cairn.status()["queue"]["waiting"] == 2
+    assert {made.body["id_slot"] for made in client_calls(backend)} == {0, 1}
+    backend.hold_stream.set()
+    for client in clients:
+        read_until(client, b"[DONE]")
+        client.close()
+    rig.wait_free()
+    order = [made.body["prompt"] for made in client_calls(backend)]
+    assert order[2:] == [prompt(300, 2), prompt(300, 3)]
+
+
+def test_stop_waits_for_a_request_under_way(rig):
+    backend = rig.start(state_version=4)
+    backend.hold_stream = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(300, 1), "n_predict": 2, "stream": True})
+    read_until(client, b"data: ")
+    ended = threading.Thread(target=rig.cairn.stop)
+    ended.start()
+    def refused():
+        try:
+            call(rig.cairn_port, "GET", "/cairn/status", timeout=5)
+        except (OSError, http.client.HTTPException):
+            return True
+        return False
+    wait_until(refused, "nobody new is let in", 10)
+    backend.hold_stream.set()
+    read_until(client, b"[DONE]")
+    ended.join(20)
+    assert not ended.is_alive()
+    assert not rig.cairn.running
