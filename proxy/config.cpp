@@ -141,7 +141,7 @@ Result<ListenAddress> parse_listen(std::string_view text) {
 
 Result<Config> load_config(const std::string& path) {
   std::ifstream in(path);
-  if (!in) return invalid(fmt::format("{}: cannot be read", path));
+  if (!in || (in.peek(), in.bad())) return invalid(fmt::format("{}: cannot be read", path));  // bad: a directory
   Config config;
   YAML::Node root;
   try {
@@ -156,7 +156,7 @@ Result<Config> load_config(const std::string& path) {
     const std::string key = pair.first.Scalar();
     const auto setter = setters().find(key);
     if (setter == setters().end()) return invalid(fmt::format("{}: {}: there is no such key", where(path, pair.first.Mark()), key));
-    if (!pair.second.IsScalar()) return invalid(fmt::format("{}: {}: one value is expected", where(path, pair.second.Mark()), key));
+    if (!pair.second.IsScalar()) return invalid(fmt::format("{}: {}: one value is expected", where(path, pair.first.Mark()), key));
     Result<void> set = setter->second(config, pair.second.Scalar());
     if (!set) return invalid(fmt::format("{}: {}: {}", where(path, pair.second.Mark()), key, set.error().context));
   }

@@ -35,6 +35,7 @@ class Reader {
     }
     std::string value(length, '\0');
     bytes(value.data(), length);
+    if (!ok_) value.clear();  // cut off
     return value;
   }
   void skip(std::uint64_t count) {

@@ -1,0 +1,179 @@
+#include "slots/slot_table.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <stdexcept>
+
+namespace cairn {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+Tokens counting(std::size_t count) {
+  Tokens tokens(count);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  return tokens;
+}
+
+void fill(SlotState& slot, std::size_t known, std::uint32_t tail = 0) {
+  slot.known = counting(known);
+  slot.unknown_tail = tail;
+  slot.resume_points = {10, 50};
+  slot.unsaved = true;
+  slot.recoverable = 7;
+  slot.compute_s = 3;
+}
+
+bool is_empty(const SlotState& slot) {
+  return slot.held() == 0 && slot.resume_points.empty() && !slot.unsaved && slot.recoverable == 0 && slot.compute_s == 0;
+}
+
+TEST(SlotTable, BeginsWithEmptySlots) {
+  SlotTable table(3);
+  ASSERT_EQ(table.slots().size(), 3u);
+  for (int id = 0; id < 3; ++id) {
+    EXPECT_EQ(table.at(id).id, id);
+    EXPECT_TRUE(is_empty(table.at(id)));
+    EXPECT_FALSE(table.at(id).leased);
+  }
+  EXPECT_THROW(table.at(3), std::out_of_range);
+  EXPECT_THROW(table.at(-1), std::out_of_range);
+}
+
+TEST(SlotTable, AViewEndsWhereTheUnknownBegins) {
+  SlotTable table(1);
+  fill(table.at(0), 100);
+  EXPECT_EQ(table.at(0).held(), 100u);
+  EXPECT_EQ(table.at(0).view().length, 100u);
+  EXPECT_TRUE(table.at(0).view().ends_there);
+  EXPECT_THAT(table.at(0).view().resume_points, ElementsAre(10, 50));
+  table.at(0).unknown_tail = 5;
+  EXPECT_EQ(table.at(0).held(), 105u);
+  EXPECT_EQ(table.at(0).view().length, 100u);
+  EXPECT_FALSE(table.at(0).view().ends_there);
+}
+
+TEST(SlotTable, ForgettingOneLeavesTheOthers) {
+  SlotTable table(2);
+  fill(table.at(0), 100, 3);
+  fill(table.at(1), 200);
+  table.at(0).leased = true;
+  table.forget(0);
+  EXPECT_TRUE(is_empty(table.at(0)));
+  EXPECT_TRUE(table.at(0).leased);  // who uses it is another matter
+  EXPECT_EQ(table.at(1).held(), 200u);
+  table.forget_all();
+  EXPECT_TRUE(is_empty(table.at(1)));
+}
+
+struct Row {
+  const char* what;
+  std::size_t known;
+  std::uint32_t tail;
+  std::optional<std::int64_t> told;
+  bool wrong;
+  std::uint32_t held_after;
+  std::size_t known_after;
+};
+
+TEST(SlotTable, TheBackendsWordWins) {
+  const std::vector<Row> rows{
+      {"it does not say: not used since it started", 100, 20, std::nullopt, true, 0, 0},
+      {"it does not say, and we knew of nothing", 0, 0, std::nullopt, false, 0, 0},
+      {"as we thought", 100, 0, 100, false, 100, 100},
+      {"as we thought, the answer included", 100, 20, 120, false, 120, 100},
+      {"cleared", 100, 0, 0, true, 0, 0},
+      {"fewer than we thought", 100, 20, 119, true, 0, 0},
+      {"just the prompt without its answer: cut or replaced", 100, 20, 100, true, 0, 0},
+      {"more: somebody's answer, perhaps", 100, 0, 130, false, 130, 100},
+      {"more than with the answer we knew of", 100, 20, 130, false, 130, 100},
+      {"something where we knew of nothing", 0, 0, 500, false, 0, 0},
+      {"nothing where we knew of nothing", 0, 0, 0, false, 0, 0},
+      {"nonsense", 100, 0, -1, true, 0, 0},
+  };
+  for (const Row& row : rows) {
+    SlotTable table(1);
+    SlotState& slot = table.at(0);
+    if (row.known > 0) fill(slot, row.known, row.tail);
+    EXPECT_EQ(table.believe_length(0, row.told), row.wrong) << row.what;
+    EXPECT_EQ(slot.held(), row.held_after) << row.what;
+    EXPECT_EQ(slot.known.size(), row.known_after) << row.what;
+    if (row.held_after == 0) EXPECT_TRUE(is_empty(slot)) << row.what;
+    else EXPECT_THAT(slot.resume_points, ElementsAre(10, 50)) << row.what;
+  }
+}
+
+TEST(SlotTable, ASlotInUseIsNotJudged) {
+  SlotTable table(1);
+  fill(table.at(0), 100);
+  table.at(0).leased = true;
+  EXPECT_FALSE(table.believe_length(0, 0));
+  EXPECT_EQ(table.at(0).held(), 100u);
+}
+
+TEST(SlotTable, AnotherBackendMayHaveAnotherNumberOfSlots) {
+  SlotTable table(2);
+  SlotState& held = table.at(1);  // by a request that is still on its way
+  fill(held, 100, 3);
+  held.leased = true;
+  table.reset(1);
+  EXPECT_EQ(table.slots().size(), 1u);
+  EXPECT_TRUE(is_empty(held));
+  EXPECT_TRUE(held.leased);
+  table.reset(500);
+  ASSERT_EQ(table.slots().size(), 500u);
+  EXPECT_EQ(&table.at(1), &held);
+  EXPECT_EQ(table.at(499).id, 499);
+  table.reset(0);
+  EXPECT_TRUE(table.slots().empty());
+  table.reset(-1);
+  EXPECT_TRUE(table.slots().empty());
+  table.reset(1'000'000);
+  EXPECT_EQ(table.slots().size(), static_cast<std::size_t>(SlotTable::most_slots));
+  EXPECT_EQ(&table.at(1), &held);
+}
+
+TEST(SlotTable, TouchingOrdersTheSlots) {
+  SlotTable table(3);
+  table.touch(2);
+  table.touch(0);
+  table.touch(2);
+  EXPECT_EQ(table.at(1).last_used, 0u);
+  EXPECT_LT(table.at(0).last_used, table.at(2).last_used);
+}
+
+TEST(ResumePoints, WhereTheServerLeavesContextCheckpoints) {
+  const auto after = [](std::uint32_t from, std::uint32_t to, std::vector<std::uint32_t> points = {}) {
+    add_piece_resume_points(points, from, to, 512);
+    return points;
+  };
+  EXPECT_THAT(after(0, 2000), ElementsAre(1484, 1996));
+  EXPECT_THAT(after(0, 67), IsEmpty());  // at 63: fewer than 64 tokens
+  EXPECT_THAT(after(0, 68), ElementsAre(64));
+  EXPECT_THAT(after(0, 580), ElementsAre(64, 576));
+  EXPECT_THAT(after(0, 579), ElementsAre(575));
+  EXPECT_THAT(after(1600, 2000), ElementsAre(1996));  // the other place lies before this piece
+  EXPECT_THAT(after(1484, 2000), ElementsAre(1484, 1996));
+  EXPECT_THAT(after(1998, 2000), IsEmpty());
+  EXPECT_THAT(after(0, 3), IsEmpty());
+  EXPECT_THAT(after(0, 0), IsEmpty());
+  EXPECT_THAT(after(0, 2000, {100, 1484, 3000}), ElementsAre(100, 1484, 1996, 3000));
+}
+
+TEST(ResumePoints, CuttingKeepsThoseUpToTheCut) {
+  std::vector<std::uint32_t> points{10, 20, 30};
+  cut_resume_points(points, 40);
+  EXPECT_THAT(points, ElementsAre(10, 20, 30));
+  cut_resume_points(points, 20);
+  EXPECT_THAT(points, ElementsAre(10, 20));
+  cut_resume_points(points, 19);
+  EXPECT_THAT(points, ElementsAre(10));
+  cut_resume_points(points, 0);
+  EXPECT_THAT(points, IsEmpty());
+}
+
+}  // namespace
+}  // namespace cairn
