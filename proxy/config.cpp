@@ -7,6 +7,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <set>
 
 #include "backend/upstream.hpp"
 
@@ -151,9 +152,11 @@ Result<Config> load_config(const std::string& path) {
   }
   if (root.IsNull()) return config;
   if (!root.IsMap()) return invalid(fmt::format("{}: a configuration is a list of `key: value`", where(path, root.Mark())));
+  std::set<std::string> seen;
   for (const auto& pair : root) {
     if (!pair.first.IsScalar()) return invalid(fmt::format("{}: a key must be a word", where(path, pair.first.Mark())));
     const std::string key = pair.first.Scalar();
+    if (!seen.insert(key).second) return invalid(fmt::format("{}: {}: it is there twice", where(path, pair.first.Mark()), key));
     const auto setter = setters().find(key);
     if (setter == setters().end()) return invalid(fmt::format("{}: {}: there is no such key", where(path, pair.first.Mark()), key));
     if (!pair.second.IsScalar()) return invalid(fmt::format("{}: {}: one value is expected", where(path, pair.first.Mark()), key));

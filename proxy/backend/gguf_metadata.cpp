@@ -47,7 +47,10 @@ class Reader {
     in_.seekg(static_cast<std::streamoff>(count), std::ios::cur);
     ok_ = in_.good();
   }
-  void skip_value(std::uint32_t type) {
+  void skip_value(std::uint32_t type, int depth = 0) {
+    constexpr int deepest = 4;  // lists in lists; nobody writes more than one
+    if (depth > deepest) ok_ = false;
+    if (!ok_) return;
     if (type == string_type) {
       skip(number<std::uint64_t>());
     } else if (type == array_type) {
@@ -58,7 +61,7 @@ class Reader {
         else skip(count * fixed_bytes[inner]);
         return;
       }
-      for (std::uint64_t i = 0; i < count && ok_; ++i) skip_value(inner);
+      for (std::uint64_t i = 0; i < count && ok_; ++i) skip_value(inner, depth + 1);
     } else if (type < fixed_bytes.size()) {
       skip(fixed_bytes[type]);
     } else {

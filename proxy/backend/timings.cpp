@@ -2,6 +2,8 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
+
 namespace cairn {
 
 std::optional<Timings> find_timings(std::string_view text) {
@@ -40,11 +42,18 @@ std::optional<Timings> find_timings(std::string_view text) {
 }
 
 void TimingsTail::on_bytes(std::span<const char> bytes) {
-  if (bytes.size() >= kept_bytes) {
-    tail_.assign(bytes.data() + (bytes.size() - kept_bytes), kept_bytes);
-    return;
+  std::string_view rest{bytes.data(), bytes.size()};
+  while (!rest.empty()) {
+    take(rest.substr(0, kept_bytes));
+    rest.remove_prefix(std::min(rest.size(), kept_bytes));
   }
-  tail_.append(bytes.data(), bytes.size());
+}
+
+void TimingsTail::take(std::string_view bytes) {
+  // An object may have begun in what came before.
+  const std::size_t from = tail_.size() > object_bytes ? tail_.size() - object_bytes : 0;
+  tail_.append(bytes);
+  if (const std::optional<Timings> found = find_timings(std::string_view{tail_}.substr(from))) latest_ = found;
   if (tail_.size() > 2 * kept_bytes) tail_.erase(0, tail_.size() - kept_bytes);
 }
 

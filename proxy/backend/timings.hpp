@@ -21,16 +21,20 @@ struct Timings {
 // The last `"timings":{…}` in `text`. Inside a JSON string the quotes would be escaped, so a raw match is the object.
 std::optional<Timings> find_timings(std::string_view text);
 
-// Keeps the last bytes of an answer, in which llama-server puts its timings.
+// Watches an answer go by for its timings, which may stand before megabytes of probabilities, and keeps its last bytes.
 class TimingsTail {
  public:
   void on_bytes(std::span<const char> bytes);
-  std::optional<Timings> timings() const { return find_timings(tail_); }
+  std::optional<Timings> timings() const { return latest_; }
   std::string_view text() const { return tail_; }
 
  private:
+  void take(std::string_view bytes);
+
   static constexpr std::size_t kept_bytes = 16 * 1024;
+  static constexpr std::size_t object_bytes = 1024;  // more than a timings object has
   std::string tail_;
+  std::optional<Timings> latest_;
 };
 
 }  // namespace cairn

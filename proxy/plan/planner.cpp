@@ -26,9 +26,9 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   if (slot.held <= kept) return loss;
   const CostModel& costs = *input.costs;
   const double bytes = costs.state_bytes(slot.held, 0);
-  // As it is now: bring back what is saved, compute the rest.
-  double back = costs.prefill_seconds(slot.recoverable, slot.held);
-  if (slot.recoverable > 0) {
+  // What this prompt goes on from is not lost. The rest, as it is now: bring back what is saved, compute what is not.
+  double back = costs.prefill_seconds(std::max(slot.recoverable, kept), slot.held);
+  if (slot.recoverable > kept) {
     back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, 0)), costs.prefill_seconds(0, slot.recoverable));
   }
   loss.seconds = back * return_chance;

@@ -11,7 +11,9 @@ std::vector<Stop> plan_stops(const StopInput& input) {
 
   std::vector<std::uint32_t> wanted;
   for (const std::uint32_t at : input.wanted) {
-    if (at > input.base && at < input.prompt) wanted.push_back(at);
+    // A few tokens beyond what is there already are not worth a piece.
+    constexpr std::uint32_t too_near = 8;
+    if (at > input.base && at - input.base >= std::min(too_near, input.shortest_piece) && at < input.prompt) wanted.push_back(at);
   }
   std::sort(wanted.begin(), wanted.end());
   wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());

@@ -24,7 +24,7 @@ struct StopInput {
   // Other places worth a state: where a second prompt branches off, the end of what the next turn will share.
   std::span<const std::uint32_t> wanted;
   bool can_save = false;
-  std::uint32_t shortest_piece = 64;     // tokens; stops nearer to each other are one
+  std::uint32_t shortest_piece = 64;     // tokens; a grid stop nearer to another stop or to either end is left out
   std::uint32_t pieces_between_saves = 14;  // see below
 };
 

@@ -181,7 +181,6 @@ Task<bool> CachedBackend::look() {
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
-  if (count == 0) scheduler_.drop_waiters();
 
   spdlog::info("backend {}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
                upstream_.address().host_header(), probe_.meta.id, probe_.props.build_info, count, probe_.meta.n_ctx,
@@ -189,6 +188,7 @@ Task<bool> CachedBackend::look() {
                probe_.clears_idle ? "are cleared by other tasks" : "keep their state", probe_.computed_tokens);
   if (!probe_.can_save) spdlog::warn("states are not saved: {}", probe_.save_trouble);
   became(probe_.can_pin && probe_.can_save ? BackendPhase::ready : BackendPhase::plain, probe_.save_trouble);
+  scheduler_.slots_changed();
   co_return true;
 }
 

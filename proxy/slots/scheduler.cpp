@@ -94,7 +94,11 @@ void Scheduler::dispatch() {
   }
 }
 
-void Scheduler::drop_waiters() {
+void Scheduler::slots_changed() {
+  if (!table_.slots().empty()) {
+    dispatch();
+    return;
+  }
   for (const std::shared_ptr<Waiter>& waiter : queue_) {
     waiter->cancelled = true;
     waiter->wakeup.notify();

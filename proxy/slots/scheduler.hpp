@@ -68,8 +68,8 @@ class Scheduler {
   // For upkeep: only when the slot is idle and nobody waits.
   std::optional<Lease> try_acquire(int slot);
 
-  // The backend has no slots any more: whoever waits for one gets `unsupported`.
-  void drop_waiters();
+  // The table has other slots now: whoever waits is served, or gets `unsupported` when there are none.
+  void slots_changed();
 
   ResultTask<StartGate> enter_gate(CancelSource& cancel);
   bool gate_wanted() const { return !gate_queue_.empty(); }

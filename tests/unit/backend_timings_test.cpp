@@ -101,7 +101,7 @@ TEST(TimingsTail, CutOffBeforeTheTimings) {
 }
 
 // /completion with n_probs writes the probabilities of every token behind the timings.
-TEST(TimingsTail, DISABLED_ProbabilitiesAfterTheTimings) {
+TEST(TimingsTail, ProbabilitiesAfterTheTimings) {
   std::string text = R"({"content":"x","timings":{"cache_n":1290,"prompt_n":20,"prompt_ms":31.25,"predicted_n":7,"predicted_ms":80.5},)"
                      R"("completion_probabilities":[)";
   for (int i = 0; i < 1000; ++i) text += R"({"id":1,"token":"a","logprob":-0.5,"top_logprobs":[]},)";

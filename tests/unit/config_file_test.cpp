@@ -139,7 +139,7 @@ TEST_F(ConfigFile, WhatIsNoYaml) {
 }
 
 // A key that stands there twice is a mistake of somebody who edits a long file.
-TEST_F(ConfigFile, DISABLED_AKeyMayNotBeThereTwice) {
+TEST_F(ConfigFile, AKeyMayNotBeThereTwice) {
   EXPECT_THAT(complaint("budget: 1GiB\nlog_level: info\nbudget: 2GiB\n"), StartsWith("cairn.yaml:3: budget: "));
 }
 

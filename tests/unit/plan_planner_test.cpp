@@ -138,7 +138,7 @@ TEST(Planner, SaysWhy) {
 
 // A conversation goes on and its last answer is rendered otherwise: only the answer is lost, and that is not worth a save
 // of the whole state at each turn.
-TEST(Planner, DISABLED_WhatThePromptGoesOnFromIsNotLost) {
+TEST(Planner, WhatThePromptGoesOnFromIsNotLost) {
   Input input;
   input.prompt = 20'300;
   input.slots = {slot(0, 20'000, 20'100)};
