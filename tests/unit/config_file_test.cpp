@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <boost/json.hpp>
+
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -197,6 +199,30 @@ TEST(ConfigListen, Table) {
   for (const char* text : {"", "8081", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:x", "127.0.0.1:80 ", "[::1]", "[::1]8081"}) {
     EXPECT_FALSE(parse_listen(text)) << text;
   }
+}
+
+// The examples are read by users as the reference: they must be true.
+TEST_F(ConfigFile, TheExamplesLoadAndMakeSense) {
+  for (const char* name : {"/cairn.yaml", "/docker.yaml"}) {
+    const auto config = load_config(std::string{CAIRN_CONFIG_DIR} + name);
+    ASSERT_TRUE(config) << to_string(config.error());
+    EXPECT_TRUE(validate(*config)) << name;
+  }
+}
+
+TEST_F(ConfigFile, EveryKeyOfTheSchemaIsAKeyAndItsDefaultIsTaken) {
+  std::ifstream in(std::string{CAIRN_CONFIG_DIR} + "/schema.json");
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  const boost::json::value schema = boost::json::parse(text);
+  std::size_t checked = 0;
+  for (const auto& [key, about] : schema.at("properties").as_object()) {
+    const boost::json::value* fallback = about.as_object().if_contains("default");
+    const std::string value = fallback == nullptr ? "word" : boost::json::serialize(*fallback);
+    const auto config = load(std::string{key} + ": " + value + "\n");
+    EXPECT_TRUE(config) << key << ": " << to_string(config.error());
+    ++checked;
+  }
+  EXPECT_EQ(checked, 16u);  // as many as config.cpp has: a new key belongs into the schema too
 }
 
 }  // namespace
