@@ -98,6 +98,7 @@ class ScriptedBackend:
         # --- the script: set these at any time
         self.refuse_restore = False     # 400, and the slot is empty afterwards
         self.refuse_save = False
+        self.hold_save = None           # an Event: a slot is not saved before it is set
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
         self.hold_prefill = None        # an Event: a prompt is not computed before it is set
@@ -377,6 +378,8 @@ class _Handler(BaseHTTPRequestHandler):
         with slot.lock:
             began = time.monotonic()
             if action == "save":
+                if backend.hold_save is not None:
+                    backend.hold_save.wait(60)
                 if backend.refuse_save:
                     return self.refuse("Unable to save slot")
                 count, size = backend.save(slot, body["filename"])
