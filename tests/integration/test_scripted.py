@@ -468,7 +468,7 @@ def test_slow_reader_gets_everything(rig):
     rig.wait_free()
 
 
-def test_two_slots_serve_two_at_a_time_in_order(rig):
+def test_two_slots_serve_two_at_a_time(rig):
     backend = rig.start(state_version=4, slots=2)
     backend.hold_stream = threading.Event()
     clients = []
