@@ -52,7 +52,7 @@ Task<int> run(const Config& config) {
     } else if (opened.error().code == ErrorCode::invalid) {
       advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
     } else {
-      advice(opened.error().context);
+      advice(fmt::format("slot_dir or state_dir: {}", opened.error().context));
       works = false;
     }
   }

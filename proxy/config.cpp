@@ -61,19 +61,11 @@ Result<std::string> backend_url(std::string_view text) {
   if (!address) return address.error();
   return std::string{text};
 }
-Result<std::uint32_t> count(std::string_view text) { return parse_number<std::uint32_t>(text, 1, 1'000'000); }
 Result<std::chrono::seconds> seconds(std::string_view text) {
   Result<std::uint32_t> value = parse_number<std::uint32_t>(text, 0, 3600);
   if (!value) return value.error();
   return std::chrono::seconds{*value};
 }
-Result<std::string> log_level(std::string_view text) {
-  for (const std::string_view known : {"debug", "info", "warn", "error"}) {
-    if (text == known) return std::string{text};
-  }
-  return invalid(fmt::format("'{}' is none of debug, info, warn, error", text));
-}
-
 const std::map<std::string, Setter>& setters() {
   static const std::map<std::string, Setter> table{
       {"listen", into(&Config::listen, &listen_text)},
@@ -84,19 +76,28 @@ const std::map<std::string, Setter>& setters() {
       {"budget", into(&Config::budget_bytes, &parse_size)},
       {"min_free", into(&Config::min_free_bytes, &parse_size)},
       {"checkpoint_interval", into(&Config::checkpoint_interval_tokens, &parse_interval)},
-      {"ubatch", into(&Config::ubatch_tokens, &count)},
+      {"ubatch", into(&Config::ubatch_tokens, &parse_count)},
       {"max_body", into(&Config::max_body_bytes, &parse_size)},
       {"max_header", into(&Config::max_header_bytes, &parse_size)},
-      {"max_connections", into(&Config::max_connections, &count)},
-      {"max_waiting", into(&Config::max_waiting, &count)},
+      {"max_connections", into(&Config::max_connections, &parse_count)},
+      {"max_waiting", into(&Config::max_waiting, &parse_count)},
       {"shutdown_limit_s", into(&Config::shutdown_limit, &seconds)},
       {"verify_checksums", into(&Config::verify_checksums, &parse_bool)},
-      {"log_level", into(&Config::log_level, &log_level)},
+      {"log_level", into(&Config::log_level, &parse_log_level)},
   };
   return table;
 }
 
 }  // namespace
+
+Result<std::uint32_t> parse_count(std::string_view text) { return parse_number<std::uint32_t>(text, 1, 1'000'000); }
+
+Result<std::string> parse_log_level(std::string_view text) {
+  for (const std::string_view known : {"debug", "info", "warn", "error"}) {
+    if (text == known) return std::string{text};
+  }
+  return invalid(fmt::format("'{}' is none of debug, info, warn, error", text));
+}
 
 Result<std::uint64_t> parse_size(std::string_view text) {
   std::uint64_t number = 0;

@@ -44,6 +44,8 @@ Result<void> validate(const Config& config);
 
 Result<ListenAddress> parse_listen(std::string_view text);   // "127.0.0.1:8081", "[::1]:8081", ":8081"
 Result<std::uint64_t> parse_size(std::string_view text);     // "20GiB", "500 MiB", "1G", plain bytes
+Result<std::uint32_t> parse_count(std::string_view text);    // 1 or more
+Result<std::string> parse_log_level(std::string_view text);  // debug, info, warn, error
 Result<std::uint32_t> parse_interval(std::string_view text); // tokens, or "off"
 
 }  // namespace cairn

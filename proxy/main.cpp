@@ -16,8 +16,7 @@ namespace {
 // Flags override the file; what is not given stays.
 struct Flags {
   std::string config_path;
-  std::optional<std::string> listen, backend, slot_dir, state_dir, budget, min_free, interval, log_level, api_key;
-  std::optional<std::uint32_t> ubatch;
+  std::optional<std::string> listen, backend, slot_dir, state_dir, budget, min_free, interval, log_level, api_key, ubatch;
 };
 
 void add_flags(CLI::App& command, Flags& flags) {
@@ -60,12 +59,12 @@ cairn::Result<cairn::Config> configuration(const Flags& flags) {
   if (flags.backend) config.backend = *flags.backend;
   if (flags.slot_dir) config.slot_dir = *flags.slot_dir;
   if (flags.state_dir) config.state_dir = *flags.state_dir;
-  if (flags.log_level) config.log_level = *flags.log_level;
   if (flags.api_key) config.backend_api_key = *flags.api_key;
-  if (flags.ubatch) config.ubatch_tokens = *flags.ubatch;
   cairn::Result<void> ok = take(config.budget_bytes, flags.budget, "--budget", &cairn::parse_size);
   if (ok) ok = take(config.min_free_bytes, flags.min_free, "--min-free", &cairn::parse_size);
   if (ok) ok = take(config.checkpoint_interval_tokens, flags.interval, "--checkpoint-interval", &cairn::parse_interval);
+  if (ok) ok = take(config.ubatch_tokens, flags.ubatch, "--ubatch", &cairn::parse_count);
+  if (ok) ok = take(config.log_level, flags.log_level, "--log-level", &cairn::parse_log_level);
   if (ok) ok = cairn::validate(config);
   if (!ok) {
     cairn::Error error = ok.error();
@@ -86,7 +85,11 @@ int main(int argc, char** argv) {
   add_flags(*serve, flags);
   CLI::App* check = app.add_subcommand("check", "validate the configuration, talk to the backend and say what is found");
   add_flags(*check, flags);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;  // --help and --version are no mistakes
+  }
 
   cairn::Result<cairn::Config> config = configuration(flags);
   if (!config) {

@@ -49,10 +49,18 @@ Task<int> run(const Config& config) {
     options.verify_checksums = config.verify_checksums;
     Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
     if (!opened) {
-      spdlog::error("{}", to_string(opened.error()));
+      spdlog::error("slot_dir {}, state_dir {}: {}", config.slot_dir, config.state_dir, opened.error().context);
       co_return 1;
     }
     store = std::move(*opened);
+    const StoreCounters found = store->counters();
+    if (!store->index_damage().empty()) {
+      spdlog::warn("state_dir: the index was damaged ({}) and is set aside as index.sqlite.bad; an empty one was begun", store->index_damage());
+    }
+    if (found.swept_files > 0 || found.swept_entries > 0) {
+      spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
+                   found.swept_entries);
+    }
     catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
     Result<std::size_t> loaded = co_await catalogue->load();
     if (!loaded) spdlog::warn("saved states could not be read from the index: {}", to_string(loaded.error()));

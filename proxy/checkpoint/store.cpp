@@ -109,6 +109,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
     self.entries_.emplace(id, Entry{std::move(record), false, {}});
   }
   for (const auto& [id, name] : loaded->left) self.condemned_.push_back({name, 0, id, id != CheckpointId{}});
+  self.index_damage_ = std::move(loaded->index_damage);
   self.counters_.swept_files = loaded->swept_files;
   self.counters_.swept_entries = loaded->swept_entries;
   // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.

@@ -188,6 +188,8 @@ class CheckpointStore {
   ResultTask<void> put_setting(std::string key, std::string value);
 
   StoreCounters counters() const;
+  // Why open() set a damaged index aside (index.sqlite.bad) and began an empty one; empty when it did not.
+  const std::string& index_damage() const { return index_damage_; }
   const StoreOptions& options() const { return options_; }
 
  private:
@@ -230,6 +232,7 @@ class CheckpointStore {
   std::map<NamespaceId, NamespaceRecord> namespaces_;
   std::map<std::string, std::string> settings_;
   StoreCounters counters_;
+  std::string index_damage_;
   std::unique_ptr<Index> index_;  // touched on index_pool_ alone once it is open
   BlockingPool index_pool_{1};    // joined first
 };

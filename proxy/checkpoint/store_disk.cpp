@@ -20,10 +20,11 @@ bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& 
 }
 
 // Opens the index; one that is damaged is set aside, for whoever wants to look at it.
-Result<std::unique_ptr<Index>> open_index(FileLayer& files, const std::string& path) {
+Result<std::unique_ptr<Index>> open_index(FileLayer& files, const std::string& path, std::string& set_aside_because) {
   auto index = Index::open(path);
   if (index || index.error().code != ErrorCode::corrupt) return index;
   const Error damage = index.error();
+  set_aside_because = damage.context;
   for (const char* suffix : {"-wal", "-shm"}) {
     auto removed = files.remove(path + suffix);
     if (!removed && removed.error().code != ErrorCode::not_found) return damage;
@@ -102,15 +103,16 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   if (!names) return names.error();
 
   const std::string index_path = state_dir + "/index.sqlite";
-  auto index = open_index(files, index_path);
+  auto index = open_index(files, index_path, loaded.index_damage);
   if (!index) return index.error();
   loaded.index = std::move(*index);
   std::vector<CheckpointId> doomed;
   auto read = read_index(loaded, doomed);
   if (!read && read.error().code == ErrorCode::corrupt) {
+    loaded.index_damage = read.error().context;
     loaded.index.reset();
     if (auto renamed = files.rename(index_path, index_path + ".bad"); !renamed) return read.error();
-    auto fresh = open_index(files, index_path);
+    auto fresh = open_index(files, index_path, loaded.index_damage);
     if (!fresh) return fresh.error();
     loaded.index = std::move(*fresh);
     read = read_index(loaded, doomed);

@@ -29,6 +29,7 @@ std::string state_name_of(const std::string& name);
 
 struct Loaded {
   std::unique_ptr<Index> index;
+  std::string index_damage;  // why the index was set aside; empty: it was not
   std::unique_ptr<FileLock> state_lock, slot_lock;
   std::vector<NamespaceRecord> namespaces;
   std::vector<CheckpointRecord> checkpoints;

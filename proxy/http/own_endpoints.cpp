@@ -61,6 +61,7 @@ OwnAnswer status_answer(CachedBackend& backend) {
     store["pinned_bytes"] = counters.pinned_bytes;
     store["commits"] = counters.commits;
     store["failed_commits"] = counters.failed_commits;
+    store["refused_for_space"] = counters.refused_reservations;
     store["evictions"] = counters.evictions;
     store["dropped_bad"] = counters.dropped_bad;
     store["disk_errors"] = counters.disk_errors;

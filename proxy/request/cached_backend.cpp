@@ -16,7 +16,7 @@ namespace {
 using std::chrono::milliseconds;
 constexpr milliseconds first_retry{100};
 constexpr milliseconds longest_retry{2000};
-constexpr milliseconds plain_retry{30'000};
+constexpr milliseconds plain_retry{5'000};
 }  // namespace
 
 std::string_view to_string(BackendPhase phase) {
@@ -125,18 +125,17 @@ void CachedBackend::became(BackendPhase phase, std::string trouble) {
 
 Task<void> CachedBackend::watch() {
   milliseconds pause = first_retry;
-  bool told = false;
+  std::string told;
   while (!stopping_.cancelled()) {
     if (phase_ == BackendPhase::connecting) {
       const bool answered = co_await look();
       if (!answered) became(BackendPhase::connecting, trouble_);  // whoever waits for this look goes on without
       if (answered) {
         pause = first_retry;
-        told = false;
-      } else if (!told) {
-        spdlog::warn("the backend at {} does not answer yet; requests get 502 until it does",
-                     upstream_.address().host_header());
-        told = true;
+        told.clear();
+      } else if (told != trouble_) {
+        spdlog::warn("the backend at {} cannot be used yet: {}", upstream_.address().host_header(), trouble_);
+        told = trouble_;
       }
     }
     const bool settled = phase_ == BackendPhase::ready || phase_ == BackendPhase::plain;
@@ -147,8 +146,7 @@ Task<void> CachedBackend::watch() {
       // A plain backend may be restarted with better flags without our noticing: look again now and then.
       const bool woken = co_await wake->wait_for(settled ? plain_retry : pause);
       // A probe overwrites a slot, so only another process is worth one.
-      if (!woken && phase_ == BackendPhase::plain && !probe_.process.empty() && scheduler_.leased() == 0 && foreign_ == 0 &&
-          !co_await same_process(stopping_)) {
+      if (!woken && phase_ == BackendPhase::plain && !probe_.process.empty() && !co_await same_process(stopping_)) {
         phase_ = BackendPhase::connecting;
       }
       pause = std::min(pause * 2, longest_retry);
@@ -162,11 +160,17 @@ Task<void> CachedBackend::watch() {
 
 Task<bool> CachedBackend::look() {
   Result<bool> healthy = co_await api_.healthy(stopping_);
-  if (!healthy || !*healthy) co_return false;
+  if (!healthy || !*healthy) {
+    trouble_ = healthy ? "its model is being loaded" : healthy.error().context;
+    co_return false;
+  }
   became(BackendPhase::probing, "");
   Result<ProbeResult> probed = co_await probe_backend(api_, store_, pool_, stopping_);
   if (!probed) {
-    became(BackendPhase::connecting, to_string(probed.error()));
+    const bool wants_key = probed.error().status == 401 || probed.error().status == 403;
+    became(BackendPhase::connecting, wants_key ? "it wants a key for Cairn's own calls (backend_api_key, --backend-api-key); until then requests "
+                                                 "are passed on uncached"
+                                               : probed.error().context);
     co_return false;
   }
   ++generation_;

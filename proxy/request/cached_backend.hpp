@@ -111,7 +111,9 @@ class CachedBackend {
   const std::string& trouble() const { return trouble_; }
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
-  bool can_save() const { return store_ != nullptr && probe_.can_save && !saving_off_; }
+  bool can_save() const {
+    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_;
+  }
   NamespaceId name_space() const { return probe_.name_space; }
   std::uint64_t foreign() const { return foreign_; }
 
