@@ -1,13 +1,9 @@
 #include "request/cached_request.hpp"
 
-#include <fmt/format.h>
 #include <spdlog/spdlog.h>
-
-#include <boost/asio/co_spawn.hpp>
 
 #include <algorithm>
 #include <chrono>
-#include <exception>
 #include <utility>
 
 #include "plan/stops.hpp"

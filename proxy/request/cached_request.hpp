@@ -63,7 +63,6 @@ class CachedRequest {
   std::int64_t computed_in_pieces_ = 0;
   bool learned_ = false;
   bool restore_failed_ = false;
-  Timings answer_timings_;
 };
 
 }  // namespace cairn

@@ -136,7 +136,6 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
     backend_.note_slot_content(slot_);
     return;
   }
-  answer_timings_ = *timings;
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
   if (!learned_) {
     learned_ = true;
