@@ -21,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from stack import common
+
 MAGIC = 0x67677371
 APPENDIX_MAGIC = 0x504B4353
 UBATCH = 512
@@ -61,15 +63,6 @@ class Call:
 
 class ClientGone(Exception):
     pass
-
-
-def common(a, b):
-    n = 0
-    for left, right in zip(a, b):
-        if left != right:
-            break
-        n += 1
-    return n
 
 
 def digest(weights, tokens):
