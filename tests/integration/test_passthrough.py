@@ -41,6 +41,22 @@ def normal(text):
     return re.sub(rb'"(t_[a-z_]+|[a-z_]+_ms|[a-z_]+_per_second)":\s*[0-9.e+-]+', rb'"\1":0', text)
 
 
+TOP_LOGPROBS = re.compile(rb'"top_logprobs":\s*\[(\{[^{}]*\},?\s*)*\]')
+LOGPROB = re.compile(rb'"logprob":\s*(-?[0-9.e+-]+)')
+
+
+def without_logprobs(text):
+    """The second answer goes on from what the first left in the slot: the same tokens, batched differently, are off a little,
+    and two unlikely tokens may change places in a list."""
+    return LOGPROB.sub(b'"logprob":0', TOP_LOGPROBS.sub(b'"top_logprobs":[]', normal(text)))
+
+
+def assert_near_logprobs(through, direct):
+    through, direct = (LOGPROB.findall(TOP_LOGPROBS.sub(b"", text)) for text in (through, direct))
+    pairs = list(zip(through, direct, strict=True))
+    assert all(abs(float(one) - float(other)) <= 0.05 for one, other in pairs), pairs
+
+
 def fields(answer):
     return sorted((name.lower(), value) for name, value in answer.headers if name.lower() not in HOP_BY_HOP)
 
@@ -52,6 +68,8 @@ def both(pair, method, path, body=None, headers=None, prepare=lambda text: text)
     assert through.status == direct.status
     assert fields(through) == fields(direct)
     assert prepare(through.body) == prepare(direct.body)
+    if prepare is without_logprobs:
+        assert_near_logprobs(through.body, direct.body)
     assert (through.header("Content-Length") is None) == (direct.header("Content-Length") is None)
     return through
 
@@ -137,7 +155,7 @@ COMPLETION = {"prompt": "the way back is marked by stones " * 30, "temperature":
 ], ids=json.dumps)
 @pytest.mark.parametrize("path, body", [("/v1/chat/completions", CHAT), ("/chat/completions", TOOLS)], ids=["chat", "tools"])
 def test_chat(pair, path, body, extra):
-    answer = both(pair, "POST", path, {**body, **extra}, prepare=normal)
+    answer = both(pair, "POST", path, {**body, **extra}, prepare=without_logprobs)
     assert answer.status == 200
     if extra.get("stream"):
         assert answer.body.endswith(b"data: [DONE]\n\n")
@@ -151,7 +169,7 @@ def test_chat(pair, path, body, extra):
 def test_completion(pair, path, extra):
     if path == "/v1/completions" and "n_probs" in extra:
         extra = {"logprobs": 3}
-    answer = both(pair, "POST", path, {**COMPLETION, **extra}, prepare=normal)
+    answer = both(pair, "POST", path, {**COMPLETION, **extra}, prepare=without_logprobs)
     assert answer.status == 200
 
 

@@ -38,8 +38,8 @@ class Walk:
             return kind, (old + self.fresh(1, 700))[:LONGEST + 700]
         if kind == "again":
             return kind, list(old)
-        # Mostly near the end, where context checkpoints lie, sometimes anywhere.
-        back = self.source.choice([1, 3, 5, 40, 300, 600, self.source.randrange(1, len(old))])
+        # Mostly near the end, where context checkpoints lie, sometimes anywhere. A prompt may be a single token.
+        back = self.source.choice([1, 3, 5, 40, 300, 600, self.source.randrange(1, max(2, len(old)))])
         kept = max(1, len(old) - back)
         if kind == "shorter":
             return kind, old[:kept]
