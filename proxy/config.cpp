@@ -66,6 +66,13 @@ Result<std::chrono::seconds> seconds(std::string_view text) {
   if (!value) return value.error();
   return std::chrono::seconds{*value};
 }
+Result<void> set_recomputation(Config& config, const std::string& text) {
+  Result<Recomputation> bound = parse_recomputation(text);
+  if (!bound) return bound.error();
+  config.worst_recomputation = bound->time;
+  if (bound->tokens > 0) config.worst_recomputation_tokens = bound->tokens;
+  return {};
+}
 const std::map<std::string, Setter>& setters() {
   static const std::map<std::string, Setter> table{
       {"listen", into(&Config::listen, &listen_text)},
@@ -76,13 +83,17 @@ const std::map<std::string, Setter>& setters() {
       {"budget", into(&Config::budget_bytes, &parse_size)},
       {"min_free", into(&Config::min_free_bytes, &parse_size)},
       {"checkpoint_interval", into(&Config::checkpoint_interval_tokens, &parse_interval)},
+      {"checkpoint_budget", into(&Config::checkpoint_budget, &parse_share)},
+      {"worst_recomputation", &set_recomputation},
       {"ubatch", into(&Config::ubatch_tokens, &parse_count)},
       {"max_body", into(&Config::max_body_bytes, &parse_size)},
       {"max_header", into(&Config::max_header_bytes, &parse_size)},
       {"max_connections", into(&Config::max_connections, &parse_count)},
       {"max_waiting", into(&Config::max_waiting, &parse_count)},
+      {"max_wait_s", into(&Config::max_wait, &seconds)},
       {"shutdown_limit_s", into(&Config::shutdown_limit, &seconds)},
       {"verify_checksums", into(&Config::verify_checksums, &parse_bool)},
+      {"log_prompts", into(&Config::log_prompts, &parse_bool)},
       {"log_level", into(&Config::log_level, &parse_log_level)},
   };
   return table;
@@ -113,14 +124,45 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   return number << shift->second;
 }
 
-Result<std::uint32_t> parse_interval(std::string_view text) {
-  if (text == "off") return std::uint32_t{0};
+Result<std::optional<std::uint32_t>> parse_interval(std::string_view text) {
+  if (text == "auto") return std::optional<std::uint32_t>{};
+  if (text == "off") return std::optional<std::uint32_t>{0};
   std::uint32_t tokens = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), tokens);
   if (error != std::errc{} || end != text.data() + text.size() || tokens < 128) {
-    return invalid(fmt::format("'{}' is not a number of tokens, 128 or more (or off)", text));
+    return invalid(fmt::format("'{}' is neither auto, nor off, nor a number of tokens, 128 or more", text));
   }
-  return tokens;
+  return std::optional<std::uint32_t>{tokens};
+}
+
+Result<double> parse_share(std::string_view text) {
+  const bool percent = !text.empty() && text.back() == '%';
+  const std::string_view number = percent ? text.substr(0, text.size() - 1) : text;
+  double value = 0;
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
+  if (percent) value /= 100;
+  if (error != std::errc{} || end != number.data() + number.size() || !(value >= 0 && value <= 1)) {
+    return invalid(fmt::format("'{}' is not a share (3%, 0.03)", text));
+  }
+  return value;
+}
+
+Result<Recomputation> parse_recomputation(std::string_view text) {
+  Recomputation bound;
+  std::uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string_view unit{end, static_cast<std::size_t>(text.data() + text.size() - end)};
+  while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
+  if (error == std::errc{} && unit.empty() && number >= 256 && number <= 1'000'000) {
+    bound.tokens = number;
+  } else if (error == std::errc{} && unit == "ms" && number > 0 && number <= 3'600'000) {
+    bound.time = std::chrono::milliseconds{number};
+  } else if (error == std::errc{} && unit == "s" && number > 0 && number <= 3600) {
+    bound.time = std::chrono::seconds{number};
+  } else {
+    return invalid(fmt::format("'{}' is neither a number of tokens, 256 or more, nor a time (500ms, 2s)", text));
+  }
+  return bound;
 }
 
 Result<ListenAddress> parse_listen(std::string_view text) {

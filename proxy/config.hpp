@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,14 +21,19 @@ struct Config {
   std::string backend_api_key;
   std::uint64_t budget_bytes = 20ull << 30;
   std::uint64_t min_free_bytes = 2ull << 30;
-  std::uint32_t checkpoint_interval_tokens = 1024;  // 0: none inside a prompt
+  std::optional<std::uint32_t> checkpoint_interval_tokens;  // 0: none inside a prompt; nullopt: chosen from what things cost
+  double checkpoint_budget = 0.03;           // of a prompt's own time, for the stops that are chosen
+  std::uint32_t worst_recomputation_tokens = 1024;      // what they aim at
+  std::chrono::milliseconds worst_recomputation{0};     // the same as a time; 0: the tokens hold
   std::uint32_t ubatch_tokens = 512;
   std::uint64_t max_body_bytes = 64ull << 20;
   std::uint64_t max_header_bytes = 64ull << 10;
   std::uint32_t max_connections = 1024;
   std::uint32_t max_waiting = 256;
+  std::chrono::seconds max_wait{0};  // in the queue; 0: as long as the client does
   std::chrono::seconds shutdown_limit{30};
   bool verify_checksums = true;
+  bool log_prompts = false;  // text of prompts may stand in the log and in /cairn/status
   std::string log_level = "info";
 };
 
@@ -46,6 +52,14 @@ Result<ListenAddress> parse_listen(std::string_view text);   // "127.0.0.1:8081"
 Result<std::uint64_t> parse_size(std::string_view text);     // "20GiB", "500 MiB", "1G", plain bytes
 Result<std::uint32_t> parse_count(std::string_view text);    // 1 or more
 Result<std::string> parse_log_level(std::string_view text);  // debug, info, warn, error
-Result<std::uint32_t> parse_interval(std::string_view text); // tokens, or "off"
+// Tokens, "off" (0), or "auto" (nullopt).
+Result<std::optional<std::uint32_t>> parse_interval(std::string_view text);
+Result<double> parse_share(std::string_view text);  // "3%", "0.03"
+// Tokens ("1024"), or a time ("500ms", "2s").
+struct Recomputation {
+  std::uint32_t tokens = 0;
+  std::chrono::milliseconds time{0};
+};
+Result<Recomputation> parse_recomputation(std::string_view text);
 
 }  // namespace cairn

@@ -28,7 +28,7 @@ void add_flags(CLI::App& command, Flags& flags) {
   command.add_option("--budget", flags.budget, "bytes that saved states may take (20GiB)");
   command.add_option("--min-free", flags.min_free, "bytes of the disk to leave free (2GiB)");
   command.add_option("--checkpoint-interval", flags.interval,
-                     "tokens between checkpoints inside a prompt, or off (1024)");
+                     "tokens between checkpoints inside a prompt, off, or auto: as the budget of 3 % allows (auto)");
   command.add_option("--ubatch", flags.ubatch, "llama-server's --ubatch-size, when it is not 512");
   command.add_option("--backend-api-key", flags.api_key, "for Cairn's own calls to a backend with --api-key");
   command.add_option("--log-level", flags.log_level, "debug, info, warn or error");

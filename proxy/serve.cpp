@@ -71,9 +71,15 @@ Task<int> run(const Config& config) {
 
   std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
   CacheOptions cache;
-  cache.checkpoint_interval_tokens = config.checkpoint_interval_tokens;
+  cache.policy.adaptive = !config.checkpoint_interval_tokens.has_value();
+  cache.policy.interval_tokens = config.checkpoint_interval_tokens.value_or(0);
+  cache.policy.budget = config.checkpoint_budget;
+  cache.policy.bound_tokens = config.worst_recomputation_tokens;
+  cache.policy.bound_s = std::chrono::duration<double>(config.worst_recomputation).count();
   cache.ubatch_tokens = config.ubatch_tokens;
-  cache.max_waiting = config.max_waiting;
+  cache.queue.max_waiting = config.max_waiting;
+  cache.queue.longest_wait = config.max_wait;
+  cache.log_prompts = config.log_prompts;
   cache.api_key = config.backend_api_key;
   CachedBackend backend(executor, *upstream, store.get(), catalogue.get(), pool, std::move(cache));
   Metrics metrics;

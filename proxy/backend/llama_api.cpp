@@ -205,6 +205,23 @@ ResultTask<std::string> LlamaApi::apply_template(std::string_view body, CancelSo
   co_return std::string{prompt};
 }
 
+ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& cancel) {
+  json::object request;
+  request["tokens"] = json::array(tokens.begin(), tokens.end());
+  const std::string body = json::serialize(request);
+  Result<std::string> answer = co_await post("/detokenize", body, template_timeout, cancel);
+  if (!answer) co_return answer.error();
+  simdjson::padded_string padded{*answer};
+  simdjson::ondemand::parser parser;
+  simdjson::ondemand::document document;
+  std::string_view text;
+  // Half a character at either end does not matter here.
+  if (parser.iterate(padded).get(document) != simdjson::SUCCESS || document["content"].get_string().get(text) != simdjson::SUCCESS) {
+    co_return bad_answer("/detokenize");
+  }
+  co_return std::string{text};
+}
+
 ResultTask<TokenPieces> LlamaApi::tokenize(std::string_view content, bool add_special, CancelSource& cancel) {
   json::object request;
   request["content"] = json::string_view{content.data(), content.size()};

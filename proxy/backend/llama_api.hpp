@@ -80,6 +80,7 @@ class LlamaApi {
 
   // The prompt text of a chat body. `body` is the client's, unchanged.
   ResultTask<std::string> apply_template(std::string_view body, CancelSource& cancel);
+  ResultTask<std::string> detokenize(TokenSpan tokens, CancelSource& cancel);
   ResultTask<TokenPieces> tokenize(std::string_view content, bool add_special, CancelSource& cancel);
 
   // `filename` is a plain name inside --slot-save-path. Errors: unsupported without that flag.

@@ -1,5 +1,7 @@
 #include "checkpoint/catalogue.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -10,12 +12,16 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 
 // Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
 std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
+std::string offsets_key(NamespaceId name_space) { return fmt::format("end_offsets:{}", static_cast<std::int64_t>(name_space)); }
 CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
 }  // namespace
 
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     : store_(store), max_tree_tokens_(max_tree_tokens) {
-  store_.on_removed([this](const CheckpointRecord& record, RemovalReason) { detach(record); });
+  store_.on_removed([this](const CheckpointRecord& record, RemovalReason reason) {
+    if (reason == RemovalReason::evicted) evicted_.add(record.namespace_id, tokens_of(record.id), record.resume_positions);
+    detach(record);
+  });
 }
 
 ResultTask<std::size_t> Catalogue::load() {
@@ -35,11 +41,27 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   Known known;
   known.matched_tokens = inserted.matched_tokens;
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
-  learn_offset(*tree, recent_[name_space], inserted, static_cast<std::uint32_t>(prompt.size()));
+  constexpr std::size_t shown = 12;  // tokens, for the log
+  if (known.branch_tokens > 0) known.other = tree->latest_continuation(inserted.branch, prompt[inserted.matched_tokens], shown);
+  known.continues = learn_offset(*tree, recent_of(name_space), inserted, static_cast<std::uint32_t>(prompt.size()));
   return known;
 }
 
-void Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
+Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
+  const auto [at, is_new] = recent_.try_emplace(name_space);
+  if (is_new) {
+    if (const std::optional<std::string> kept = store_.setting(offsets_key(name_space))) at->second.offsets.load(*kept);
+  }
+  return at->second;
+}
+
+ResultTask<void> Catalogue::keep_end_offsets(NamespaceId name_space) {
+  Recent& recent = recent_of(name_space);
+  if (!std::exchange(recent.changed, false)) co_return Result<void>{};
+  co_return co_await store_.put_setting(offsets_key(name_space), recent.offsets.to_text());
+}
+
+bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
                              std::uint32_t tokens) const {
   constexpr std::size_t remembered = 64;
   // Which of the latest prompts did it leave, and how far before its end? The nearest end counts: with several turns of one
@@ -58,8 +80,10 @@ void Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
     if (node == own && node != PrefixTree::kRoot) nearest = earlier.tokens - left_at;
   }
   recent.offsets.observe(nearest);
+  recent.changed = true;
   recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens});
   if (recent.prompts.size() > remembered) recent.prompts.pop_back();
+  return nearest <= EndOffsets::longest;
 }
 
 std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind,

@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "checkpoint/evicted_states.hpp"
 #include "checkpoint/store.hpp"
 #include "plan/end_offsets.hpp"
 #include "plan/memory_kind.hpp"
@@ -27,12 +28,15 @@ class Catalogue {
   struct Known {
     std::uint32_t matched_tokens = 0;  // of the prompt, known before
     std::uint32_t branch_tokens = 0;   // where it left a known path; 0: it did not
+    bool continues = false;            // it went on from an earlier prompt, or from a little before its end
+    Tokens other;                      // how the latest known prompt went on there
   };
   // Makes the prompt known, and learns where it left the one before.
   Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms);
 
-  // Where next prompts of this namespace leave the one before.
-  const EndOffsets& end_offsets(NamespaceId name_space) { return recent_[name_space].offsets; }
+  // Where next prompts of this namespace leave the one before. Kept in the store's settings.
+  const EndOffsets& end_offsets(NamespaceId name_space) { return recent_of(name_space).offsets; }
+  ResultTask<void> keep_end_offsets(NamespaceId name_space);
 
   struct Candidate {
     CheckpointId checkpoint{};
@@ -49,6 +53,11 @@ class Catalogue {
 
   // A saved state can be resumed exactly at the end of `tokens`.
   bool has_state_at(NamespaceId name_space, TokenSpan tokens) const;
+
+  // A state that was evicted would have spared more than `beyond` tokens of the prompt.
+  bool evicted_beyond(NamespaceId name_space, TokenSpan prompt, std::uint32_t beyond) const {
+    return evicted_.would_have_served(name_space, prompt, beyond);
+  }
 
   // What the checkpoint holds; empty when it is not known.
   Tokens tokens_of(CheckpointId id) const;
@@ -78,14 +87,18 @@ class Catalogue {
     };
     std::deque<Prompt> prompts;  // newest first
     EndOffsets offsets;
+    bool changed = false;        // since they were kept
   };
-  void learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) const;
+  Recent& recent_of(NamespaceId name_space);
+  // True when it went on from one of the latest prompts.
+  bool learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) const;
 
   CheckpointStore& store_;
   std::uint64_t max_tree_tokens_;
   std::map<NamespaceId, std::unique_ptr<PrefixTree>> trees_;
   std::map<CheckpointId, Place> places_;
   std::map<NamespaceId, Recent> recent_;
+  EvictedStates evicted_;
 };
 
 }  // namespace cairn

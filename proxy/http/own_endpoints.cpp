@@ -8,7 +8,7 @@ namespace cairn {
 
 namespace json = boost::json;
 
-OwnAnswer status_answer(CachedBackend& backend) {
+OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent) {
   json::object status;
   const ProbeResult& probe = backend.probe();
   json::object about;
@@ -76,6 +76,9 @@ OwnAnswer status_answer(CachedBackend& backend) {
   rates["prefill_tokens_per_s"] = 1000 / first_thousand_s;
   rates["prefill_tokens_per_s_at_16000"] = 1000 / deep_thousand_s;
   rates["piece_boundary_ms"] = costs.boundary_seconds() * 1000;
+  constexpr std::uint32_t typical_tokens = 16384;
+  rates["checkpoint_interval_tokens"] = interval_for(typical_tokens, backend.kind(), backend.options().ubatch_tokens, backend.can_save(),
+                                                     backend.options().policy, costs);
   rates["save_mib_per_s"] = 256 / (costs.save_seconds(256 * mib) - costs.save_seconds(0));
   rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
   rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
@@ -87,6 +90,31 @@ OwnAnswer status_answer(CachedBackend& backend) {
   tokenizer["tails"] = backend.memo().tails();
   tokenizer["repeats"] = backend.memo().repeats();
   status["tokenizer"] = std::move(tokenizer);
+
+  json::array requests;
+  for (const RequestRecord& record : recent.latest_first()) {
+    json::object request;
+    request["id"] = record.id;
+    request["path"] = record.path;
+    request["status"] = record.status;
+    request["prompt_tokens"] = record.prompt_tokens;
+    request["known_tokens"] = record.known_tokens;
+    request["plan"] = to_string(record.source);
+    request["plan_because"] = record.plan_reason;
+    request["planned_tokens"] = record.planned_tokens;
+    request["reused_tokens"] = record.reused_tokens;
+    request["computed_tokens"] = record.computed_tokens;
+    request["miss"] = to_string(record.miss);
+    if (record.left_at >= 0) {
+      request["left_at"] = record.left_at;
+      request["token"] = record.own_token;
+      request["instead_of"] = record.other_token;
+    }
+    if (!record.own_text.empty()) request["text"] = record.own_text;
+    if (!record.other_text.empty()) request["instead_of_text"] = record.other_text;
+    requests.push_back(std::move(request));
+  }
+  status["latest_requests"] = std::move(requests);
 
   OwnAnswer answer;
   answer.content_type = "application/json";

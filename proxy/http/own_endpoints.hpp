@@ -6,6 +6,7 @@
 
 #include "observe/metrics.hpp"
 #include "request/cached_backend.hpp"
+#include "request/recent_requests.hpp"
 
 namespace cairn {
 
@@ -14,7 +15,7 @@ struct OwnAnswer {
   std::string body;
 };
 
-OwnAnswer status_answer(CachedBackend& backend);
+OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent);
 OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics);
 
 }  // namespace cairn

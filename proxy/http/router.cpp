@@ -80,6 +80,7 @@ Task<void> Router::handle(Downstream& downstream) {
     (void)co_await write_error(downstream, 500, "an error inside Cairn; its log has more");
   }
   record.finish(metrics_);
+  if (record.no_cache == NoCacheReason::used) recent_.add(record);
 }
 
 Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
@@ -129,7 +130,7 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   }
   OwnAnswer answer;
   if (path == "/cairn/status") {
-    answer = status_answer(backend_);
+    answer = status_answer(backend_, recent_);
   } else if (path == "/cairn/metrics") {
     answer = metrics_answer(backend_, metrics_);
   } else {

@@ -11,6 +11,7 @@
 #include "observe/metrics.hpp"
 #include "request/cached_backend.hpp"
 #include "request/prompt_body.hpp"
+#include "request/recent_requests.hpp"
 #include "request/request_handler.hpp"
 #include "request/request_record.hpp"
 
@@ -43,6 +44,7 @@ class Router final : public RequestHandler {
   CachedBackend& backend_;
   Metrics& metrics_;
   std::size_t max_body_bytes_;
+  RecentRequests recent_;
   std::uint64_t last_id_ = 0;
 };
 

@@ -12,7 +12,8 @@ namespace {
 // Before the first sample: a laptop with a small model. Wrong by a factor of ten either way, it still picks a restore over
 // recomputing a long prompt, and is corrected by the first answers.
 constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.01};
-constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 1};
+// One long prompt that took longer than thought speaks of the rate, not of the cost of a piece.
+constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 10};
 constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};
 constexpr std::array<double, 2> restore_prior{0.01, 1.0 / 1.5e9};
 constexpr std::array<double, 2> bytes_scale{1, 50e6};
@@ -41,6 +42,10 @@ void CostModel::observe_save(double bytes, double seconds) {
 void CostModel::observe_restore(double bytes, double seconds) {
   if (bytes > 0 && seconds >= 0) restore_.add({1, bytes}, seconds, relative_weight(seconds, 0.002));
 }
+void CostModel::observe_piece_overhead(double seconds) {
+  constexpr double newest = 0.1;
+  if (seconds >= 0) piece_overhead_s_ += newest * (std::min(seconds, 0.1) - piece_overhead_s_);
+}
 void CostModel::observe_state(double tokens, double context_checkpoints, double bytes) {
   if (tokens > 0 && bytes > 0) state_.add({1, tokens, context_checkpoints}, bytes, relative_weight(bytes, 1000));
 }
@@ -51,7 +56,13 @@ double CostModel::prefill_seconds(double from, double to) const {
   // Never negative, and never free: a fit through few samples can bend below zero at the far end.
   return std::max(prefill_.predict({tokens, tokens * (from + tokens / 2), 1}), tokens * 1e-6);
 }
-double CostModel::boundary_seconds() const { return std::max(prefill_.weights()[2], 0.0005); }
+double CostModel::boundary_seconds() const {
+  // Copying is part of what the samples of pieces show, but short prompts, which copy less, outweigh them. From GPU memory
+  // context checkpoints come at 1.5 GB/s or so (backend-facts.md), and no slower than a file of the same is written.
+  constexpr double slowest_copy = 1.0 / 1.5e9;
+  const double copy_s = 2 * context_checkpoint_bytes() * std::min(slowest_copy, std::max(save_.weights()[1], 0.0));
+  return std::max({prefill_.weights()[2], copy_s, 0.0005}) + piece_overhead_s_;
+}
 double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::state_bytes(double tokens, double context_checkpoints) const {

@@ -18,11 +18,14 @@ class CostModel {
   void observe_prefill(double from, double tokens, double seconds);
   void observe_save(double bytes, double seconds);
   void observe_restore(double bytes, double seconds);
+  // The time of a request of Cairn's own beyond what the backend counts as computing.
+  void observe_piece_overhead(double seconds);
   // A saved file: tokens in it, context checkpoints in it (0 when not known), its bytes.
   void observe_state(double tokens, double context_checkpoints, double bytes);
 
   double prefill_seconds(double from, double to) const;  // one piece; 0 for nothing
-  double boundary_seconds() const;                       // added by one more piece of the same prompt
+  // Added by one more piece of the same prompt: a small batch, a request of its own, and copying two context checkpoints.
+  double boundary_seconds() const;
   double save_seconds(double bytes) const;
   double restore_seconds(double bytes) const;
   double state_bytes(double tokens, double context_checkpoints) const;
@@ -36,6 +39,7 @@ class CostModel {
 
  private:
   LeastSquares<3> prefill_;  // tokens, tokens x mean depth, 1
+  double piece_overhead_s_ = 0.001;
   LeastSquares<2> save_;     // 1, bytes
   LeastSquares<2> restore_;  // 1, bytes
   LeastSquares<3> state_;    // 1, tokens, context checkpoints

@@ -1,5 +1,10 @@
 #include "plan/end_offsets.hpp"
 
+#include <fmt/format.h>
+
+#include <iterator>
+#include <sstream>
+
 namespace cairn {
 
 namespace {
@@ -8,20 +13,52 @@ constexpr float most_of = 0.9F;    // of the turns seen are to be served
 }  // namespace
 
 void EndOffsets::observe(std::uint32_t offset) {
-  if (offset > longest) return;
+  prompts_ = prompts_ * forget + 1;
   for (float& weight : weight_) weight *= forget;
-  total_ = total_ * forget + 1;
+  total_ *= forget;
+  if (offset > longest) return;
+  total_ += 1;
   weight_[offset] += 1;
 }
 
 std::uint32_t EndOffsets::advised(std::uint32_t unlearned) const {
-  if (total_ < 1) return unlearned;
+  if (total_ < 0.5F) return unlearned;
   float covered = 0;
   for (std::uint32_t offset = 0; offset <= longest; ++offset) {
     covered += weight_[offset];
     if (covered >= most_of * total_) return offset;
   }
   return unlearned;
+}
+
+double EndOffsets::followed(double unlearned) const {
+  constexpr double weight_of_unlearned = 2;
+  return (static_cast<double>(total_) + weight_of_unlearned * unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);
+}
+
+std::string EndOffsets::to_text() const {
+  std::string text = fmt::format("{:.3f}", prompts_);
+  for (std::uint32_t offset = 0; offset <= longest; ++offset) {
+    if (weight_[offset] >= 0.01F) fmt::format_to(std::back_inserter(text), " {}:{:.3f}", offset, weight_[offset]);
+  }
+  return text;
+}
+
+bool EndOffsets::load(std::string_view text) {
+  std::istringstream in{std::string{text}};
+  EndOffsets loaded;
+  if (!(in >> loaded.prompts_) || !(loaded.prompts_ >= 0)) return false;
+  std::uint32_t offset = 0;
+  char colon = 0;
+  float weight = 0;
+  while (in >> offset >> colon >> weight) {
+    if (offset > longest || colon != ':' || !(weight >= 0)) return false;
+    loaded.weight_[offset] = weight;
+    loaded.total_ += weight;
+  }
+  if (!in.eof()) return false;
+  *this = loaded;
+  return true;
 }
 
 }  // namespace cairn

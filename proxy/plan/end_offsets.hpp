@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 namespace cairn {
 
@@ -12,15 +14,24 @@ class EndOffsets {
  public:
   static constexpr std::uint32_t longest = 256;  // tokens; who leaves earlier than that before the end is no next turn
 
-  // A prompt left an earlier one `offset` tokens before that one's end (0: it went on from its very end).
+  // A prompt left an earlier one `offset` tokens before that one's end (0: it went on from its very end); more than `longest`:
+  // it went on from none.
   void observe(std::uint32_t offset);
+
+  // Share of the latest prompts that a later one went on from, `unlearned` weighing as much as two prompts.
+  double followed(double unlearned) const;
+
+  // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
+  std::string to_text() const;
+  bool load(std::string_view text);
 
   // Tokens before a prompt's end where a state serves most next prompts; `unlearned` before anything was seen.
   std::uint32_t advised(std::uint32_t unlearned) const;
 
  private:
   std::array<float, longest + 1> weight_{};
-  float total_ = 0;
+  float total_ = 0;    // of weight_
+  float prompts_ = 0;  // seen, forgotten alike
 };
 
 }  // namespace cairn

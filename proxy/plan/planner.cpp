@@ -9,6 +9,8 @@ std::string_view to_string(Source source) {
     case Source::live: return "live";
     case Source::restore: return "restore";
     case Source::recompute: return "recompute";
+    case Source::wait: return "wait";
+    case Source::backend: return "backend";
   }
   return "?";
 }
@@ -31,9 +33,9 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   if (slot.recoverable > kept) {
     back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, 0)), costs.prefill_seconds(0, slot.recoverable));
   }
-  loss.seconds = back * return_chance;
+  loss.seconds = back * input.return_chance;
   if (!input.can_save || slot.held <= slot.recoverable) return loss;
-  const double saved = costs.save_seconds(bytes) + costs.restore_seconds(bytes) * return_chance;
+  const double saved = costs.save_seconds(bytes) * (1.0 + input.running) + costs.restore_seconds(bytes) * input.return_chance;
   if (saved < loss.seconds) {
     loss.seconds = saved;
     loss.save_first = true;
@@ -83,10 +85,40 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       plan.base = option.usable;
       plan.expected_s = restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
       plan.reason = "a saved state reaches further";
-      consider(plan, slot, overwrite_loss(input, slot, 0));
+      Loss loss = overwrite_loss(input, slot, 0);
+      loss.seconds += restore_s * input.running;
+      consider(plan, slot, loss);
     }
   }
-  if (best && best->source == Source::recompute && !input.restores.empty()) best->reason = "cheaper to recompute";
+  if (!best) return best;
+
+  // Neither overwrites anything. Both rest on guesses: they must promise something.
+  constexpr double clearly = 0.8;
+  for (const WaitOption& option : input.waits) {
+    const double waited_s = option.ready_s + costs.prefill_seconds(option.usable, input.prompt);
+    if (waited_s >= best_total * clearly) continue;
+    best->source = Source::wait;
+    best->slot = option.slot;
+    best->checkpoint = 0;
+    best->base = option.usable;
+    best->save_first = false;
+    best->expected_s = waited_s;
+    best->reason = "a slot in use will offer more";
+    best_total = waited_s / clearly;
+  }
+  if (input.in_backend_cache > best->base && best->source != Source::wait) {
+    const double bytes = costs.state_bytes(input.in_backend_cache, 0);
+    const double cached_s = costs.restore_seconds(bytes) * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
+    if (cached_s < best->expected_s * clearly) {
+      best->source = Source::backend;
+      best->checkpoint = 0;
+      best->base = input.in_backend_cache;
+      best->save_first = false;
+      best->expected_s = cached_s;
+      best->reason = "the backend's own cache should hold it";
+    }
+  }
+  if (best->source == Source::recompute && !input.restores.empty()) best->reason = "cheaper to recompute";
   return best;
 }
 

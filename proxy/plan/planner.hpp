@@ -1,4 +1,5 @@
-// Decides, for one prompt, which slot takes it and whether it goes on from what is there, from a saved state, or from nothing.
+// Decides, for one prompt, which slot takes it and whether it goes on from what is there, from a saved state, or from nothing;
+// or that it waits for a busy slot, or leaves the choice to the backend.
 // Pure: the same input gives the same plan.
 #pragma once
 
@@ -29,16 +30,26 @@ struct RestoreOption {
   double bytes = 0;
 };
 
+// What a slot in use will offer, when it can be had: its own end, or a state that is about to be saved from it.
+struct WaitOption {
+  int slot = 0;
+  std::uint32_t usable = 0;
+  double ready_s = 0;  // until the prompt can go on from there
+};
+
 struct PlanInput {
   std::uint32_t prompt = 0;  // tokens
   std::span<const SlotOption> slots;
   std::span<const RestoreOption> restores;
   const CostModel* costs = nullptr;
+  std::span<const WaitOption> waits;       // empty: it does not wait
+  std::uint32_t in_backend_cache = 0;      // tokens of it that the backend's own RAM cache is believed to hold
+  std::uint32_t running = 0;               // other slots in use: a save or a restore stalls them all
+  double return_chance = 0.5;              // that what a slot holds is asked for again
   bool can_save = false;
-  double state_bytes_per_context_checkpoint = 0;
 };
 
-enum class Source { live, restore, recompute };
+enum class Source { live, restore, recompute, wait, backend };
 std::string_view to_string(Source source);
 
 struct Plan {
@@ -52,10 +63,7 @@ struct Plan {
   std::string_view reason;        // for the log: why this source
 };
 
-// nullopt when `slots` is empty.
+// nullopt when `slots` is empty. A plan to wait names the busy slot and no checkpoint.
 std::optional<Plan> make_plan(const PlanInput& input);
-
-// Chance that what a slot holds is asked for again; weighs what overwriting it loses against the time of this prompt.
-inline constexpr double return_chance = 0.5;
 
 }  // namespace cairn

@@ -34,7 +34,7 @@ std::vector<Stop> plan_stops(const StopInput& input) {
     std::sort(all.begin(), all.end());
   }
 
-  std::uint32_t since_save = 0;
+  std::uint32_t since_save = input.since_save;
   for (const std::uint32_t at : all) {
     Stop stop;
     stop.at = at;

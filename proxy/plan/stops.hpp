@@ -26,6 +26,7 @@ struct StopInput {
   bool can_save = false;
   std::uint32_t shortest_piece = 64;     // tokens; a grid stop nearer to another stop or to either end is left out
   std::uint32_t pieces_between_saves = 14;  // see below
+  std::uint32_t since_save = 0;             // pieces computed since the last save
 };
 
 // Ascending, all in (base, prompt).

@@ -77,6 +77,18 @@ Tokens PrefixTree::edge_tokens(NodeId node) const {
   return tokens;
 }
 
+Tokens PrefixTree::latest_continuation(NodeId node, Token except, std::size_t count) const {
+  const Node* latest = nullptr;
+  for (NodeId id = at(node).first_child; id != kNone; id = at(id).next_sibling) {
+    const Node& child = at(id);
+    if (first_token(child) != except && (latest == nullptr || child.last_use_ms > latest->last_use_ms)) latest = &child;
+  }
+  if (latest == nullptr) return {};
+  Tokens tokens(std::min<std::size_t>(latest->edge_length, count));
+  arena_.read(latest->edge_offset, static_cast<std::uint32_t>(tokens.size()), tokens.data());
+  return tokens;
+}
+
 Tokens PrefixTree::tokens_to(NodeId node) const { return tokens_to(node, end_tokens(node)); }
 
 Tokens PrefixTree::tokens_to(NodeId node, std::uint32_t end) const {

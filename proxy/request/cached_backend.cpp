@@ -39,7 +39,7 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       options_(std::move(options)),
       api_(upstream, options_.api_key),
       memo_(api_, options_.memo_bytes),
-      scheduler_(executor, slots_, options_.max_waiting),
+      scheduler_(executor, slots_, options_.queue),
       phase_changed_(std::make_shared<Wakeup>(executor)),
       look_now_(std::make_shared<Wakeup>(executor)) {
   scheduler_.on_release([this](int) { schedule_write_back(); });
@@ -104,6 +104,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
     }
   }
   keep_facts();
+  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
   if (store_ != nullptr) {
     (void)co_await store_->put_setting("rates", costs_.to_json());
     (void)co_await store_->flush();
@@ -179,6 +180,8 @@ Task<bool> CachedBackend::look() {
   saving_off_ = false;
   broken_promises_ = 0;
   strikes_.clear();
+  backend_cache_.clear();
+  backend_cache_strikes_ = 0;
   last_task_ = -1;
   memo_.reset();
   suffixes_.clear();
@@ -278,7 +281,7 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
     const SlotState& state = slots_.slots()[i];
     if (!state.unsaved || state.leased) continue;
     const double save_s = costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
-    if (save_s > costs_.prefill_seconds(state.recoverable, state.held()) * return_chance) continue;
+    if (save_s > costs_.prefill_seconds(state.recoverable, state.held()) * return_chance()) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
     Result<void> saved = co_await save(lease->slot());
@@ -314,12 +317,40 @@ void CachedBackend::schedule_write_back() {
   spawn(write_back());
 }
 
+// A client that sends its next request at once should not find the backend saving: what takes long waits as long before it is
+// begun.
+milliseconds CachedBackend::quiet_before_write_back() const {
+  constexpr double longest_s = 1.0;
+  double save_s = 0;
+  for (const SlotState& state : std::as_const(slots_).slots()) {
+    if (!state.unsaved) continue;
+    save_s = std::max(save_s, costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size()))));
+  }
+  return std::max(options_.write_back_delay, milliseconds{static_cast<int>(std::min(save_s, longest_s) * 1000)});
+}
+
+double CachedBackend::return_chance() {
+  constexpr double unlearned = 0.5, least = 0.05, most = 0.9;
+  if (catalogue_ == nullptr) return unlearned;
+  return std::clamp(catalogue_->end_offsets(probe_.name_space).followed(unlearned), least, most);
+}
+
+void CachedBackend::note_lease_ended(double seconds) {
+  constexpr double newest = 0.2;
+  lease_s_ += (lease_s_ > 0 ? newest : 1.0) * (seconds - lease_s_);
+}
+
+void CachedBackend::add_stop_credit(double seconds) {
+  constexpr double most_stops = 32;
+  stop_credit_s_ = std::clamp(stop_credit_s_ + seconds, 0.0, most_stops * costs_.boundary_seconds());
+}
+
 Task<void> CachedBackend::write_back() {
   // A moment of quiet first: a client that sends its next request at once should not find the backend saving.
   Wakeup pause(executor_);
   const std::function<void()> wake = [&pause] { pause.notify(); };
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
-  (void)co_await pause.wait_for(options_.write_back_delay);
+  (void)co_await pause.wait_for(quiet_before_write_back());
   write_back_scheduled_ = false;
   if (stopping_.cancelled()) co_return;
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
@@ -339,6 +370,7 @@ Task<void> CachedBackend::write_back() {
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }
   }
+  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
 }
 
 }  // namespace cairn

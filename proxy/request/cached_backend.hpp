@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "base/wakeup.hpp"
 #include "checkpoint/catalogue.hpp"
 #include "checkpoint/store.hpp"
+#include "plan/admission.hpp"
 #include "plan/cost_model.hpp"
 #include "plan/planner.hpp"
 #include "request/generation_suffix.hpp"
@@ -31,13 +33,14 @@
 namespace cairn {
 
 struct CacheOptions {
-  std::uint32_t checkpoint_interval_tokens = 1024;  // 0: no grid
+  CheckpointPolicy policy;
   std::uint32_t ubatch_tokens = 512;                // the backend's --ubatch-size; places its context checkpoints
   std::uint32_t shortest_prompt_tokens = 64;        // shorter ones are neither saved nor restored
   std::uint32_t worth_saving_tokens = 16;           // fewer new ones than this are not worth a file
-  std::size_t max_waiting = 256;                    // requests in the queue for a slot
+  Scheduler::Limits queue;
+  bool log_prompts = false;                         // text of prompts may stand in logs and on the status page
   std::size_t memo_bytes = 64u << 20;
-  std::chrono::milliseconds write_back_delay{15};   // of idleness before a slot is written back
+  std::chrono::milliseconds write_back_delay{15};   // of idleness, at least, before a slot is written back
   std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way
   std::string api_key;
 };
@@ -117,6 +120,33 @@ class CachedBackend {
   NamespaceId name_space() const { return probe_.name_space; }
   std::uint64_t foreign() const { return foreign_; }
 
+  // Chance that a prompt of this namespace is gone on from later: that a slot's content is asked for again.
+  double return_chance();
+  // Tokens of `prompt` that the backend's own RAM cache should bring back if it chooses the slot itself: it puts there what it
+  // clears from idle slots.
+  std::uint32_t in_backend_cache(TokenSpan prompt) const;
+  void note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points);
+  // It gave `reused` where `promised` were believed to be there.
+  void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
+  // How long a request has a slot, on the average.
+  double lease_seconds() const { return lease_s_; }
+  void note_lease_ended(double seconds);
+  // What earlier prompts have left of their share of time for stops; `seconds` more, or less.
+  double stop_credit_s() const { return stop_credit_s_; }
+  void add_stop_credit(double seconds);
+  // Cached requests between their first byte and their last.
+  class Presence {
+   public:
+    explicit Presence(CachedBackend& backend) : backend_(&backend) { ++backend.present_; }
+    Presence(const Presence&) = delete;
+    Presence& operator=(const Presence&) = delete;
+    ~Presence() { --backend_->present_; }
+
+   private:
+    CachedBackend* backend_;
+  };
+  int present() const { return present_; }
+
   LlamaApi& api() { return api_; }
   Upstream& upstream() { return upstream_; }
   SlotTable& slots() { return slots_; }
@@ -139,6 +169,7 @@ class CachedBackend {
   Task<bool> look();  // one probe; true when it answered
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
+  std::chrono::milliseconds quiet_before_write_back() const;
   Task<void> write_back();
   void set_kind(MemoryKind kind, std::string_view because);
   void keep_facts();
@@ -176,6 +207,15 @@ class CachedBackend {
   bool write_back_scheduled_ = false;
   int tasks_ = 0;  // upkeep coroutines alive
   std::uint64_t foreign_ = 0;
+  struct Cleared {
+    Tokens tokens;
+    std::vector<std::uint32_t> resume_points;
+  };
+  std::deque<Cleared> backend_cache_;  // latest first
+  int backend_cache_strikes_ = 0;
+  double lease_s_ = 0;
+  double stop_credit_s_ = 0;
+  int present_ = 0;
 };
 
 }  // namespace cairn

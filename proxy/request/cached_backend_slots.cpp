@@ -160,6 +160,8 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   SlotState& state = slots_.at(slot);
   note_task_started(slot);
   const std::uint64_t generation = generation_;
+  state.piece_end = static_cast<std::uint32_t>(tokens.size());
+  const auto began = std::chrono::steady_clock::now();
   Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
   state.running = false;
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
@@ -175,6 +177,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
   costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
+  costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
   cut_resume_points(state.resume_points, from);
   if (kind_ != MemoryKind::truncatable) add_piece_resume_points(state.resume_points, from, to, options_.ubatch_tokens);
   state.known.assign(tokens.begin(), tokens.end());
@@ -211,7 +214,37 @@ void CachedBackend::note_task_started(int slot) {
   if (!probe_.clears_idle) return;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.
-    if (state.id != slot && !state.running) slots_.forget(state.id);
+    if (state.id == slot || state.running) continue;
+    note_backend_cache(state.known, state.resume_points);
+    slots_.forget(state.id);
+  }
+}
+
+void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
+  constexpr std::size_t remembered = 16;  // its size in bytes we do not know
+  if (cleared.size() < options_.shortest_prompt_tokens) return;
+  backend_cache_.push_front(Cleared{std::move(cleared), std::move(resume_points)});
+  if (backend_cache_.size() > remembered) backend_cache_.pop_back();
+}
+
+std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
+  constexpr int strikes_to_stop = 2;
+  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_stop || foreign_ > 0) return 0;
+  std::uint32_t best = 0;
+  for (const Cleared& cleared : backend_cache_) {
+    const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
+    const StateView view{static_cast<std::uint32_t>(cleared.tokens.size()), false, cleared.resume_points};
+    best = std::max(best, usable_tokens(kind_, view, common, static_cast<std::uint32_t>(prompt.size())));
+  }
+  return best;
+}
+
+void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_t reused) {
+  constexpr std::int64_t tolerance = 16;
+  if (reused + tolerance >= static_cast<std::int64_t>(promised)) {
+    backend_cache_strikes_ = 0;
+  } else if (++backend_cache_strikes_ == 2) {
+    spdlog::info("the backend's own RAM cache did not bring back what it was believed to hold: it is not counted on any more (--cache-ram)");
   }
 }
 

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <utility>
 
-#include "plan/stops.hpp"
+#include "plan/admission.hpp"
 #include "request/error_answer.hpp"
 
 namespace cairn {
@@ -40,6 +40,7 @@ Task<void> CachedRequest::run(PromptForm form) {
   record_.no_cache = co_await understand(form);
   if (record_.no_cache == NoCacheReason::used) {
     co_await serve_cached();
+    if (backend_.options().log_prompts && record_.left_at >= 0) co_await show_difference();
     co_return;
   }
   co_await forward_unpinned(body_);
@@ -145,7 +146,45 @@ ResultTask<Tokens> CachedRequest::tokenize_completion() {
   co_return all;
 }
 
-std::optional<int> CachedRequest::choose(std::span<const int> idle) {
+// What slots in use will offer this prompt.
+std::vector<WaitOption> CachedRequest::waits_worth() const {
+  std::vector<WaitOption> waits;
+  if (parsed_.id_slot) return waits;
+  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  const CostModel& costs = backend_.costs();
+  for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
+    if (!state.leased || (!state.upkeep && !state.target)) continue;
+    WaitOption option;
+    option.slot = state.id;
+    if (state.upkeep) {
+      // It is only being saved, and free in a moment.
+      if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
+      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
+      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
+      option.ready_s = costs.save_seconds(costs.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
+    } else {
+      const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
+      if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
+        // It will stop there for us and save; what it computes until then we should have to compute beside it.
+        const double bytes = costs.state_bytes(common, 2);
+        option.usable = std::min(common, prompt - 1);
+        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes);
+      } else {
+        const auto whole = static_cast<std::uint32_t>(state.target->size());
+        std::vector<std::uint32_t> points = state.resume_points;
+        add_piece_resume_points(points, 0, whole, backend_.options().ubatch_tokens);
+        option.usable = usable_tokens(backend_.kind(), StateView{whole, false, points}, common, prompt);
+        const double has_been_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count();
+        constexpr double least_share = 0.25;
+        option.ready_s = std::max(backend_.lease_seconds() - has_been_s, backend_.lease_seconds() * least_share);
+      }
+    }
+    if (option.usable > 0) waits.push_back(option);
+  }
+  return waits;
+}
+
+std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const auto name_space = static_cast<std::int64_t>(backend_.name_space());
   std::vector<SlotOption> options;
@@ -180,18 +219,39 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle) {
   input.restores = restores;
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
+  input.return_chance = backend_.return_chance();
+  for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
+  std::vector<WaitOption> waits;
+  if (patient) waits = waits_worth();
+  input.waits = waits;
+  if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
-  // A slot that is only being saved may hold far more of it, and is free in a moment.
-  for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
-    if (!state.upkeep || state.name_space != name_space || parsed_.id_slot) continue;
-    const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
-    const std::uint32_t usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-    const double wait_s = backend_.costs().save_seconds(backend_.costs().state_bytes(state.held(), 0));
-    if (wait_s + backend_.costs().prefill_seconds(usable, prompt) < plan->expected_s) return std::nullopt;
+  if (plan->source == Source::wait) {
+    SlotState& busy = backend_.slots().at(plan->slot);
+    if (busy.in_pieces && plan->base > busy.piece_end) {
+      const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), plan->base);
+      if (place == busy.wanted_stops.end() || *place != plan->base) busy.wanted_stops.insert(place, plan->base);
+    }
+    waited_for_ = plan->slot;
+    return std::nullopt;
   }
   plan_ = *plan;
   return plan_.slot;
+}
+
+// The text on both sides of where the prompt left a known one, for the log.
+Task<void> CachedRequest::show_difference() {
+  constexpr std::uint32_t before = 8, after = 12;  // tokens
+  const std::uint32_t from = known_.matched_tokens > before ? known_.matched_tokens - before : 0;
+  const std::size_t to = std::min<std::size_t>(prompt_.size(), known_.matched_tokens + after);
+  const TokenSpan own{prompt_.data() + from, to - from};
+  Tokens other(prompt_.begin() + from, prompt_.begin() + known_.matched_tokens);
+  other.insert(other.end(), known_.other.begin(), known_.other.end());
+  Result<std::string> own_text = co_await backend_.api().detokenize(own, downstream_.cancel());
+  Result<std::string> other_text = co_await backend_.api().detokenize(other, downstream_.cancel());
+  if (own_text) record_.own_text = std::move(*own_text);
+  if (other_text) record_.other_text = std::move(*other_text);
 }
 
 void CachedRequest::find_candidates() {
@@ -202,13 +262,19 @@ void CachedRequest::find_candidates() {
 
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
+  const CachedBackend::Presence presence(backend_);
   if (prompt_.size() >= backend_.options().shortest_prompt_tokens) {
     known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_ms());
     record_.known_tokens = known_.matched_tokens;
+    if (!known_.other.empty()) {
+      record_.left_at = known_.matched_tokens;
+      record_.own_token = prompt_[known_.matched_tokens];
+      record_.other_token = known_.other.front();
+    }
   }
 
   record_.enter(Step::acquire);
-  Scheduler::Choose chooser = [this](std::span<const int> idle) { return choose(idle); };
+  Scheduler::Choose chooser = [this](std::span<const int> idle, bool patient) { return choose(idle, patient); };
   Result<Lease> lease = co_await backend_.scheduler().acquire(std::move(chooser), downstream_.cancel());
   if (!lease && lease.error().code == ErrorCode::unsupported) {
     record_.no_cache = NoCacheReason::backend_not_ready;  // it came back without slots
@@ -220,6 +286,9 @@ Task<void> CachedRequest::serve_cached() {
     co_return;
   }
   slot_ = lease->slot();
+  const bool in_pieces = prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
+  backend_.slots().at(slot_).target = std::make_shared<const Tokens>(prompt_);
+  backend_.slots().at(slot_).in_pieces = in_pieces;
   Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!entered) {
     co_await fail(entered.error());
@@ -230,9 +299,15 @@ Task<void> CachedRequest::serve_cached() {
     co_await backend_.save_idle_slots(slot_);
     plan_again();  // while we waited, others started tasks, and the slot may have been emptied
   }
+  if (plan_.source == Source::backend) {
+    co_await leave_to_backend(gate);
+    co_return;
+  }
   co_await bring_back();
   if (gate) co_await backend_.save_idle_slots(slot_);  // those that ended meanwhile
-  if (!downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  if (in_pieces && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  backend_.slots().at(slot_).in_pieces = false;
+  if (in_pieces) backend_.scheduler().reconsider();  // whoever waited for a stop of ours
 
   record_.enter(Step::forward);
   if (downstream_.cancel().cancelled()) {
@@ -250,12 +325,27 @@ Task<void> CachedRequest::serve_cached() {
   (void)co_await forward(spliced, gate);
   record_.enter(Step::save);
   backend_.slots().touch(slot_);
+  const SlotState& state = backend_.slots().at(slot_);
+  backend_.note_lease_ended(std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count());
+}
+
+// The backend's own cache should hold what we have not: it chooses the slot, which it then brings back by itself.
+Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
+  const CachedBackend::Foreign foreign(backend_);
+  record_.source = plan_.source;
+  record_.plan_reason = plan_.reason;
+  record_.planned_tokens = plan_.base;
+  record_.enter(Step::forward);
+  backend_.note_foreign_started(false);
+  slot_ = -1;
+  (void)co_await forward(body_, gate);
 }
 
 // For the slot that is ours already.
 void CachedRequest::plan_again() {
   const int only[] = {slot_};
-  (void)choose(only);
+  const bool patient = false;
+  (void)choose(only, patient);
 }
 
 // The restore step: what the slot holds is saved if the plan says so, and the state put in.
@@ -287,62 +377,85 @@ Task<void> CachedRequest::bring_back() {
   base_common_ = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
 }
 
-// The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
-Task<void> CachedRequest::compute_pieces(StartGate& gate) {
-  record_.enter(Step::prefill);
-  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
-  if (prompt < backend_.options().shortest_prompt_tokens || parsed_.cache_prompt == false) co_return;
-  const MemoryKind kind = backend_.kind();
-
-  std::vector<std::uint32_t> wanted;
+// What stops the prompt is worth, with `done` tokens of it in the slot.
+AdmissionInput CachedRequest::admission(std::uint32_t done) const {
+  const SlotState& state = backend_.slots().at(slot_);
+  AdmissionInput input;
+  input.kind = backend_.kind();
+  input.base = plan_.base;
+  input.done = done;
+  input.prompt = static_cast<std::uint32_t>(prompt_.size());
+  input.ubatch = backend_.options().ubatch_tokens;
+  input.can_save = backend_.can_save();
+  input.policy = &backend_.options().policy;
+  input.costs = &backend_.costs();
+  input.continues = known_.continues;
   // The end of what the next turn will share: where next prompts were seen to leave, or before the generation suffix and the
-  // tokens that close the last message. The backend leaves a context checkpoint 4 tokens before the end by itself.
-  constexpr std::uint32_t left_by_backend = 4;
+  // tokens that close the last message.
   constexpr std::uint32_t closing_tokens = 4;
-  const std::uint32_t unlearned = suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0;
-  std::uint32_t before_end = backend_.catalogue()->end_offsets(backend_.name_space()).advised(unlearned);
-  if (kind == MemoryKind::exact) before_end = std::max<std::uint32_t>(before_end, 1);
-  if (before_end < prompt && (kind == MemoryKind::exact || before_end > left_by_backend)) wanted.push_back(prompt - before_end);
+  constexpr double unlearned_chance = 0.5;
+  const EndOffsets& ends = backend_.catalogue()->end_offsets(backend_.name_space());
+  input.followed = ends.followed(known_.continues ? unlearned_chance : 0);
+  input.before_end = ends.advised(suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0);
   // Where this prompt branches off a known one: a third will, too.
   if (known_.branch_tokens >= backend_.options().shortest_prompt_tokens) {
     const TokenSpan branch{prompt_.data(), known_.branch_tokens};
-    if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) wanted.push_back(known_.branch_tokens);
+    if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
-  StopInput input;
-  input.kind = kind;
-  input.base = plan_.base;
-  input.prompt = prompt;
-  input.interval = backend_.options().checkpoint_interval_tokens;
-  input.wanted = wanted;
-  input.can_save = backend_.can_save();
-  const std::vector<Stop> stops = plan_stops(input);
+  input.shared = state.wanted_stops;
+  input.kept = kept_stops_;
+  input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
+  input.pieces = record_.pieces;
+  input.pieces_since_save = pieces_since_save_;
+  input.saves_s = inline_saves_s_;
+  for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
+  input.credit_s = backend_.stop_credit_s();
+  return input;
+}
 
-  std::uint32_t expected = plan_.base;
-  for (const Stop& stop : stops) {
+// The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
+Task<void> CachedRequest::compute_pieces(StartGate& gate) {
+  record_.enter(Step::prefill);
+  std::uint32_t done = plan_.base;
+  kept_stops_ = marked_places(admission(done));
+  while (true) {
+    const std::vector<Stop> stops = admit(admission(done));
     // Somebody waits to start while we hold the gate: the rest in one go.
-    if (backend_.scheduler().gate_wanted() && gate) break;
+    if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
+    const Stop stop = stops.front();
     const TokenSpan piece{prompt_.data(), stop.at};
-    Result<Timings> timings = co_await backend_.prefill(slot_, piece, expected, downstream_.cancel());
+    Result<Timings> timings = co_await backend_.prefill(slot_, piece, done, downstream_.cancel());
     if (!timings) {
       // The backend judges the client's own request next; whatever is wrong with it, it says so itself.
       if (!downstream_.cancel().cancelled()) spdlog::debug("a piece was not computed: {}", to_string(timings.error()));
       co_return;
     }
     ++record_.pieces;
+    ++pieces_since_save_;
     computed_in_pieces_ += timings->prompt_n;
     if (first_reused_ < 0) first_reused_ = timings->cache_n;
     if (!learned_) {
       learned_ = true;
-      backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), expected, base_common_, base_length_,
+      backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), done, base_common_, base_length_,
                                 timings->cache_n);
     }
-    expected = stop.at;
-    if (stop.save) {
+    done = stop.at;
+    const std::vector<std::uint32_t>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
+    const bool shared = std::binary_search(waited.begin(), waited.end(), stop.at);
+    if (stop.save || shared) {
+      const auto began = std::chrono::steady_clock::now();
       Result<void> saved = co_await backend_.save(slot_);
       if (!saved) spdlog::debug("no checkpoint at {}: {}", stop.at, to_string(saved.error()));
+      inline_saves_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+      pieces_since_save_ = 0;
+      if (shared) backend_.scheduler().reconsider();
     }
     if (downstream_.cancel().cancelled()) co_return;
   }
+  // What this prompt left of its share serves later turns of conversations.
+  const AdmissionInput spent = admission(done);
+  const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
+  backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
 }
 
 }  // namespace cairn

@@ -30,7 +30,12 @@ class CachedRequest {
   ResultTask<Tokens> tokenize_completion();
   Task<void> serve_cached();
   // The best plan over the idle slots; sets plan_.
-  std::optional<int> choose(std::span<const int> idle);
+  // nullopt: it waits for a better slot, as far as it is `patient`.
+  std::optional<int> choose(std::span<const int> idle, bool patient);
+  std::vector<WaitOption> waits_worth() const;
+  AdmissionInput admission(std::uint32_t done) const;
+  Task<void> show_difference();
+  Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();
   Task<void> compute_pieces(StartGate& gate);
   // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun. True when the
@@ -41,6 +46,7 @@ class CachedRequest {
   void find_candidates();
   void plan_again();
   void account(const std::optional<Timings>& timings, bool whole);
+  void account_unpinned(const Timings& timings);
   MissReason explain() const;
   Task<void> fail(const Error& error);
 
@@ -57,11 +63,15 @@ class CachedRequest {
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;
   int slot_ = -1;
+  int waited_for_ = -1;  // the slot in use that it waited for, if any
   std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
   std::uint32_t base_length_ = 0;  // how long that state was
   std::int64_t first_reused_ = -1;  // cache_n of the first task of this request
   std::int64_t computed_in_pieces_ = 0;
   bool learned_ = false;
+  std::vector<std::uint32_t> kept_stops_;
+  std::uint32_t pieces_since_save_ = 0;
+  double inline_saves_s_ = 0;
   bool restore_failed_ = false;
 };
 

@@ -114,6 +114,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   if (downstream_.cancel().cancelled()) record_.status = status_client_left;
   // A request that the backend refused has not touched the slot.
   if (pinned && head->status / 100 == 2) account(tap.tail().timings(), whole);
+  if (!pinned && plan_.source == Source::backend && tap.tail().timings()) account_unpinned(*tap.tail().timings());
   co_return whole;
 }
 
@@ -174,6 +175,18 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
   record_.miss = explain();
 }
 
+// The backend chose the slot: what it reused tells whether its cache held what we believed.
+void CachedRequest::account_unpinned(const Timings& timings) {
+  record_.reused_tokens = timings.cache_n;
+  record_.computed_tokens = timings.prompt_n;
+  backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
+  std::vector<std::uint32_t> points;
+  add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
+                          backend_.options().ubatch_tokens);
+  backend_.note_backend_cache(prompt_, std::move(points));  // the next task's start clears it
+  record_.miss = explain();
+}
+
 MissReason CachedRequest::explain() const {
   // New: beyond what any earlier prompt shared. A few tokens either way are no miss.
   constexpr std::int64_t tolerance = 16;
@@ -184,8 +197,11 @@ MissReason CachedRequest::explain() const {
     return plan_.source == Source::live && record_.reused_tokens == 0 ? MissReason::cleared : MissReason::broken_promise;
   }
   if (plan_.reason == "cheaper to recompute") return MissReason::cheaper;
-  if (!candidates_.empty() || base_common_ > static_cast<std::uint32_t>(record_.reused_tokens)) return MissReason::cannot_rewind;
-  return MissReason::not_saved;
+  if (backend_.catalogue() == nullptr) return MissReason::not_admitted;
+  const auto reused = static_cast<std::uint32_t>(record_.reused_tokens);
+  if (backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;
+  if (!candidates_.empty() || base_common_ > reused) return MissReason::cannot_rewind;
+  return MissReason::not_admitted;
 }
 
 }  // namespace cairn

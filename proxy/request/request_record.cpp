@@ -38,7 +38,8 @@ std::string_view to_string(MissReason reason) {
   switch (reason) {
     case MissReason::none: return "none";
     case MissReason::new_prompt: return "new_prompt";
-    case MissReason::not_saved: return "not_saved";
+    case MissReason::not_admitted: return "not_admitted";
+    case MissReason::evicted: return "evicted";
     case MissReason::cannot_rewind: return "cannot_rewind";
     case MissReason::cheaper: return "cheaper_to_recompute";
     case MissReason::cleared: return "slot_cleared_by_backend";
@@ -66,6 +67,8 @@ void RequestRecord::finish(Metrics& metrics) {
                    known_tokens, to_string(source), plan_reason, planned_tokens, reused_tokens, computed_tokens, pieces, slot);
     if (checkpoint != 0) fmt::format_to(out, " checkpoint={}", checkpoint);
     if (miss != MissReason::none) fmt::format_to(out, " miss={}", to_string(miss));
+    if (left_at >= 0) fmt::format_to(out, " left_at={} token={} instead_of={}", left_at, own_token, other_token);
+    if (!own_text.empty() || !other_text.empty()) fmt::format_to(out, " text={:?} instead_of={:?}", own_text, other_text);
   } else {
     fmt::format_to(out, " cache={}", to_string(no_cache));
   }

@@ -42,7 +42,8 @@ std::string_view to_string(NoCacheReason reason);
 enum class MissReason {
   none,             // a full hit
   new_prompt,       // nothing like it was known
-  not_saved,        // known, but no state was kept that far
+  not_admitted,     // known, but no state was left that far
+  evicted,          // one was, and had to make room
   cannot_rewind,    // the state goes on differently and cannot be cut back there
   cheaper,          // bringing it back would have cost more
   cleared,          // the backend had emptied the slot
@@ -74,6 +75,11 @@ struct RequestRecord {
   MissReason miss = MissReason::none;
   int slot = -1;
   std::int64_t checkpoint = 0;
+  // Where it left the known prompt that shares the most with it; -1: it left none, or nothing came there.
+  std::int64_t left_at = -1;          // tokens
+  std::int64_t own_token = -1;
+  std::int64_t other_token = -1;      // what the known one has there
+  std::string own_text, other_text;   // around it, when prompts may be shown
 
   int status = 0;            // of the answer; 499: the client left
   std::uint64_t answer_bytes = 0;
@@ -83,6 +89,7 @@ struct RequestRecord {
   void enter(Step next);
   // The last step: one log line, and the counters.
   void finish(Metrics& metrics);
+  double total_s() const { return std::chrono::duration<double>(Clock::now() - started).count(); }
 
  private:
   Clock::time_point entered_ = started;

@@ -30,23 +30,25 @@ void StartGate::release() {
   if (Scheduler* scheduler = std::exchange(scheduler_, nullptr)) scheduler->leave_gate();
 }
 
-Scheduler::Scheduler(boost::asio::any_io_executor executor, SlotTable& table, std::size_t max_waiting)
-    : executor_(std::move(executor)), table_(table), max_waiting_(max_waiting) {}
+Scheduler::Scheduler(boost::asio::any_io_executor executor, SlotTable& table, Limits limits)
+    : executor_(std::move(executor)), table_(table), limits_(limits) {}
+
+void Scheduler::take(int slot) {
+  SlotState& state = table_.at(slot);
+  state.leased = true;
+  state.leased_at = std::chrono::steady_clock::now();
+  ++leased_;
+}
 
 Lease Scheduler::grant(int slot) {
-  table_.at(slot).leased = true;
-  ++leased_;
+  take(slot);
   return Lease{this, slot};
 }
 
 ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   if (cancel.cancelled()) co_return upstream_error(ErrorCode::cancelled, "left before it had a slot");
   if (table_.slots().empty()) co_return upstream_error(ErrorCode::unsupported, "the backend has no slots");
-  if (queue_.size() >= max_waiting_) {
-    Error error = internal_error("too many requests wait for a slot");
-    error.code = ErrorCode::no_space;
-    co_return error;
-  }
+  if (queue_.size() >= limits_.max_waiting) co_return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "too many requests wait for a slot"};
   auto waiter = std::make_shared<Waiter>(executor_);
   waiter->choose = std::move(choose);
   queue_.push_back(waiter);
@@ -56,10 +58,20 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
     waiter->wakeup.notify();
   };
   const CancelSource::Registration registration = cancel.on_cancel(std::move(leave));
-  co_await waiter->wakeup.wait();
+  const bool limited = limits_.longest_wait.count() > 0;
+  const auto patience = limited ? std::min(limits_.patience, limits_.longest_wait) : limits_.patience;
+  if (!co_await waiter->wakeup.wait_for(patience)) {
+    waiter->patient = false;
+    dispatch();
+    if (limited) {
+      (void)co_await waiter->wakeup.wait_for(limits_.longest_wait - patience);
+    } else {
+      co_await waiter->wakeup.wait();
+    }
+  }
   if (waiter->slot < 0) {
     queue_.remove(waiter);
-    dispatch();  // whoever waited behind us may be content with what we were not
+    if (!waiter->cancelled) co_return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "no slot came free in time"};
     if (!cancel.cancelled()) co_return upstream_error(ErrorCode::unsupported, "the backend has no slots any more");
     co_return upstream_error(ErrorCode::cancelled, "left while it waited for a slot");
   }
@@ -73,24 +85,26 @@ std::optional<Lease> Scheduler::try_acquire(int slot) {
 }
 
 void Scheduler::dispatch() {
-  while (!queue_.empty()) {
+  for (auto at = queue_.begin(); at != queue_.end();) {
+    const std::shared_ptr<Waiter> waiter = *at;
+    if (waiter->cancelled) {
+      at = queue_.erase(at);
+      continue;
+    }
     std::vector<int> idle;
     for (const SlotState& slot : std::as_const(table_).slots()) {
       if (!slot.leased) idle.push_back(slot.id);
     }
     if (idle.empty()) return;
-    const std::shared_ptr<Waiter> first = queue_.front();
-    if (first->cancelled) {
-      queue_.pop_front();
+    const std::optional<int> slot = waiter->choose(idle, waiter->patient && leased_ > 0);
+    if (!slot) {
+      ++at;
       continue;
     }
-    const std::optional<int> slot = first->choose(idle);
-    if (!slot) return;
-    queue_.pop_front();
-    table_.at(*slot).leased = true;
-    ++leased_;
-    first->slot = *slot;
-    first->wakeup.notify();
+    at = queue_.erase(at);
+    take(*slot);
+    waiter->slot = *slot;
+    waiter->wakeup.notify();
   }
 }
 
@@ -106,9 +120,14 @@ void Scheduler::slots_changed() {
 }
 
 void Scheduler::release(int slot) {
-  table_.at(slot).leased = false;
-  table_.at(slot).running = false;
-  table_.at(slot).upkeep = false;
+  SlotState& state = table_.at(slot);
+  state.leased = false;
+  state.running = false;
+  state.upkeep = false;
+  state.target.reset();
+  state.in_pieces = false;
+  state.piece_end = 0;
+  state.wanted_stops.clear();
   --leased_;
   dispatch();
   if (on_release_) on_release_(slot);

@@ -1,10 +1,11 @@
 // Hands out the slots of one backend: a queue in order of arrival, a lease per request, and the start gate.
-// Thread: the I/O thread. Errors: cancelled (the client left while it waited), no_space (the queue is full), unsupported (there
-// are no slots, or none any more).
+// Thread: the I/O thread. Errors: cancelled (the client left while it waited), no_space (the queue is full, or the wait was too
+// long), unsupported (there are no slots, or none any more).
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <list>
@@ -59,12 +60,21 @@ class [[nodiscard]] StartGate {
 
 class Scheduler {
  public:
-  Scheduler(boost::asio::any_io_executor executor, SlotTable& table, std::size_t max_waiting);
+  struct Limits {
+    std::size_t max_waiting = 256;
+    std::chrono::milliseconds patience{10'000};  // to wait for a better slot than those that are idle
+    std::chrono::milliseconds longest_wait{0};   // in the queue altogether; 0: as long as the client does
+  };
+  Scheduler(boost::asio::any_io_executor executor, SlotTable& table, Limits limits);
 
-  // Picks one of the idle slots (never empty), or nullopt to go on waiting. Called again whenever a slot comes free.
-  using Choose = std::function<std::optional<int>(std::span<const int> idle)>;
-  // In order of arrival: nobody behind is served while the first waits.
+  // Picks one of the idle slots (never empty), or nullopt to wait for a better one; those behind may take these meanwhile, and
+  // it is asked again, before them, whenever a slot comes free. Not `patient`: it has waited long enough, or nothing is in use
+  // that could come free.
+  using Choose = std::function<std::optional<int>(std::span<const int> idle, bool patient)>;
+  // In order of arrival.
   ResultTask<Lease> acquire(Choose choose, CancelSource& cancel);
+  // A slot holds something new while it stays in use: whoever waits may choose otherwise now.
+  void reconsider() { dispatch(); }
   // For upkeep: only when the slot is idle and nobody waits.
   std::optional<Lease> try_acquire(int slot);
 
@@ -87,17 +97,19 @@ class Scheduler {
     explicit Waiter(boost::asio::any_io_executor executor) : wakeup(std::move(executor)) {}
     Choose choose;
     Wakeup wakeup;
+    bool patient = true;
     int slot = -1;
     bool cancelled = false;
   };
   void release(int slot);
   void leave_gate();
   void dispatch();
+  void take(int slot);
   Lease grant(int slot);
 
   boost::asio::any_io_executor executor_;
   SlotTable& table_;
-  std::size_t max_waiting_;
+  Limits limits_;
   std::list<std::shared_ptr<Waiter>> queue_;
   std::list<std::shared_ptr<Waiter>> gate_queue_;
   bool gate_held_ = false;

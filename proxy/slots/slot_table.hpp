@@ -2,7 +2,9 @@
 // Thread: the I/O thread. Owner: one backend.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -17,6 +19,11 @@ struct SlotState {
   bool leased = false;
   bool running = false;         // a task of ours has been sent to it and has not ended
   bool upkeep = false;          // leased for being saved, not for a request
+  std::shared_ptr<const Tokens> target;  // the prompt of the request that has leased it
+  bool in_pieces = false;       // it is computed in pieces: more stops can still be asked for,
+  std::uint32_t piece_end = 0;  // beyond this one
+  std::chrono::steady_clock::time_point leased_at{};
+  std::vector<std::uint32_t> wanted_stops;  // of `target`, asked for by requests that wait for a state there
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside

@@ -62,11 +62,15 @@ state_dir: /var/lib/cairn
 budget: 100GiB
 min_free: 1 GiB
 checkpoint_interval: 2048
+checkpoint_budget: 5%
+worst_recomputation: 750 ms
+log_prompts: true
 ubatch: 1024
 max_body: 16MiB
 max_header: 32KiB
 max_connections: 77
 max_waiting: 5
+max_wait_s: 60
 shutdown_limit_s: 9
 verify_checksums: no
 log_level: debug
@@ -79,11 +83,15 @@ log_level: debug
   EXPECT_EQ(config.budget_bytes, 100ull << 30);
   EXPECT_EQ(config.min_free_bytes, 1ull << 30);
   EXPECT_EQ(config.checkpoint_interval_tokens, 2048u);
+  EXPECT_DOUBLE_EQ(config.checkpoint_budget, 0.05);
+  EXPECT_EQ(config.worst_recomputation, std::chrono::milliseconds(750));
+  EXPECT_TRUE(config.log_prompts);
   EXPECT_EQ(config.ubatch_tokens, 1024u);
   EXPECT_EQ(config.max_body_bytes, 16ull << 20);
   EXPECT_EQ(config.max_header_bytes, 32ull << 10);
   EXPECT_EQ(config.max_connections, 77u);
   EXPECT_EQ(config.max_waiting, 5u);
+  EXPECT_EQ(config.max_wait, std::chrono::seconds(60));
   EXPECT_EQ(config.shutdown_limit, std::chrono::seconds(9));
   EXPECT_FALSE(config.verify_checksums);
   EXPECT_EQ(config.log_level, "debug");
@@ -96,10 +104,16 @@ TEST_F(ConfigFile, WhatIsNotSaidKeepsItsDefault) {
     const Config config = good(text);
     EXPECT_EQ(config.listen, defaults.listen);
     EXPECT_EQ(config.budget_bytes, defaults.budget_bytes);
-    EXPECT_EQ(config.checkpoint_interval_tokens, 1024u);
+    EXPECT_EQ(config.checkpoint_interval_tokens, std::nullopt);
+    EXPECT_EQ(config.worst_recomputation_tokens, 1024u);
+    EXPECT_FALSE(config.log_prompts);
     EXPECT_TRUE(config.verify_checksums);
   }
   EXPECT_EQ(good("checkpoint_interval: off").checkpoint_interval_tokens, 0u);
+  EXPECT_EQ(good("checkpoint_interval: auto").checkpoint_interval_tokens, std::nullopt);
+  EXPECT_DOUBLE_EQ(good("checkpoint_budget: 0.1").checkpoint_budget, 0.1);
+  EXPECT_EQ(good("worst_recomputation: 4096").worst_recomputation_tokens, 4096u);
+  EXPECT_EQ(good("worst_recomputation: 2s").worst_recomputation, std::chrono::seconds(2));
   EXPECT_EQ(good("listen: ':8081'").listen, ":8081");
 }
 
@@ -119,6 +133,12 @@ TEST_F(ConfigFile, MistakesAreNamedWithFileLineAndKey) {
   }
   EXPECT_THAT(complaint("max_waiting: 0"), StartsWith("cairn.yaml:1: max_waiting: "));
   EXPECT_THAT(complaint("checkpoint_interval: 127"), StartsWith("cairn.yaml:1: checkpoint_interval: "));
+  for (const char* value : {"x", "-1%", "101%", "2", "nan", "'%'", "''"}) {
+    EXPECT_THAT(complaint(std::string("checkpoint_budget: ") + value), StartsWith("cairn.yaml:1: checkpoint_budget: ")) << value;
+  }
+  for (const char* value : {"x", "255", "0s", "2h", "ms", "-1", "''"}) {
+    EXPECT_THAT(complaint(std::string("worst_recomputation: ") + value), StartsWith("cairn.yaml:1: worst_recomputation: ")) << value;
+  }
   EXPECT_THAT(complaint("shutdown_limit_s: 3601"), StartsWith("cairn.yaml:1: shutdown_limit_s: "));
 }
 
@@ -222,7 +242,7 @@ TEST_F(ConfigFile, EveryKeyOfTheSchemaIsAKeyAndItsDefaultIsTaken) {
     EXPECT_TRUE(config) << key << ": " << to_string(config.error());
     ++checked;
   }
-  EXPECT_EQ(checked, 16u);  // as many as config.cpp has: a new key belongs into the schema too
+  EXPECT_EQ(checked, 20u);  // as many as config.cpp has: a new key belongs into the schema too
 }
 
 }  // namespace

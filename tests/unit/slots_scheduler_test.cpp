@@ -21,7 +21,7 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-std::optional<int> first_idle(std::span<const int> idle) { return idle.front(); }
+std::optional<int> first_idle(std::span<const int> idle, bool) { return idle.front(); }
 
 // Somebody who asks for a slot and keeps it until told.
 struct Client {
@@ -42,7 +42,7 @@ class SchedulerTest : public ::testing::Test {
     everybody_leaves();
     scheduler_.reset();
     table_ = std::make_unique<SlotTable>(slots);
-    scheduler_ = std::make_unique<Scheduler>(io_.get_executor(), *table_, max_waiting);
+    scheduler_ = std::make_unique<Scheduler>(io_.get_executor(), *table_, Scheduler::Limits{.max_waiting = max_waiting});
   }
   ~SchedulerTest() override {
     everybody_leaves();
@@ -159,28 +159,77 @@ TEST_F(SchedulerTest, WhoArrivesAfterAReleaseStaysBehindTheQueue) {
   EXPECT_TRUE(c.has_lease());
 }
 
-TEST_F(SchedulerTest, TheFirstMayWaitForABetterSlotAndNobodyPassesIt) {
+TEST_F(SchedulerTest, WhoWaitsForABetterSlotLetsOthersHaveTheRestAndIsAskedFirstAgain) {
   Client& a = asks("a");
   Client& b = asks("b");
   std::vector<std::vector<int>> shown;
-  Client& picky = asks("picky", [&](std::span<const int> idle) -> std::optional<int> {
+  Client& picky = asks("picky", [&](std::span<const int> idle, bool patient) -> std::optional<int> {
     shown.emplace_back(idle.begin(), idle.end());
+    EXPECT_EQ(patient, scheduler_->leased() > 0);
     for (const int id : idle) {
       if (id == 1) return id;
     }
     return std::nullopt;
   });
   Client& d = asks("d");
+  Client& e = asks("e");
   EXPECT_THAT(shown, IsEmpty());  // nothing to choose from
   give_back(a);
   EXPECT_FALSE(picky.lease);
-  EXPECT_FALSE(d.lease);
+  ASSERT_TRUE(d.has_lease());
+  EXPECT_EQ((*d.lease)->slot(), 0);
   EXPECT_THAT(shown, ElementsAre(ElementsAre(0)));
   give_back(b);
-  ASSERT_TRUE(picky.has_lease() && d.has_lease());
+  ASSERT_TRUE(picky.has_lease());
   EXPECT_EQ((*picky.lease)->slot(), 1);
-  EXPECT_EQ((*d.lease)->slot(), 0);
-  EXPECT_THAT(shown, ElementsAre(ElementsAre(0), ElementsAre(0, 1)));
+  EXPECT_FALSE(e.lease);
+  EXPECT_THAT(shown, ElementsAre(ElementsAre(0), ElementsAre(1)));
+}
+
+TEST_F(SchedulerTest, PatienceEnds) {
+  scheduler_.reset();
+  scheduler_ = std::make_unique<Scheduler>(io_.get_executor(), *table_, Scheduler::Limits{.patience = std::chrono::milliseconds{1}});
+  Client& a = asks("a");
+  Client& picky = asks("picky", [](std::span<const int> idle, bool patient) {
+    return patient ? std::nullopt : std::optional(idle.front());
+  });
+  EXPECT_FALSE(picky.lease);
+  while (!picky.lease) io_.run_one();
+  EXPECT_TRUE(picky.has_lease());
+  EXPECT_TRUE(a.has_lease());
+}
+
+TEST_F(SchedulerTest, NobodyIsPatientWhereNothingCanComeFree) {
+  Client& picky = asks("picky", [](std::span<const int> idle, bool patient) {
+    return patient ? std::nullopt : std::optional(idle.front());
+  });
+  EXPECT_TRUE(picky.has_lease());
+}
+
+TEST_F(SchedulerTest, AWaitThatIsTooLongEndsWithoutASlot) {
+  scheduler_.reset();
+  table_ = std::make_unique<SlotTable>(1);
+  const Scheduler::Limits limits{.longest_wait = std::chrono::milliseconds{1}};
+  scheduler_ = std::make_unique<Scheduler>(io_.get_executor(), *table_, limits);
+  Client& a = asks("a");
+  Client& late = asks("late");
+  while (!late.lease) io_.run_one();
+  EXPECT_EQ(late.error(), ErrorCode::no_space);
+  EXPECT_EQ(scheduler_->waiting(), 0u);
+  give_back(a);
+  nothing_left();
+}
+
+TEST_F(SchedulerTest, WhoWaitsIsAskedAgainWhenASlotInUseHasSomethingNew) {
+  Client& a = asks("a");
+  bool saved = false;
+  Client& waits = asks("waits", [&](std::span<const int> idle, bool) { return saved ? std::optional(idle.front()) : std::nullopt; });
+  EXPECT_FALSE(waits.lease);
+  saved = true;
+  scheduler_->reconsider();
+  poll();
+  EXPECT_TRUE(waits.has_lease());
+  EXPECT_TRUE(a.has_lease());
 }
 
 TEST_F(SchedulerTest, LeavingWhileQueued) {
@@ -203,15 +252,15 @@ TEST_F(SchedulerTest, LeavingWhileQueued) {
   nothing_left();
 }
 
-TEST_F(SchedulerTest, WhenAPickyFirstLeavesTheNextIsServedAtOnce) {
+TEST_F(SchedulerTest, WhoWaitsForABetterSlotHoldsUpNobodyAndMayLeave) {
   Client& a = asks("a");
-  Client& picky = asks("picky", [](std::span<const int>) { return std::optional<int>(); });
+  Client& picky = asks("picky", [](std::span<const int>, bool) { return std::optional<int>(); });
   Client& c = asks("c");
-  EXPECT_FALSE(c.lease);  // although a slot is idle
+  EXPECT_TRUE(c.has_lease());
   picky.cancel.cancel();
   poll();
   EXPECT_EQ(picky.error(), ErrorCode::cancelled);
-  EXPECT_TRUE(c.has_lease());
+  EXPECT_EQ(scheduler_->waiting(), 0u);
   EXPECT_TRUE(a.has_lease());
 }
 
@@ -327,7 +376,7 @@ TEST_F(SchedulerTest, UpkeepTakesASlotOnlyWhenNobodyWaits) {
   std::optional<Lease> upkeep = scheduler_->try_acquire(1);
   ASSERT_TRUE(upkeep);
   EXPECT_EQ(upkeep->slot(), 1);
-  Client& b = asks("b", [](std::span<const int> idle) -> std::optional<int> {
+  Client& b = asks("b", [](std::span<const int> idle, bool) -> std::optional<int> {
     return idle.front() == 0 ? std::optional(0) : std::nullopt;
   });
   EXPECT_FALSE(b.lease);

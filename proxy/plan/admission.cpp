@@ -1,0 +1,195 @@
+#include "plan/admission.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace cairn {
+
+namespace {
+
+constexpr double branch_chance = 0.5;          // that a third prompt parts where a second did
+constexpr std::uint32_t left_by_backend = 4;   // tokens before a prompt's end where llama-server leaves a context checkpoint
+constexpr std::uint32_t pieces_between_saves = 14;  // see plan_stops
+constexpr std::uint32_t least_bound = 256;
+
+// Tokens in a piece so that none of its inside is further than the bound from a point to go on from. On a checkpointed
+// backend each piece leaves one an ubatch before its end, too.
+std::uint32_t longest_piece(const AdmissionInput& input) {
+  const CheckpointPolicy& policy = *input.policy;
+  double bound = policy.bound_tokens;
+  if (policy.bound_s > 0) bound = policy.bound_s / (input.costs->prefill_seconds(input.done, input.done + 1000.0) / 1000.0);
+  // What is known to go on has shown that it comes back, perhaps changed.
+  if (input.continues) bound /= 2;
+  bound = std::clamp(bound, static_cast<double>(least_bound), 1e6);
+  const auto tokens = static_cast<std::uint32_t>(bound);
+  return input.kind == MemoryKind::exact ? tokens : tokens + input.ubatch;
+}
+
+double save_seconds_at(const AdmissionInput& input, std::uint32_t at) {
+  const double inside = input.kind == MemoryKind::exact ? 0 : 2 * pieces_between_saves;
+  return input.costs->save_seconds(input.costs->state_bytes(at, inside));
+}
+
+double stop_seconds(const AdmissionInput& input, std::uint32_t at) {
+  const double save_s = input.kind == MemoryKind::exact ? save_seconds_at(input, at) : 0;
+  return input.costs->boundary_seconds() + save_s;
+}
+
+// Seconds that `cuts` equal cuts of (done, prompt) add; on a checkpointed backend a save now and then keeps the early ones.
+double cutting_seconds(const AdmissionInput& input, std::uint32_t cuts) {
+  double seconds = 0;
+  for (std::uint32_t i = 1; i <= cuts; ++i) {
+    const auto at = static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
+    seconds += stop_seconds(input, at);
+    if (input.kind != MemoryKind::exact && (input.pieces_since_save + i) % pieces_between_saves == 0) seconds += save_seconds_at(input, at);
+  }
+  return seconds;
+}
+
+// As many cuts as the bound wants and `seconds` pays for.
+std::uint32_t affordable_cuts(const AdmissionInput& input, double seconds) {
+  const std::uint32_t piece = longest_piece(input);
+  const std::uint32_t length = input.prompt - input.done;
+  std::uint32_t cuts = (length - 1) / piece;
+  if (cuts == 0 || seconds <= 0) return 0;
+  const double one_s = stop_seconds(input, input.done + length / 2);
+  cuts = static_cast<std::uint32_t>(std::min<double>(cuts, std::floor(seconds / one_s) + 1));
+  while (cuts > 0 && cutting_seconds(input, cuts) > seconds) --cuts;
+  return cuts;
+}
+
+// Where the next turn will leave this prompt; 0: the backend leaves a state near enough by itself.
+std::uint32_t end_stop(const AdmissionInput& input) {
+  std::uint32_t before = input.before_end;
+  if (input.kind == MemoryKind::exact) before = std::max<std::uint32_t>(before, 1);
+  else if (before <= left_by_backend) return 0;
+  return before < input.prompt && input.prompt - before > input.done ? input.prompt - before : 0;
+}
+
+// Tokens where the next turn would have to go on from without a stop at `end`.
+std::uint32_t fallback_of(const AdmissionInput& input) {
+  if (input.kind == MemoryKind::exact) return input.done;
+  const std::uint32_t back = left_by_backend + input.ubatch;
+  return input.prompt > back ? std::max(input.done, input.prompt - back) : input.done;
+}
+
+double budget_left(const AdmissionInput& input) {
+  const double all = input.costs->prefill_seconds(input.base, input.prompt);
+  const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s + input.overhead_s;
+  return input.policy->budget * all - spent + (input.continues ? input.credit_s : 0);
+}
+
+struct Marked {
+  std::vector<std::uint32_t> places;
+  double left_s = 0;  // of the budget
+};
+
+// The branch and the end: a grid is only what is left over for.
+Marked marked(const AdmissionInput& input) {
+  const CostModel& costs = *input.costs;
+  Marked marked;
+  marked.left_s = budget_left(input);
+  // A fixed grid is an order to leave states, whatever they cost.
+  const bool ordered = !input.policy->adaptive;
+  const auto admitted = [&](std::uint32_t at, double gain, double most) {
+    const double cost = stop_seconds(input, at);
+    const bool kept = std::find(input.kept.begin(), input.kept.end(), at) != input.kept.end();
+    if (!kept && !ordered && gain <= cost && cost > most) return;
+    marked.places.push_back(at);
+    marked.left_s -= cost;
+  };
+  if (input.branch > input.done && input.branch < input.prompt) {
+    admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
+  }
+  if (const std::uint32_t end = end_stop(input); end > 0) {
+    admitted(end, input.followed * costs.prefill_seconds(fallback_of(input), end), marked.left_s);
+  }
+  return marked;
+}
+
+std::vector<Stop> stops_for_later(const AdmissionInput& input) {
+  Marked places = marked(input);
+  std::vector<std::uint32_t>& wanted = places.places;
+  StopInput stops;
+  stops.kind = input.kind;
+  stops.base = input.done;
+  stops.prompt = input.prompt;
+  stops.can_save = input.can_save;
+  stops.since_save = input.pieces_since_save;
+  stops.pieces_between_saves = pieces_between_saves;
+  if (!input.policy->adaptive) {
+    stops.interval = input.policy->interval_tokens;
+  } else {
+    const std::uint32_t cuts = affordable_cuts(input, places.left_s);
+    for (std::uint32_t i = 1; i <= cuts; ++i) {
+      const auto at = static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
+      const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {
+        return (other > at ? other - at : at - other) < least_bound;
+      });
+      if (!beside) wanted.push_back(at);
+    }
+  }
+  stops.wanted = wanted;
+  return plan_stops(stops);
+}
+
+// Stops that somebody else waits for are saved at once, whatever the kind.
+void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
+  if (!input.can_save) return;
+  for (const std::uint32_t at : input.shared) {
+    if (at <= input.done || at >= input.prompt) continue;
+    const auto place = std::lower_bound(stops.begin(), stops.end(), at, [](const Stop& stop, std::uint32_t value) { return stop.at < value; });
+    if (place != stops.end() && place->at == at) {
+      place->save = true;
+    } else {
+      stops.insert(place, Stop{at, true});
+    }
+  }
+}
+
+// A prompt that need not be cut is cut a little when others are about, so that they can ask for a stop.
+std::vector<Stop> openings_for_others(const AdmissionInput& input) {
+  constexpr std::uint32_t piece = 2048;
+  if (!input.others || !input.can_save) return {};
+  const double left = budget_left(input);
+  if (input.prompt - input.done <= piece || left < input.costs->boundary_seconds()) return {};
+  return {Stop{input.done + piece, false}};
+}
+
+}  // namespace
+
+std::vector<Stop> admit(const AdmissionInput& input) {
+  if (input.done >= input.prompt) return {};
+  std::vector<Stop> stops;
+  if (input.kind == MemoryKind::truncatable) {
+    stops = openings_for_others(input);
+  } else if (input.kind != MemoryKind::exact || input.can_save) {
+    stops = stops_for_later(input);
+  }
+  add_shared(stops, input);
+  return stops;
+}
+
+std::vector<std::uint32_t> marked_places(const AdmissionInput& input) {
+  if (input.kind == MemoryKind::truncatable || (input.kind == MemoryKind::exact && !input.can_save)) return {};
+  return marked(input).places;
+}
+
+std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t ubatch, bool can_save, const CheckpointPolicy& policy,
+                           const CostModel& costs) {
+  if (kind == MemoryKind::truncatable) return 1;
+  if (!policy.adaptive) return policy.interval_tokens > 0 ? policy.interval_tokens : tokens;
+  AdmissionInput input;
+  input.kind = kind;
+  input.prompt = tokens;
+  input.ubatch = ubatch;
+  input.can_save = can_save;
+  input.policy = &policy;
+  input.costs = &costs;
+  const std::uint32_t cuts = affordable_cuts(input, budget_left(input));
+  const std::uint32_t piece = tokens / (cuts + 1) + 1;
+  if (kind == MemoryKind::exact) return piece;
+  return piece > ubatch ? std::max(piece - ubatch, ubatch) : ubatch;
+}
+
+}  // namespace cairn
