@@ -42,6 +42,7 @@ struct CacheOptions {
   std::size_t memo_bytes = 64u << 20;
   std::chrono::milliseconds write_back_delay{15};   // of idleness, at least, before a slot is written back
   std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way
+  std::chrono::milliseconds comment_after{10'000};  // of silence in an event stream
   std::string api_key;
 };
 

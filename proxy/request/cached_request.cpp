@@ -66,7 +66,9 @@ Task<void> CachedRequest::run_unpinned() {
   co_await backend_.save_before_foreign(downstream_.cancel());
   // When its task starts we cannot tell from here; the slots that the backend clears then are forgotten now.
   backend_.note_foreign_started(false);
-  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream_);
+  EventStreamOptions events;
+  events.silence = backend_.options().comment_after;
+  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream_, events);
   if (outcome) {
     record_.status = outcome->status;
     record_.answer_bytes = outcome->body_bytes;

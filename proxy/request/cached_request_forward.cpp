@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "request/cached_request.hpp"
@@ -100,7 +101,14 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   }
   record_.enter(Step::relay);
   TapForTimings tap;
-  Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap);
+  EventStreamOptions events;
+  events.silence = backend_.options().comment_after;
+  std::optional<ContinuedProgress> progress;
+  if (record_.pieces > 0 && parsed_.stream && parsed_.return_progress) {
+    const double earlier_ms = record_.step_s[static_cast<std::size_t>(Step::prefill)] * 1000;
+    events.progress = &progress.emplace(first_reused_, static_cast<std::int64_t>(earlier_ms));
+  }
+  Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap, events);
   exchange.reset();
   record_.status = head->status;
   bool whole = false;

@@ -2,12 +2,21 @@
 
 #include <boost/asio/experimental/awaitable_operators.hpp>
 
+#include <boost/asio/this_coro.hpp>
+
+#include <string_view>
 #include <utility>
 #include <vector>
+
+#include "backend/async.hpp"
+#include "backend/http_text.hpp"
+#include "base/wakeup.hpp"
 
 namespace cairn {
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t piece_bytes = 16 * 1024;
 
@@ -15,6 +24,7 @@ constexpr std::size_t piece_bytes = 16 * 1024;
 struct PassState {
   Exchange& exchange;
   Downstream& downstream;
+  EventStreamOptions events;
   bool upload_done = false;
   std::optional<Error> upload_broken;  // by the client
 };
@@ -48,20 +58,20 @@ Task<Result<RelayOutcome>> answer(PassState& state) {
     if (state.upload_broken) co_return *state.upload_broken;
     co_return head.error();
   }
-  auto outcome = co_await relay_answer(state.exchange, state.downstream, *head, nullptr);
+  auto outcome = co_await relay_answer(state.exchange, state.downstream, *head, nullptr, state.events);
   state.exchange.close();
   // The answer is whole and the backend wants no more of the request: stop waiting for it.
   if (!state.upload_done) state.downstream.abort();
   co_return outcome;
 }
 
-ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream) {
+ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream, EventStreamOptions events) {
   using namespace boost::asio::experimental::awaitable_operators;
   const BodyFraming framing = downstream.request_framing();
   auto started = co_await upstream.start(downstream.head(), framing, downstream.cancel());
   if (!started) co_return started.error();
   const std::unique_ptr<Exchange> exchange = std::move(*started);
-  PassState state{*exchange, downstream};
+  PassState state{*exchange, downstream, events};
   if (framing.kind == BodyFraming::Kind::none) {
     state.upload_done = true;
     co_return co_await answer(state);
@@ -72,48 +82,136 @@ ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream) {
   co_return co_await std::move(both);
 }
 
+// Whether what is written between two events cannot harm: HTTP/1.0 clients and encoded bodies get none of it.
+bool is_event_stream(const RequestHead& request, const ResponseHead& head, const BodyFraming& framing) {
+  if (head.status != 200 || framing.kind != BodyFraming::Kind::chunked) return false;
+  if (request.version < 11 || request.method == "HEAD" || head.fields.get("Content-Encoding")) return false;
+  const std::string_view type = head.fields.get("Content-Type").value_or("");
+  return iequals(type.substr(0, type.find_first_of("; \t")), "text/event-stream");
+}
+
+// The body of an answer on its way, and what those know of each other who write it.
+struct BodyState {
+  BodyState(Exchange& from, Downstream& to, AnswerTap* watcher, ContinuedProgress* rewriter,
+            const boost::asio::any_io_executor& executor)
+      : exchange(from), downstream(to), tap(watcher), progress(rewriter), ended(executor), comment_written(executor) {}
+
+  Exchange& exchange;
+  Downstream& downstream;
+  AnswerTap* tap;
+  ContinuedProgress* progress;
+  RelayOutcome outcome;
+
+  Clock::time_point quiet_since = Clock::now();
+  char last_sent = '\n';
+  bool between_events = true;  // of what was sent
+  bool sending = false;        // the backend's bytes, or the end
+  bool commenting = false;
+  Wakeup ended;
+  Condition comment_written;
+};
+
+ResultTask<void> send(BodyState& state, std::span<const char> bytes) {
+  if (bytes.empty()) co_return Result<void>{};
+  while (state.commenting) co_await state.comment_written.wait();
+  state.sending = true;
+  auto written = co_await state.downstream.write_body(bytes);
+  state.sending = false;
+  if (!written) co_return written;
+  state.outcome.body_bytes += bytes.size();
+  const char before = bytes.size() > 1 ? bytes[bytes.size() - 2] : state.last_sent;
+  state.last_sent = bytes.back();
+  state.between_events = before == '\n' && state.last_sent == '\n';
+  co_return written;
+}
+
+ResultTask<void> finish(BodyState& state) {
+  while (state.commenting) co_await state.comment_written.wait();
+  state.sending = true;
+  co_return co_await state.downstream.finish();
+}
+
+Task<void> relay_body(BodyState& state) {
+  std::vector<char> piece(piece_bytes);
+  Result<void> written;
+  for (;;) {
+    auto count = co_await state.exchange.read_some(piece);
+    state.quiet_since = Clock::now();
+    std::span<const char> bytes;
+    if (count) bytes = std::span<const char>(piece.data(), *count);
+    if (state.tap != nullptr && !bytes.empty()) state.tap->on_bytes(bytes);
+    if (state.progress != nullptr) bytes = bytes.empty() ? state.progress->rest() : state.progress->on_bytes(bytes);
+    written = co_await send(state, bytes);
+    if (!count) {
+      state.outcome.broken = count.error();
+      state.downstream.abort();
+      state.ended.notify();
+      co_return;
+    }
+    if (!written || *count == 0) break;
+  }
+  if (written) written = co_await finish(state);
+  state.outcome.complete = written.has_value();
+  if (!written) {
+    state.outcome.broken = written.error();
+    state.exchange.close();
+  }
+  state.ended.notify();
+}
+
+// Beside relay_body(), whose pending read is left alone. The timer is set anew once in `silence`, not at each piece.
+Task<void> comment_in_silence(BodyState& state, std::chrono::milliseconds silence) {
+  constexpr std::string_view comment = ": waiting\n\n";
+  while (!state.ended.notified()) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(state.quiet_since + silence - Clock::now());
+    if (left.count() > 0) {
+      (void)co_await state.ended.wait_for(left);
+      continue;
+    }
+    state.quiet_since = Clock::now();
+    // While bytes are still on their way out, the client is what is slow.
+    if (state.sending || !state.between_events) continue;
+    const std::span<const char> bytes{comment};
+    state.commenting = true;
+    auto written = co_await state.downstream.write_body(bytes);
+    state.commenting = false;
+    state.comment_written.notify_all();
+    if (!written) co_return;  // the client has left: the other half finds out by itself
+  }
+}
+
 }  // namespace
 
 ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head,
-                                      AnswerTap* tap) {
-  RelayOutcome outcome;
-  outcome.status = head.status;
+                                      AnswerTap* tap, EventStreamOptions events) {
+  using namespace boost::asio::experimental::awaitable_operators;
   const BodyFraming framing = exchange.answer_framing();
   auto written = co_await downstream.write_head(head, framing);
   if (!written) {
     exchange.close();
     co_return written.error();
   }
-  std::vector<char> piece(piece_bytes);
-  for (;;) {
-    auto count = co_await exchange.read_some(piece);
-    if (!count) {
-      outcome.broken = count.error();
-      downstream.abort();
-      co_return outcome;
-    }
-    if (*count == 0) break;
-    const std::span<const char> bytes(piece.data(), *count);
-    if (tap != nullptr) tap->on_bytes(bytes);
-    written = co_await downstream.write_body(bytes);
-    if (!written) break;
-    outcome.body_bytes += *count;
+  if (!is_event_stream(downstream.head(), head, framing)) events = {};
+  auto executor = co_await boost::asio::this_coro::executor;
+  BodyState state(exchange, downstream, tap, events.progress, executor);
+  state.outcome.status = head.status;
+  if (events.silence.count() == 0) {
+    co_await relay_body(state);
+    co_return state.outcome;
   }
-  if (written) written = co_await downstream.finish();
-  outcome.complete = written.has_value();
-  if (!written) {
-    outcome.broken = written.error();
-    exchange.close();
-  }
-  co_return outcome;
+  Task<void> body = relay_body(state);
+  Task<void> comments = comment_in_silence(state, events.silence);
+  auto both = std::move(body) && std::move(comments);
+  co_await std::move(both);
+  co_return state.outcome;
 }
 
-ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream) {
-  auto outcome = co_await pass_once(upstream, downstream);
+ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, EventStreamOptions events) {
+  auto outcome = co_await pass_once(upstream, downstream, events);
   // Only a request without a body can be sent again: the other's has been consumed.
   const bool again = !outcome && outcome.error().may_retry && !downstream.cancel().cancelled() &&
                      downstream.request_framing().kind == BodyFraming::Kind::none;
-  if (again) outcome = co_await pass_once(upstream, downstream);
+  if (again) outcome = co_await pass_once(upstream, downstream, events);
   co_return outcome;
 }
 

@@ -1,9 +1,10 @@
-// Carries bytes between a client and the backend, as they come and unchanged.
+// Carries bytes between a client and the backend, as they come; unchanged but for what EventStreamOptions says.
 // Thread: the I/O thread.
 // Errors: an Error means that nothing was written to the client, who still wants an answer (or has left); once the head is
 // out, RelayOutcome::broken says why the answer is not whole.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -11,6 +12,7 @@
 #include "backend/upstream.hpp"
 #include "base/task.hpp"
 #include "request/downstream.hpp"
+#include "request/progress.hpp"
 
 namespace cairn {
 
@@ -23,16 +25,25 @@ class AnswerTap {
 
 struct RelayOutcome {
   int status = 0;
-  std::uint64_t body_bytes = 0;  // written to the client
+  std::uint64_t body_bytes = 0;  // written to the client, comments of our own not counted
   bool complete = false;
   std::optional<Error> broken;  // set when not complete
 };
 
+// For answers that are event streams (200, chunked, text/event-stream); others are not touched.
+struct EventStreamOptions {
+  // After so long without a byte from the backend the client gets an SSE comment line, and again after each such time, so that
+  // neither it nor what lies between takes the stream for dead. Never inside an event. 0: no comments.
+  std::chrono::milliseconds silence{0};
+  ContinuedProgress* progress = nullptr;  // null: the reports are the backend's
+};
+
 // The rest of an answer whose head has been read. When the backend dies in the middle, the client's connection is cut; when
-// the client leaves, the exchange is closed at once. `tap` may be null.
-ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head, AnswerTap* tap);
+// the client leaves, the exchange is closed at once. `tap` may be null; it sees what the backend sent.
+ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head, AnswerTap* tap,
+                                      EventStreamOptions events = {});
 
 // The whole request as it is, its body going up while the answer may already come down.
-ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream);
+ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, EventStreamOptions events = {});
 
 }  // namespace cairn

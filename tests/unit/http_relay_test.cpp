@@ -1,5 +1,7 @@
 #include "http_proxy_fixture.hpp"
 
+#include <algorithm>
+
 namespace cairn {
 namespace {
 
@@ -304,6 +306,251 @@ TEST_F(RelayTest, TheTapSeesEachPieceBeforeTheClient) {
   peer.read_until("0\r\n\r\n");
   EXPECT_EQ(io_.on([&] { return tap.seen; }), "onetwo");
   EXPECT_TRUE(handled(1));
+}
+
+class CommentTest : public RelayTest {
+ protected:
+  CommentTest() {
+    handler_.script = [this](Downstream& downstream) -> Task<void> {
+      EventStreamOptions events;
+      events.silence = silence_;
+      auto outcome = co_await pass_through(*upstream_, downstream, events);
+      if (!outcome) co_await write_error(downstream, outcome.error());
+      handler_.outcomes.push_back(std::move(outcome));
+    };
+  }
+  // Silences of some length pass: the comments of another stream are counted.
+  void let_time_pass(int silences = 4) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send(stream_head_);
+    for (int i = 0; i < silences; ++i) peer.read_until(comment_);
+  }
+  // The body of the stream up to what ends it.
+  static std::string dechunk(const std::string& text) {
+    std::string body;
+    std::size_t at = 0;
+    for (;;) {
+      const std::size_t size = std::stoul(text.substr(at), nullptr, 16);
+      if (size == 0) return body;
+      at = text.find("\r\n", at) + 2;
+      body += text.substr(at, size);
+      at += size + 2;
+    }
+  }
+  // Of those inside an event nothing is taken away.
+  static std::string without_comments(const std::string& body) {
+    const std::string comment = ": waiting\n\n";
+    std::string rest;
+    for (std::size_t at = 0; at < body.size();) {
+      const std::size_t end = std::min(body.find("\n\n", at), body.size() - 2) + 2;
+      if (body.compare(at, end - at, comment) != 0) rest += body.substr(at, end - at);
+      at = end;
+    }
+    return rest;
+  }
+
+  const std::string stream_head_ = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+  std::chrono::milliseconds silence_{20};
+  const std::string comment_ = wire::chunk(": waiting\n\n");
+};
+
+TEST_F(CommentTest, InLongSilencesAgainAndAgain) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send(stream_head_);
+  EXPECT_EQ(peer.read_head(), stream_head_);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(peer.read_exactly(comment_.size()), comment_);
+  server.send(wire::chunk("data: 1\n\n"));
+  EXPECT_TRUE(peer.read_until(wire::chunk("data: 1\n\n")).ends_with(wire::chunk("data: 1\n\n")));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(peer.read_exactly(comment_.size()), comment_);
+  server.send(wire::chunk("data: [DONE]\n\n") + "0\r\n\r\n");
+  EXPECT_TRUE(peer.read_until("0\r\n\r\n").ends_with(wire::chunk("data: [DONE]\n\n") + "0\r\n\r\n"));
+  EXPECT_TRUE(outcome()->complete);
+  EXPECT_EQ(outcome()->body_bytes, 9u + 14);
+  EXPECT_EQ(upstream_connections(), 1u);
+  peer.send(get_);  // both connections live on
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  EXPECT_TRUE(peer.read_until("ok").starts_with("HTTP/1.1 200 OK"));
+}
+
+TEST_F(CommentTest, NoneBeforeTheHeadSoThatAnErrorKeepsItsStatus) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  let_time_pass();
+  server.send("HTTP/1.1 400 Bad Request\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+  EXPECT_TRUE(peer.read_head().starts_with("HTTP/1.1 400 Bad Request\r\n"));
+  let_time_pass();  // nor in an error
+  server.send(wire::chunk("no") + "0\r\n\r\n");
+  EXPECT_EQ(peer.read_until("0\r\n\r\n"), wire::chunk("no") + "0\r\n\r\n");
+}
+
+TEST_F(CommentTest, NoneInsideAnEvent) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send(stream_head_ + wire::chunk("data: 1\n\nda"));
+  peer.read_head();
+  peer.read_until("\nda\r\n");
+  for (const std::string piece : {"ta: 2", "\n", "data: 3\n", "data: 4"}) {
+    let_time_pass();
+    server.send(wire::chunk(piece));
+    EXPECT_EQ(peer.read_exactly(wire::chunk(piece).size()), wire::chunk(piece));
+  }
+  server.send(wire::chunk("\n"));
+  EXPECT_EQ(peer.read_exactly(6), wire::chunk("\n"));
+  let_time_pass();
+  server.send(wire::chunk("\n"));  // its end came in two
+  EXPECT_EQ(peer.read_exactly(6), wire::chunk("\n"));
+  EXPECT_EQ(peer.read_exactly(comment_.size()), comment_);
+}
+
+TEST_F(CommentTest, NoneInOtherAnswers) {
+  const std::vector<std::string> heads{
+      "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 2\r\n\r\n",
+      "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+      "HTTP/1.1 200 OK\r\nContent-Type: text/event-streams\r\nTransfer-Encoding: chunked\r\n\r\n",
+      "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+  };
+  for (const std::string& head : heads) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send(head);
+    EXPECT_EQ(peer.read_head(), head);
+    let_time_pass();
+    const std::string body = head.find("chunked") == std::string::npos ? "ok" : wire::chunk("ok") + "0\r\n\r\n";
+    server.send(body);
+    EXPECT_EQ(peer.read_exactly(body.size()), body);
+  }
+  Peer old = client();
+  old.send("GET /v1/models HTTP/1.0\r\nHost: a\r\n\r\n");
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send(stream_head_);
+  old.read_head();
+  let_time_pass();
+  server.send(wire::chunk("data: 1\n\n") + "0\r\n\r\n");
+  EXPECT_EQ(old.read_all(), "data: 1\n\n");
+}
+
+TEST_F(CommentTest, TheTypeMayHaveParameters) {
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n");
+  peer.read_head();
+  EXPECT_EQ(peer.read_exactly(comment_.size()), comment_);
+}
+
+TEST_F(CommentTest, NoByteIsLostAroundThem) {
+  silence_ = std::chrono::milliseconds(1);
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send(stream_head_);
+  peer.read_head();
+  std::string sent;
+  std::string received;
+  for (int i = 0; i < 400; ++i) {
+    const std::string event = "data: " + std::to_string(i) + std::string(static_cast<std::size_t>(i * 7), 'x') + "\n\n";
+    sent += event;
+    const std::string bytes = wire::chunk(event);
+    // The next comment is due about when the second half arrives.
+    if (i % 2 == 0) received += peer.read_until(comment_);
+    server.send(std::string_view(bytes).substr(0, bytes.size() / 2));
+    if (i % 4 == 1) let_time_pass(1);
+    server.send(std::string_view(bytes).substr(bytes.size() / 2));
+  }
+  server.send("0\r\n\r\n");
+  received += peer.read_until("\r\n0\r\n\r\n");
+  EXPECT_TRUE(without_comments(dechunk(received)) == sent);
+}
+
+TEST_F(CommentTest, NoneWhileAWriteIsBlocked) {
+  Peer slow = Peer::connect(port_, 4096);
+  slow.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  std::string sent;
+  std::thread flood([&] {
+    server.send(stream_head_);
+    for (int i = 0; i < 300; ++i) {
+      const std::string event = "data: " + std::string(60000, static_cast<char>('a' + i % 26)) + "\n\n";
+      sent += event;
+      server.send(wire::chunk(event));
+    }
+    server.send("0\r\n\r\n");
+  });
+  let_time_pass();
+  slow.read_head();
+  const std::string body = dechunk(slow.read_until("\r\n0\r\n\r\n"));
+  flood.join();
+  EXPECT_TRUE(without_comments(body) == sent);
+}
+
+TEST_F(CommentTest, EndsWithEitherSide) {
+  for (const bool by_client : {true, false}) {
+    Peer peer = client();
+    peer.send(get_);
+    Peer server = backend_.accept();
+    server.read_head();
+    server.send(stream_head_ + wire::chunk("data: 1\n\n"));
+    peer.read_until(comment_);
+    if (by_client) {
+      peer.reset();
+      EXPECT_TRUE(server.at_end());
+    } else {
+      server.close();
+      EXPECT_EQ(peer.read_all().find("0\r\n\r\n"), std::string::npos);
+    }
+    EXPECT_TRUE(no_sessions_left());
+    EXPECT_EQ(upstream_connections(), 0u);
+  }
+  EXPECT_EQ(error_status(*outcome(0)->broken), 499);
+  EXPECT_EQ(outcome(1)->broken->source, ErrorSource::upstream);
+}
+
+TEST_F(CommentTest, ProgressIsRewrittenInEventStreamsOnly) {
+  const std::string report = "data: {\"prompt_progress\":{\"total\":9,\"cache\":8,\"processed\":8,\"time_ms\":0}}\n\n";
+  const std::string continued = "data: {\"prompt_progress\":{\"total\":9,\"cache\":2,\"processed\":8,\"time_ms\":50}}\n\n";
+  handler_.script = [this](Downstream& downstream) -> Task<void> {
+    ContinuedProgress progress(2, 50);
+    EventStreamOptions events;
+    events.progress = &progress;
+    handler_.outcomes.push_back(co_await pass_through(*upstream_, downstream, events));
+  };
+  Peer peer = client();
+  peer.send(get_);
+  Peer server = backend_.accept();
+  server.read_head();
+  server.send(stream_head_ + wire::chunk(report.substr(0, 40)) + wire::chunk(report.substr(40) + "data: cut") + "0\r\n\r\n");
+  peer.read_head();
+  EXPECT_EQ(dechunk(peer.read_until("\r\n0\r\n\r\n")), continued + "data: cut");
+  EXPECT_EQ(outcome()->body_bytes, continued.size() + 9);
+  peer.send(get_);
+  server.read_head();
+  server.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire::chunk(report) + "0\r\n\r\n");
+  peer.read_head();
+  EXPECT_EQ(dechunk(peer.read_until("\r\n0\r\n\r\n")), report);
+  // What came before the backend died is not kept from the client.
+  peer.send(get_);
+  server.read_head();
+  server.send(stream_head_ + wire::chunk(report) + wire::chunk("data: cut"));
+  server.reset();
+  EXPECT_TRUE(peer.read_until("data: cut").ends_with("data: cut"));
 }
 
 TEST_F(RelayTest, DescriptorsDoNotLeak) {
