@@ -64,6 +64,7 @@ ResultTask<void> Catalogue::keep_end_offsets(NamespaceId name_space) {
 bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
                              std::uint32_t tokens) const {
   constexpr std::size_t remembered = 64;
+  constexpr std::uint32_t mostly_shared = 4;
   // Which of the latest prompts did it leave, and how far before its end? The nearest end counts: with several turns of one
   // conversation on the path, that is the latest.
   const std::uint32_t left_at = inserted.matched_tokens;
@@ -71,6 +72,8 @@ bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
   for (const Recent::Prompt& earlier : recent.prompts) {
     if (!tree.is_live(earlier.leaf) || tree.end_tokens(earlier.leaf) != earlier.tokens) continue;  // trimmed meanwhile
     if (earlier.tokens < left_at || earlier.tokens - left_at >= nearest) continue;
+    // Two short prompts in the same template part near each other's end, too: only who shares most of it goes on from it.
+    if ((earlier.tokens - left_at) * mostly_shared > left_at) continue;
     if (earlier.tokens == tokens && earlier.leaf == inserted.leaf) continue;  // the same prompt again
     // On its path? Climb to the node whose edge holds the point where they part.
     NodeId node = earlier.leaf;

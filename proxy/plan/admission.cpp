@@ -133,16 +133,17 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   return plan_stops(stops);
 }
 
-// Stops that somebody else waits for are saved at once, whatever the kind.
+// Stops that somebody else waits for. Where one state serves every prefix, only a saved one is worth a stop.
 void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
-  if (!input.can_save) return;
-  for (const std::uint32_t at : input.shared) {
-    if (at <= input.done || at >= input.prompt) continue;
-    const auto place = std::lower_bound(stops.begin(), stops.end(), at, [](const Stop& stop, std::uint32_t value) { return stop.at < value; });
-    if (place != stops.end() && place->at == at) {
-      place->save = true;
+  const bool any_prefix = input.kind == MemoryKind::truncatable;
+  for (const Stop& wanted : input.shared) {
+    if (wanted.at <= input.done || wanted.at >= input.prompt || (any_prefix && !wanted.save)) continue;
+    if (wanted.save && !input.can_save) continue;
+    const auto place = std::lower_bound(stops.begin(), stops.end(), wanted.at, [](const Stop& stop, std::uint32_t at) { return stop.at < at; });
+    if (place != stops.end() && place->at == wanted.at) {
+      place->save = place->save || wanted.save;
     } else {
-      stops.insert(place, Stop{at, true});
+      stops.insert(place, wanted);
     }
   }
 }

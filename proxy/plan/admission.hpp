@@ -36,7 +36,7 @@ struct AdmissionInput {
   bool continues = false;        // it goes on from an earlier prompt
   double followed = 0;           // chance that a later prompt goes on from this one
   std::uint32_t before_end = 0;  // tokens before the prompt's end where that one would leave it
-  std::span<const std::uint32_t> shared;  // where other requests wait for a saved state
+  std::span<const Stop> shared;  // where other requests wait for a state
   std::span<const std::uint32_t> kept;    // admitted before: a later, dearer estimate does not take them back
   bool others = false;           // other requests are about: they may come to want one
   std::uint32_t branch = 0;      // where this one left a known path, and no state is there yet; 0: nowhere

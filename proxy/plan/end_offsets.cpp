@@ -48,15 +48,16 @@ bool EndOffsets::load(std::string_view text) {
   std::istringstream in{std::string{text}};
   EndOffsets loaded;
   if (!(in >> loaded.prompts_) || !(loaded.prompts_ >= 0)) return false;
-  std::uint32_t offset = 0;
-  char colon = 0;
-  float weight = 0;
-  while (in >> offset >> colon >> weight) {
-    if (offset > longest || colon != ':' || !(weight >= 0)) return false;
+  std::string word;
+  while (in >> word) {
+    std::istringstream pair{word};
+    std::uint32_t offset = 0;
+    char colon = 0;
+    float weight = 0;
+    if (!(pair >> offset >> colon >> weight) || offset > longest || colon != ':' || !(weight >= 0)) return false;
     loaded.weight_[offset] = weight;
     loaded.total_ += weight;
   }
-  if (!in.eof()) return false;
   *this = loaded;
   return true;
 }

@@ -33,9 +33,9 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   if (slot.recoverable > kept) {
     back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, 0)), costs.prefill_seconds(0, slot.recoverable));
   }
-  loss.seconds = back * input.return_chance;
+  loss.seconds = back * slot.return_chance;
   if (!input.can_save || slot.held <= slot.recoverable) return loss;
-  const double saved = costs.save_seconds(bytes) * (1.0 + input.running) + costs.restore_seconds(bytes) * input.return_chance;
+  const double saved = costs.save_seconds(bytes) * (1.0 + input.running) + costs.restore_seconds(bytes) * slot.return_chance;
   if (saved < loss.seconds) {
     loss.seconds = saved;
     loss.save_first = true;

@@ -20,6 +20,7 @@ struct SlotOption {
   std::uint32_t held = 0;          // what the slot holds in all
   std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
   bool clean = true;               // false: must be washed before a restore (costs one token)
+  double return_chance = 0.5;      // that what it holds is asked for again
   std::uint64_t last_used = 0;     // a counter: smaller is longer ago
 };
 
@@ -45,7 +46,6 @@ struct PlanInput {
   std::span<const WaitOption> waits;       // empty: it does not wait
   std::uint32_t in_backend_cache = 0;      // tokens of it that the backend's own RAM cache is believed to hold
   std::uint32_t running = 0;               // other slots in use: a save or a restore stalls them all
-  double return_chance = 0.5;              // that what a slot holds is asked for again
   bool can_save = false;
 };
 

@@ -233,7 +233,8 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   bool same = co_await same_process(cancel);
   if (cancel.cancelled()) co_return true;
   // Polling slots while something runs would put off the backend's notice of a client that left.
-  if (same && scheduler_.leased() == 0 && foreign_ == 0) {
+  // Beside another request that has just asked, the answer would have to wait for that one's first batch.
+  if (same && scheduler_.leased() == 0 && foreign_ == 0 && present_ <= 1) {
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(cancel);
     if (cancel.cancelled()) co_return true;
     same = infos.has_value() && infos->size() >= slots_.slots().size();
@@ -281,7 +282,7 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
     const SlotState& state = slots_.slots()[i];
     if (!state.unsaved || state.leased) continue;
     const double save_s = costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
-    if (save_s > costs_.prefill_seconds(state.recoverable, state.held()) * return_chance()) continue;
+    if (save_s > costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
     Result<void> saved = co_await save(lease->slot());

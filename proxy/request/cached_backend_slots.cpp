@@ -118,6 +118,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
     // The backend had emptied or replaced it.
+    if (probe_.clears_idle) note_backend_cache(state.known, state.resume_points);
     slots_.forget(slot);
     (void)co_await store_->discard(std::move(*reservation));
     co_return Result<void>{};
@@ -143,6 +144,7 @@ ResultTask<void> CachedBackend::save(int slot) {
     co_return committed.error();
   }
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  state.doubtful = false;
   state.known = std::move(committed->tokens);
   state.unknown_tail = 0;
   state.unsaved = false;
@@ -176,6 +178,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   }
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
+  state.doubtful = false;
   costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
   costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
   cut_resume_points(state.resume_points, from);
@@ -229,7 +232,7 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
 
 std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
   constexpr int strikes_to_stop = 2;
-  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_stop || foreign_ > 0) return 0;
+  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_stop) return 0;
   std::uint32_t best = 0;
   for (const Cleared& cleared : backend_cache_) {
     const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
@@ -255,6 +258,10 @@ void CachedBackend::note_slot_content(int slot) {
   const std::uint32_t gain = held > state.recoverable ? held - state.recoverable : 0;
   // What is cheaper to compute than to bring back is not kept.
   const double restore_s = costs_.restore_seconds(costs_.state_bytes(held, static_cast<double>(state.resume_points.size())));
+  // A task that was sent before this one ended, and begins after it, clears the slot; its state goes to the backend's cache.
+  const auto all = std::as_const(slots_).slots();
+  state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });
+  if (state.doubtful) note_backend_cache(state.known, state.resume_points);
   const bool pays = restore_s < costs_.prefill_seconds(0, held);
   state.unsaved = can_save() && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }

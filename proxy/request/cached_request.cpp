@@ -37,6 +37,7 @@ Task<void> CachedRequest::run(PromptForm form) {
   }
   body_ = std::move(*body);
   record_.enter(Step::parse);
+  const CachedBackend::Presence presence(backend_);
   record_.no_cache = co_await understand(form);
   if (record_.no_cache == NoCacheReason::used) {
     co_await serve_cached();
@@ -148,8 +149,9 @@ ResultTask<Tokens> CachedRequest::tokenize_completion() {
   co_return all;
 }
 
-// What slots in use will offer this prompt.
-std::vector<WaitOption> CachedRequest::waits_worth() const {
+// What slots in use will offer this prompt. For one that computes its prompt on the way to ours it waits however long that takes:
+// it would have to compute the same.
+std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
   std::vector<WaitOption> waits;
   if (parsed_.id_slot) return waits;
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
@@ -159,6 +161,7 @@ std::vector<WaitOption> CachedRequest::waits_worth() const {
     WaitOption option;
     option.slot = state.id;
     if (state.upkeep) {
+      if (!patient) continue;
       // It is only being saved, and free in a moment.
       if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
@@ -171,7 +174,7 @@ std::vector<WaitOption> CachedRequest::waits_worth() const {
         const double bytes = costs.state_bytes(common, 2);
         option.usable = std::min(common, prompt - 1);
         option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes);
-      } else {
+      } else if (patient) {
         const auto whole = static_cast<std::uint32_t>(state.target->size());
         std::vector<std::uint32_t> points = state.resume_points;
         add_piece_resume_points(points, 0, whole, backend_.options().ubatch_tokens);
@@ -186,7 +189,36 @@ std::vector<WaitOption> CachedRequest::waits_worth() const {
   return waits;
 }
 
+// A stop there, when the slot in use has not passed it.
+void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const {
+  if (!busy.in_pieces || at <= busy.piece_end) return;
+  const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), at,
+                                      [](const WantedStop& stop, std::uint32_t value) { return stop.at < value; });
+  if (place == busy.wanted_stops.end() || place->at != at) {
+    busy.wanted_stops.insert(place, WantedStop{at, save});
+  } else {
+    place->save = place->save || save;
+  }
+}
+
+// All slots are in use: whichever comes free shall have a state where this prompt leaves the one under way.
+void CachedRequest::ask_for_stops() const {
+  if (parsed_.id_slot) return;
+  const CostModel& costs = backend_.costs();
+  const bool several = backend_.slots().slots().size() > 1;
+  for (SlotState& busy : backend_.slots().slots()) {
+    if (!busy.in_pieces || !busy.target) continue;
+    const auto common = static_cast<std::uint32_t>(common_prefix(*busy.target, prompt_));
+    if (common >= busy.target->size() || common <= busy.piece_end) continue;
+    if (costs.prefill_seconds(busy.piece_end, common) > 2 * costs.boundary_seconds()) ask_for_stop(busy, common, several && backend_.can_save());
+  }
+}
+
 std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
+  if (idle.empty()) {
+    ask_for_stops();
+    return std::nullopt;
+  }
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const auto name_space = static_cast<std::int64_t>(backend_.name_space());
   std::vector<SlotOption> options;
@@ -197,9 +229,10 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.slot = id;
     option.held = state.held();
     option.recoverable = state.unsaved ? state.recoverable : state.held();
+    option.return_chance = state.return_chance;
     option.clean = backend_.probe().state_version >= 4;
     option.last_used = state.last_used;
-    if (state.name_space == name_space) {
+    if (state.name_space == name_space && !state.doubtful) {
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
     }
@@ -221,20 +254,15 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   input.restores = restores;
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
-  input.return_chance = backend_.return_chance();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
-  std::vector<WaitOption> waits;
-  if (patient) waits = waits_worth();
+  const std::vector<WaitOption> waits = waits_worth(patient);
   input.waits = waits;
   if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
   if (plan->source == Source::wait) {
     SlotState& busy = backend_.slots().at(plan->slot);
-    if (busy.in_pieces && plan->base > busy.piece_end) {
-      const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), plan->base);
-      if (place == busy.wanted_stops.end() || *place != plan->base) busy.wanted_stops.insert(place, plan->base);
-    }
+    ask_for_stop(busy, plan->base, true);
     waited_for_ = plan->slot;
     return std::nullopt;
   }
@@ -264,7 +292,6 @@ void CachedRequest::find_candidates() {
 
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
-  const CachedBackend::Presence presence(backend_);
   if (prompt_.size() >= backend_.options().shortest_prompt_tokens) {
     known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_ms());
     record_.known_tokens = known_.matched_tokens;
@@ -380,8 +407,7 @@ Task<void> CachedRequest::bring_back() {
 }
 
 // What stops the prompt is worth, with `done` tokens of it in the slot.
-AdmissionInput CachedRequest::admission(std::uint32_t done) const {
-  const SlotState& state = backend_.slots().at(slot_);
+AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop> wanted) const {
   AdmissionInput input;
   input.kind = backend_.kind();
   input.base = plan_.base;
@@ -404,7 +430,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
     const TokenSpan branch{prompt_.data(), known_.branch_tokens};
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
-  input.shared = state.wanted_stops;
+  input.shared = wanted;
   input.kept = kept_stops_;
   input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
   input.pieces = record_.pieces;
@@ -419,9 +445,11 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
 Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
   std::uint32_t done = plan_.base;
-  kept_stops_ = marked_places(admission(done));
+  kept_stops_ = marked_places(admission(done, {}));
   while (true) {
-    const std::vector<Stop> stops = admit(admission(done));
+    std::vector<Stop> wanted;
+    for (const WantedStop& stop : std::as_const(backend_.slots()).at(slot_).wanted_stops) wanted.push_back(Stop{stop.at, stop.save});
+    const std::vector<Stop> stops = admit(admission(done, wanted));
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     const Stop stop = stops.front();
@@ -442,8 +470,9 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
                                 timings->cache_n);
     }
     done = stop.at;
-    const std::vector<std::uint32_t>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
-    const bool shared = std::binary_search(waited.begin(), waited.end(), stop.at);
+    // Somebody may have come to wait for it meanwhile.
+    const std::vector<WantedStop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
+    const bool shared = std::any_of(waited.begin(), waited.end(), [&](const WantedStop& one) { return one.at == stop.at && one.save; });
     if (stop.save || shared) {
       const auto began = std::chrono::steady_clock::now();
       Result<void> saved = co_await backend_.save(slot_);
@@ -455,7 +484,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     if (downstream_.cancel().cancelled()) co_return;
   }
   // What this prompt left of its share serves later turns of conversations.
-  const AdmissionInput spent = admission(done);
+  const AdmissionInput spent = admission(done, {});
   const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
   backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
 }

@@ -32,8 +32,10 @@ class CachedRequest {
   // The best plan over the idle slots; sets plan_.
   // nullopt: it waits for a better slot, as far as it is `patient`.
   std::optional<int> choose(std::span<const int> idle, bool patient);
-  std::vector<WaitOption> waits_worth() const;
-  AdmissionInput admission(std::uint32_t done) const;
+  std::vector<WaitOption> waits_worth(bool patient) const;
+  void ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const;
+  void ask_for_stops() const;
+  AdmissionInput admission(std::uint32_t done, std::span<const Stop> wanted) const;
   Task<void> show_difference();
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();

@@ -179,6 +179,9 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
   state.name_space = static_cast<std::int64_t>(backend_.name_space());
+  // A conversation that has gone on once goes on again.
+  constexpr double conversation = 0.95;
+  state.return_chance = known_.continues ? conversation : backend_.return_chance();
   backend_.note_slot_content(slot_);
   record_.miss = explain();
 }

@@ -53,6 +53,7 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   waiter->choose = std::move(choose);
   queue_.push_back(waiter);
   dispatch();
+  if (waiter->slot < 0 && table_.slots().size() == leased_) (void)waiter->choose({}, true);
   std::function<void()> leave = [waiter] {
     waiter->cancelled = true;
     waiter->wakeup.notify();

@@ -67,7 +67,7 @@ class Scheduler {
   };
   Scheduler(boost::asio::any_io_executor executor, SlotTable& table, Limits limits);
 
-  // Picks one of the idle slots (never empty), or nullopt to wait for a better one; those behind may take these meanwhile, and
+  // Picks one of the idle slots, or nullopt to wait for a better one; with none idle it is asked once, when the wait begins; those behind may take these meanwhile, and
   // it is asked again, before them, whenever a slot comes free. Not `patient`: it has waited long enough, or nothing is in use
   // that could come free.
   using Choose = std::function<std::optional<int>(std::span<const int> idle, bool patient)>;

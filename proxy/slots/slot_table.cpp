@@ -26,6 +26,7 @@ void SlotTable::forget(int id) {
   slot.unknown_tail = 0;
   slot.resume_points.clear();
   slot.unsaved = false;
+  slot.doubtful = false;
   slot.recoverable = 0;
   slot.compute_s = 0;
 }

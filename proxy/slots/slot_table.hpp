@@ -14,6 +14,11 @@
 
 namespace cairn {
 
+struct WantedStop {
+  std::uint32_t at = 0;  // tokens
+  bool save = false;     // into a file: it is to go on in another slot
+};
+
 struct SlotState {
   int id = 0;
   bool leased = false;
@@ -23,10 +28,12 @@ struct SlotState {
   bool in_pieces = false;       // it is computed in pieces: more stops can still be asked for,
   std::uint32_t piece_end = 0;  // beyond this one
   std::chrono::steady_clock::time_point leased_at{};
-  std::vector<std::uint32_t> wanted_stops;  // of `target`, asked for by requests that wait for a state there
+  std::vector<WantedStop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
+  bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
+  double return_chance = 0.5;   // that its content is asked for again
   bool unsaved = false;         // differs from every saved state, and is worth saving
   std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back
   double compute_s = 0;         // what computing it took or would take

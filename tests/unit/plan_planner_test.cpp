@@ -33,11 +33,17 @@ struct Input {
   std::vector<RestoreOption> restores;
   bool can_save = true;
   CostModel costs = machine(1000, 1e9);
+  std::vector<WaitOption> waits;
+  std::uint32_t in_backend_cache = 0;
+  std::uint32_t running = 0;
   PlanInput view() const {
     PlanInput input;
     input.prompt = prompt;
     input.slots = slots;
     input.restores = restores;
+    input.waits = waits;
+    input.in_backend_cache = in_backend_cache;
+    input.running = running;
     input.costs = &costs;
     input.can_save = can_save;
     return input;
@@ -247,6 +253,64 @@ TEST_F(PlannerProperties, MoreToChooseFromIsNeverSlower) {
     input.restores.clear();
     ASSERT_LE(with, make_plan(input.view())->expected_s + 1e-9) << "round " << round << ", CAIRN_TEST_SEED=" << seed_;
   }
+}
+
+TEST(Planner, WaitsForABusySlotThatHoldsFarMore) {
+  Input input;
+  input.prompt = 10'000;
+  input.slots = {slot(0, 0, 0)};
+  input.waits = {WaitOption{1, 9'000, 2.0}, WaitOption{2, 9'900, 100.0}};
+  std::optional<Plan> plan = make_plan(input.view());
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->source, Source::wait);
+  EXPECT_EQ(plan->slot, 1);
+  EXPECT_EQ(plan->base, 9'000u);
+  input.slots = {slot(0, 8'500, 8'500)};  // not so much more than what an idle one holds
+  EXPECT_EQ(make_plan(input.view())->source, Source::live);
+}
+
+TEST(Planner, DoesNotWaitOnAGuessThatPromisesLittle) {
+  Input input;
+  input.prompt = 10'000;
+  input.slots = {slot(0, 0, 0)};
+  input.waits = {WaitOption{1, 9'000, 8.5}};
+  EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
+}
+
+TEST(Planner, LeavesTheChoiceToTheBackendWhenItsCacheShouldHoldMore) {
+  Input input;
+  input.prompt = 10'000;
+  input.slots = {slot(0, 0, 0)};
+  input.in_backend_cache = 9'000;
+  EXPECT_EQ(make_plan(input.view())->source, Source::backend);
+  input.restores = {saved(1, 9'000)};  // what we can bring back ourselves, we know to be there
+  EXPECT_EQ(make_plan(input.view())->source, Source::restore);
+  input.restores = {};
+  input.slots = {slot(0, 9'000, 9'000)};
+  EXPECT_EQ(make_plan(input.view())->source, Source::live);
+}
+
+TEST(Planner, ARestoreStallsThoseThatRun) {
+  Input input;
+  input.prompt = 2'000;
+  input.slots = {slot(0, 0, 0)};
+  input.restores = {saved(1, 1'900, 1e9)};  // a second, and spares 1.9
+  EXPECT_EQ(make_plan(input.view())->source, Source::restore);
+  input.running = 3;
+  EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
+}
+
+TEST(Planner, WhatNobodyComesBackToIsNotSavedFirst) {
+  Input input;
+  input.prompt = 4'000;
+  input.slots = {slot(0, 0, 3'000)};
+  input.costs = machine(1000, 2e7);  // 3 s to save and as long to restore, 3 s to compute
+  input.slots[0].return_chance = 0.9;
+  EXPECT_FALSE(make_plan(input.view())->save_first);
+  input.costs = machine(1000, 1e9);
+  EXPECT_TRUE(make_plan(input.view())->save_first);
+  input.slots[0].return_chance = 0.01;
+  EXPECT_FALSE(make_plan(input.view())->save_first);
 }
 
 }  // namespace

@@ -1,0 +1,47 @@
+#include "plan/end_offsets.hpp"
+
+#include <gtest/gtest.h>
+
+namespace cairn {
+namespace {
+
+TEST(EndOffsets, BeforeTheFirstTurnItSaysWhatItIsGiven) {
+  const EndOffsets none;
+  EXPECT_EQ(none.advised(7), 7u);
+  EXPECT_DOUBLE_EQ(none.followed(0.5), 0.5);
+  EXPECT_DOUBLE_EQ(none.followed(0), 0);
+}
+
+TEST(EndOffsets, ServesMostTurns) {
+  EndOffsets offsets;
+  for (int i = 0; i < 50; ++i) offsets.observe(i % 20 == 0 ? 90 : 11);
+  EXPECT_EQ(offsets.advised(7), 11u);
+  for (int i = 0; i < 50; ++i) offsets.observe(i % 2 == 0 ? 30 : 11);  // the client has changed its ways
+  EXPECT_EQ(offsets.advised(7), 30u);
+}
+
+TEST(EndOffsets, KnowsHowManyPromptsAreGoneOnFrom) {
+  EndOffsets offsets;
+  for (int i = 0; i < 40; ++i) offsets.observe(EndOffsets::longest + 1);
+  EXPECT_LT(offsets.followed(0.5), 0.06);
+  EXPECT_EQ(offsets.advised(7), 7u);
+  for (int i = 0; i < 100; ++i) offsets.observe(i % 4 == 0 ? EndOffsets::longest + 1 : 3);
+  EXPECT_NEAR(offsets.followed(0.5), 0.7, 0.1);
+  EXPECT_EQ(offsets.advised(7), 3u);
+}
+
+TEST(EndOffsets, KeptAndTakenBack) {
+  EndOffsets offsets;
+  for (int i = 0; i < 30; ++i) offsets.observe(i % 3 == 0 ? 200 : 5);
+  EndOffsets again;
+  ASSERT_TRUE(again.load(offsets.to_text())) << offsets.to_text();
+  EXPECT_EQ(again.advised(7), offsets.advised(7));
+  EXPECT_NEAR(again.followed(0.5), offsets.followed(0.5), 0.01);
+  for (const char* bad : {"", "x", "-1", "3 5", "3 5:", "3 999:1", "3 5:-1", "3 5;1", "nan"}) {
+    EXPECT_FALSE(again.load(bad)) << bad;
+    EXPECT_EQ(again.advised(7), offsets.advised(7));
+  }
+}
+
+}  // namespace
+}  // namespace cairn
