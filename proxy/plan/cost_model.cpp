@@ -13,7 +13,7 @@ namespace {
 // recomputing a long prompt, and is corrected by the first answers.
 constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.01};
 // One long prompt that took longer than thought speaks of the rate, not of the cost of a piece.
-constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 10};
+constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 3};
 constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};
 constexpr std::array<double, 2> restore_prior{0.01, 1.0 / 1.5e9};
 constexpr std::array<double, 2> bytes_scale{1, 50e6};

@@ -127,7 +127,7 @@ TEST(Admission, WhatWasSpentIsNotSpentAgain) {
   Case fresh(MemoryKind::checkpointed, 0, 16000);
   fresh.input.done = 8000;
   const std::size_t free = fresh.places().size();
-  fresh.input.pieces = 28;
+  fresh.input.pieces = 45;
   EXPECT_LT(fresh.places().size(), free);
   fresh.input.pieces = 1000;
   EXPECT_THAT(fresh.places(), IsEmpty());
