@@ -73,10 +73,13 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
   return input.prompt > back ? std::max(input.done, input.prompt - back) : input.done;
 }
 
+// Estimates are off by some, and the budget is a promise.
+constexpr double caution = 1.2;
+
 double budget_left(const AdmissionInput& input) {
   const double all = input.costs->prefill_seconds(input.base, input.prompt);
-  const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s + input.overhead_s;
-  return input.policy->budget * all - spent + (input.continues ? input.credit_s : 0);
+  const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s;
+  return (input.policy->budget * all - input.overhead_s) / caution - spent + (input.continues ? input.credit_s : 0);
 }
 
 struct Marked {

@@ -56,12 +56,16 @@ double CostModel::prefill_seconds(double from, double to) const {
   // Never negative, and never free: a fit through few samples can bend below zero at the far end.
   return std::max(prefill_.predict({tokens, tokens * (from + tokens / 2), 1}), tokens * 1e-6);
 }
+double CostModel::piece_seconds() const { return std::max(prefill_.weights()[2], 0.0005); }
 double CostModel::boundary_seconds() const {
+  // llama-server ends each piece with batches of its own for its two context checkpoints (at -4 and -(4 + ubatch)): on two
+  // cores 8, 15 and 20 ms a cut where a request of a few tokens takes 5 to 8 (mamba2, granitehybrid, gemma3; build 11669).
+  constexpr double batches_more = 2.5;
   // Copying is part of what the samples of pieces show, but short prompts, which copy less, outweigh them. From GPU memory
   // context checkpoints come at 1.5 GB/s or so (backend-facts.md), and no slower than a file of the same is written.
   constexpr double slowest_copy = 1.0 / 1.5e9;
   const double copy_s = 2 * context_checkpoint_bytes() * std::min(slowest_copy, std::max(save_.weights()[1], 0.0));
-  return std::max({prefill_.weights()[2], copy_s, 0.0005}) + piece_overhead_s_;
+  return std::max(batches_more * piece_seconds(), copy_s) + piece_overhead_s_;
 }
 double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }

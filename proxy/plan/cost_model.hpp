@@ -24,7 +24,8 @@ class CostModel {
   void observe_state(double tokens, double context_checkpoints, double bytes);
 
   double prefill_seconds(double from, double to) const;  // one piece; 0 for nothing
-  // Added by one more piece of the same prompt: a small batch, a request of its own, and copying two context checkpoints.
+  double piece_seconds() const;  // of a request's computation, whatever its tokens
+  // Added by one more piece of the same prompt: small batches, a request of its own, and copying two context checkpoints.
   double boundary_seconds() const;
   double save_seconds(double bytes) const;
   double restore_seconds(double bytes) const;

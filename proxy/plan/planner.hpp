@@ -21,6 +21,7 @@ struct SlotOption {
   std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
   bool clean = true;               // false: must be washed before a restore (costs one token)
   double return_chance = 0.5;      // that what it holds is asked for again
+  bool proven = false;             // it has been gone on from before: no mere chance
   std::uint64_t last_used = 0;     // a counter: smaller is longer ago
 };
 

@@ -230,6 +230,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.held = state.held();
     option.recoverable = state.unsaved ? state.recoverable : state.held();
     option.return_chance = state.return_chance;
+    option.proven = state.proven;
     option.clean = backend_.probe().state_version >= 4;
     option.last_used = state.last_used;
     if (state.name_space == name_space && !state.doubtful) {

@@ -181,6 +181,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
   state.name_space = static_cast<std::int64_t>(backend_.name_space());
   // A conversation that has gone on once goes on again.
   constexpr double conversation = 0.95;
+  state.proven = known_.continues;
   state.return_chance = known_.continues ? conversation : backend_.return_chance();
   backend_.note_slot_content(slot_);
   record_.miss = explain();

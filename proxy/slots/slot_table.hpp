@@ -33,6 +33,7 @@ struct SlotState {
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
+  bool proven = false;          // an earlier prompt was gone on from to it
   double return_chance = 0.5;   // that its content is asked for again
   bool unsaved = false;         // differs from every saved state, and is worth saving
   std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back

@@ -17,8 +17,10 @@ using testing::IsEmpty;
 using testing::Not;
 using testing::SizeIs;
 
-CostModel machine(double tokens_per_s, double piece_s, double context_checkpoint_bytes = 0.5e6) {
+// `cut_s`: what a cut costs beside copying.
+CostModel machine(double tokens_per_s, double cut_s, double context_checkpoint_bytes = 0.5e6) {
   CostModel model;
+  const double piece_s = cut_s / 2.5;
   for (int i = 0; i < 60; ++i) {
     const double tokens = 10.0 + (i * 977) % 4000;
     model.observe_prefill(0, tokens, piece_s + tokens / tokens_per_s);
