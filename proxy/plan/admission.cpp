@@ -74,7 +74,7 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
 }
 
 // Estimates are off by some, and the budget is a promise.
-constexpr double caution = 1.2;
+constexpr double caution = 1.5;
 
 double budget_left(const AdmissionInput& input) {
   const double all = input.costs->prefill_seconds(input.base, input.prompt);

@@ -76,7 +76,7 @@ def pairs(section, pair, count, names):
     model, flags, form, size = names
     firsts, totals = {"direct": [], "Cairn": []}, {"direct": [], "Cairn": []}
     for side in pair.sides():  # not measured: what every first request pays
-        side.stream(*request(pair.backend, form, min(500, size), f"warm {names}"))
+        side.stream(*request(pair.backend, form, size, f"warm {names}"))
         side.settle()
         side.computed()
     written = pair.cairn.written()
