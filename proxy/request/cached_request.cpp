@@ -277,10 +277,11 @@ Task<void> CachedRequest::show_difference() {
   const std::uint32_t from = known_.matched_tokens > before ? known_.matched_tokens - before : 0;
   const std::size_t to = std::min<std::size_t>(prompt_.size(), known_.matched_tokens + after);
   const TokenSpan own{prompt_.data() + from, to - from};
+  CancelSource nobody;  // the client may have gone with its answer
   Tokens other(prompt_.begin() + from, prompt_.begin() + known_.matched_tokens);
   other.insert(other.end(), known_.other.begin(), known_.other.end());
-  Result<std::string> own_text = co_await backend_.api().detokenize(own, downstream_.cancel());
-  Result<std::string> other_text = co_await backend_.api().detokenize(other, downstream_.cancel());
+  Result<std::string> own_text = co_await backend_.api().detokenize(own, nobody);
+  Result<std::string> other_text = co_await backend_.api().detokenize(other, nobody);
   if (own_text) record_.own_text = std::move(*own_text);
   if (other_text) record_.other_text = std::move(*other_text);
 }

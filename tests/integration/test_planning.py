@@ -1,0 +1,122 @@
+"""Plans on default settings: what never comes back is not cut up, side jobs do not cost a conversation its state, who waits
+for the same prefix shares it, and every request says why it was no full hit."""
+
+import threading
+
+import pytest
+
+from stack import common, prose, quick_run, tokens
+
+SLACK = 16  # tokens that a full hit may compute beyond the new ones
+
+
+def latest(stack):
+    """What the status page says of the last request that used the cache."""
+    return stack.cairn.status()["latest_requests"][0]
+
+
+@pytest.mark.parametrize("model", ["granitehybrid", "llama"])
+def test_a_short_prompt_that_never_comes_back_is_not_cut(make_stack, model):
+    stack = make_stack(model, backend_flags=("-np", "2"), cairn_flags=())
+    for number in range(4):
+        outcome = stack.ask({"messages": [{"role": "user", "content": prose(60, f"{number}")}], "max_tokens": 1, "temperature": 0},
+                            "/v1/chat/completions")
+        total = outcome.answer.json()["usage"]["prompt_tokens"]
+        # A piece would be reused by the request itself: what the client is told and what was computed would differ.
+        assert latest(stack)["computed_tokens"] == latest(stack)["prompt_tokens"] - latest(stack)["reused_tokens"]
+        assert outcome.answer.json()["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0) <= latest(stack)["reused_tokens"]
+        assert outcome.computed <= total
+
+
+SLOTS = [("-np", "1"), ("-np", "2")]
+
+
+@pytest.mark.parametrize("flags", SLOTS[:1] if quick_run() else SLOTS, ids=lambda flags: flags[1])
+@pytest.mark.parametrize("model", ["granitehybrid-think", "gemma3-think"])
+def test_side_jobs_between_turns_cost_a_chat_nothing(make_stack, model, flags):
+    """Found by tests/bench/never_slower: short side jobs in the same template spoilt the learned end of the chat's prompts."""
+    stack = make_stack(model, backend_flags=flags, cairn_flags=())
+    messages = [{"role": "system", "content": prose(200, "system")}]
+    known = []
+    for turn in range(6):
+        messages.append({"role": "user", "content": prose(900 if turn == 0 else 60 + 20 * turn, f"turn {turn}")})
+        body = {"messages": messages, "max_tokens": 8, "temperature": 0, "seed": 1}
+        ids = stack.backend.chat_tokens(body)
+        new = len(ids) - max((common(ids, other) for other in known), default=0)
+        known.append(ids)
+        outcome = stack.ask(body, "/v1/chat/completions")
+        print(f"turn {turn}: {len(ids)} tokens, {new} new, {outcome.computed} computed")
+        assert outcome.computed <= new + SLACK, turn
+        messages.append({"role": "assistant", "content": outcome.answer.json()["choices"][0]["message"]["content"]})
+        # The title, at once.
+        side = {"messages": [{"role": "user", "content": f"A title for: {prose(30 + 15 * turn, f'side {turn}')}"}],
+                "max_tokens": 4, "temperature": 0}
+        known.append(stack.backend.chat_tokens(side))
+        stack.ask(side, "/v1/chat/completions")
+        stack.cairn.settle()
+
+
+@pytest.mark.parametrize("flags, slots", [(("-np", "1"), 1), (("-np", "2"), 2)], ids=["1", "2"])
+@pytest.mark.parametrize("model", ["granitehybrid"] if quick_run() else ["granitehybrid", "llama", "mamba2"])
+def test_who_waits_for_the_same_prefix_shares_it(make_stack, model, flags, slots):
+    stack = make_stack(model, backend_flags=flags, cairn_flags=())
+    prefix, rest, clients = 3000, 40, 6
+    shared = tokens(prefix, "shared")
+    before = stack.backend.total()
+    answers = [None] * clients
+    ready = threading.Barrier(clients)
+
+    def client(number):
+        ready.wait()
+        answers[number] = stack.complete(shared + tokens(rest, f"client {number}"))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(answers)
+    computed = stack.backend.total() - before
+    print(f"{computed} computed for {clients} clients of {prefix} + {rest} tokens")
+    assert computed <= slots * prefix + clients * (rest + SLACK)
+    status = stack.cairn.status()
+    assert status["queue"]["waiting"] == 0
+    assert not any(slot["leased"] for slot in status["slots"])
+
+
+def test_an_edit_costs_at_most_one_interval_beyond_the_divergence(make_stack):
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=())
+    original = tokens(6000, "original")
+    stack.complete(original)
+    edited = list(original)
+    edited[3100] = 299
+    outcome = stack.complete(edited)
+    interval = stack.cairn.status()["rates"]["checkpoint_interval_tokens"]
+    print(f"{outcome.computed} computed, interval {interval}")
+    assert outcome.computed <= len(edited) - 3100 + max(interval, 1024)
+
+
+def test_why_a_request_was_no_full_hit(make_stack, tmp_path):
+    config = tmp_path / "cairn.yaml"
+    config.write_text("log_prompts: true\n")
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=("--config", config))
+    text = prose(300, "why")
+    stack.ask({"prompt": text, "n_predict": 1})
+    assert latest(stack)["miss"] == "new_prompt"
+    at = text.rindex("the ", 0, len(text) // 2)
+    stack.ask({"prompt": text[:at] + "Quebec " + text[at + 4:], "n_predict": 1})
+    said = latest(stack)
+    assert said["miss"] in ("cannot_rewind", "not_admitted")
+    assert said["reused_tokens"] < said["left_at"] == said["known_tokens"]
+    assert said["token"] != said["instead_of"]
+    assert "Queb" in said["text"] and "Queb" not in said["instead_of_text"]
+    assert "left_at=" in stack.cairn_log.read_text() and "Queb" in stack.cairn_log.read_text()
+
+
+def test_prompts_stay_out_of_the_log(make_stack):
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=())
+    for ending in ("Quebec", "Yankee"):
+        stack.ask({"prompt": prose(120, "secret") + ending + prose(50, ending), "n_predict": 1})
+    assert latest(stack)["left_at"] > 0 and "text" not in latest(stack)
+    log = stack.cairn_log.read_text()
+    assert "left_at=" in log and "Queb" not in log and "Yank" not in log
