@@ -6,14 +6,11 @@
 #include <chrono>
 #include <utility>
 
-#include "plan/admission.hpp"
 #include "request/error_answer.hpp"
 
 namespace cairn {
 
 namespace {
-
-constexpr std::size_t candidates_considered = 4;
 
 std::int64_t unix_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -149,128 +146,6 @@ ResultTask<Tokens> CachedRequest::tokenize_completion() {
   co_return all;
 }
 
-// What slots in use will offer this prompt. For one that computes its prompt on the way to ours it waits however long that takes:
-// it would have to compute the same.
-std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
-  std::vector<WaitOption> waits;
-  if (parsed_.id_slot) return waits;
-  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
-  const CostModel& costs = backend_.costs();
-  for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
-    if (!state.leased || (!state.upkeep && !state.target)) continue;
-    WaitOption option;
-    option.slot = state.id;
-    if (state.upkeep) {
-      if (!patient) continue;
-      // It is only being saved, and free in a moment.
-      if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
-      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
-      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-      option.ready_s = costs.save_seconds(costs.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
-    } else {
-      const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
-      if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
-        // It will stop there for us and save; what it computes until then we should have to compute beside it.
-        const double bytes = costs.state_bytes(common, 2);
-        option.usable = std::min(common, prompt - 1);
-        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes);
-      } else if (patient) {
-        const auto whole = static_cast<std::uint32_t>(state.target->size());
-        std::vector<std::uint32_t> points = state.resume_points;
-        add_piece_resume_points(points, 0, whole, backend_.options().ubatch_tokens);
-        option.usable = usable_tokens(backend_.kind(), StateView{whole, false, points}, common, prompt);
-        const double has_been_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count();
-        constexpr double least_share = 0.25;
-        option.ready_s = std::max(backend_.lease_seconds() - has_been_s, backend_.lease_seconds() * least_share);
-      }
-    }
-    if (option.usable > 0) waits.push_back(option);
-  }
-  return waits;
-}
-
-// A stop there, when the slot in use has not passed it.
-void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const {
-  if (!busy.in_pieces || at <= busy.piece_end) return;
-  const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), at,
-                                      [](const WantedStop& stop, std::uint32_t value) { return stop.at < value; });
-  if (place == busy.wanted_stops.end() || place->at != at) {
-    busy.wanted_stops.insert(place, WantedStop{at, save});
-  } else {
-    place->save = place->save || save;
-  }
-}
-
-// All slots are in use: whichever comes free shall have a state where this prompt leaves the one under way.
-void CachedRequest::ask_for_stops() const {
-  if (parsed_.id_slot) return;
-  const CostModel& costs = backend_.costs();
-  const bool several = backend_.slots().slots().size() > 1;
-  for (SlotState& busy : backend_.slots().slots()) {
-    if (!busy.in_pieces || !busy.target) continue;
-    const auto common = static_cast<std::uint32_t>(common_prefix(*busy.target, prompt_));
-    if (common >= busy.target->size() || common <= busy.piece_end) continue;
-    if (costs.prefill_seconds(busy.piece_end, common) > 2 * costs.boundary_seconds()) ask_for_stop(busy, common, several && backend_.can_save());
-  }
-}
-
-std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
-  if (idle.empty()) {
-    ask_for_stops();
-    return std::nullopt;
-  }
-  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
-  const auto name_space = static_cast<std::int64_t>(backend_.name_space());
-  std::vector<SlotOption> options;
-  for (const int id : idle) {
-    if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
-    const SlotState& state = backend_.slots().at(id);
-    SlotOption option;
-    option.slot = id;
-    option.held = state.held();
-    option.recoverable = state.unsaved ? state.recoverable : state.held();
-    option.return_chance = state.return_chance;
-    option.proven = state.proven;
-    option.clean = backend_.probe().state_version >= 4;
-    option.last_used = state.last_used;
-    if (state.name_space == name_space && !state.doubtful) {
-      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
-      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-    }
-    options.push_back(option);
-  }
-  if (options.empty()) return std::nullopt;
-  find_candidates();  // now: more may have been saved while this request waited, and others dropped
-  std::vector<RestoreOption> restores;
-  for (const Catalogue::Candidate& candidate : candidates_) {
-    RestoreOption option;
-    option.checkpoint = static_cast<std::int64_t>(candidate.checkpoint);
-    option.usable = candidate.usable_tokens;
-    option.bytes = static_cast<double>(candidate.bytes);
-    restores.push_back(option);
-  }
-  PlanInput input;
-  input.prompt = prompt;
-  input.slots = options;
-  input.restores = restores;
-  input.costs = &backend_.costs();
-  input.can_save = backend_.can_save();
-  for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
-  const std::vector<WaitOption> waits = waits_worth(patient);
-  input.waits = waits;
-  if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
-  const std::optional<Plan> plan = make_plan(input);
-  if (!plan) return std::nullopt;
-  if (plan->source == Source::wait) {
-    SlotState& busy = backend_.slots().at(plan->slot);
-    ask_for_stop(busy, plan->base, true);
-    waited_for_ = plan->slot;
-    return std::nullopt;
-  }
-  plan_ = *plan;
-  return plan_.slot;
-}
-
 // The text on both sides of where the prompt left a known one, for the log.
 Task<void> CachedRequest::show_difference() {
   constexpr std::uint32_t before = 8, after = 12;  // tokens
@@ -284,12 +159,6 @@ Task<void> CachedRequest::show_difference() {
   Result<std::string> other_text = co_await backend_.api().detokenize(other, nobody);
   if (own_text) record_.own_text = std::move(*own_text);
   if (other_text) record_.other_text = std::move(*other_text);
-}
-
-void CachedRequest::find_candidates() {
-  candidates_.clear();
-  if (prompt_.size() < backend_.options().shortest_prompt_tokens) return;
-  candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered);
 }
 
 Task<void> CachedRequest::serve_cached() {
@@ -372,13 +241,6 @@ Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
   (void)co_await forward(body_, gate);
 }
 
-// For the slot that is ours already.
-void CachedRequest::plan_again() {
-  const int only[] = {slot_};
-  const bool patient = false;
-  (void)choose(only, patient);
-}
-
 // The restore step: what the slot holds is saved if the plan says so, and the state put in.
 Task<void> CachedRequest::bring_back() {
   const SlotState& state = backend_.slots().at(slot_);
@@ -406,89 +268,6 @@ Task<void> CachedRequest::bring_back() {
   }
   base_length_ = state.held();
   base_common_ = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
-}
-
-// What stops the prompt is worth, with `done` tokens of it in the slot.
-AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop> wanted) const {
-  AdmissionInput input;
-  input.kind = backend_.kind();
-  input.base = plan_.base;
-  input.done = done;
-  input.prompt = static_cast<std::uint32_t>(prompt_.size());
-  input.ubatch = backend_.options().ubatch_tokens;
-  input.can_save = backend_.can_save();
-  input.policy = &backend_.options().policy;
-  input.costs = &backend_.costs();
-  input.continues = known_.continues;
-  // The end of what the next turn will share: where next prompts were seen to leave, or before the generation suffix and the
-  // tokens that close the last message.
-  constexpr std::uint32_t closing_tokens = 4;
-  constexpr double unlearned_chance = 0.5;
-  const EndOffsets& ends = backend_.catalogue()->end_offsets(backend_.name_space());
-  input.followed = ends.followed(known_.continues ? unlearned_chance : 0);
-  input.before_end = ends.advised(suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0);
-  // Where this prompt branches off a known one: a third will, too.
-  if (known_.branch_tokens >= backend_.options().shortest_prompt_tokens) {
-    const TokenSpan branch{prompt_.data(), known_.branch_tokens};
-    if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
-  }
-  input.shared = wanted;
-  input.kept = kept_stops_;
-  input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
-  input.pieces = record_.pieces;
-  input.pieces_since_save = pieces_since_save_;
-  input.saves_s = inline_saves_s_;
-  for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
-  input.credit_s = backend_.stop_credit_s();
-  return input;
-}
-
-// The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
-Task<void> CachedRequest::compute_pieces(StartGate& gate) {
-  record_.enter(Step::prefill);
-  std::uint32_t done = plan_.base;
-  kept_stops_ = marked_places(admission(done, {}));
-  while (true) {
-    std::vector<Stop> wanted;
-    for (const WantedStop& stop : std::as_const(backend_.slots()).at(slot_).wanted_stops) wanted.push_back(Stop{stop.at, stop.save});
-    const std::vector<Stop> stops = admit(admission(done, wanted));
-    // Somebody waits to start while we hold the gate: the rest in one go.
-    if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
-    const Stop stop = stops.front();
-    const TokenSpan piece{prompt_.data(), stop.at};
-    Result<Timings> timings = co_await backend_.prefill(slot_, piece, done, downstream_.cancel());
-    if (!timings) {
-      // The backend judges the client's own request next; whatever is wrong with it, it says so itself.
-      if (!downstream_.cancel().cancelled()) spdlog::debug("a piece was not computed: {}", to_string(timings.error()));
-      co_return;
-    }
-    ++record_.pieces;
-    ++pieces_since_save_;
-    computed_in_pieces_ += timings->prompt_n;
-    if (first_reused_ < 0) first_reused_ = timings->cache_n;
-    if (!learned_) {
-      learned_ = true;
-      backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), done, base_common_, base_length_,
-                                timings->cache_n);
-    }
-    done = stop.at;
-    // Somebody may have come to wait for it meanwhile.
-    const std::vector<WantedStop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
-    const bool shared = std::any_of(waited.begin(), waited.end(), [&](const WantedStop& one) { return one.at == stop.at && one.save; });
-    if (stop.save || shared) {
-      const auto began = std::chrono::steady_clock::now();
-      Result<void> saved = co_await backend_.save(slot_);
-      if (!saved) spdlog::debug("no checkpoint at {}: {}", stop.at, to_string(saved.error()));
-      inline_saves_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-      pieces_since_save_ = 0;
-      if (shared) backend_.scheduler().reconsider();
-    }
-    if (downstream_.cancel().cancelled()) co_return;
-  }
-  // What this prompt left of its share serves later turns of conversations.
-  const AdmissionInput spent = admission(done, {});
-  const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
-  backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
 }
 
 }  // namespace cairn

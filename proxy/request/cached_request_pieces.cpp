@@ -1,0 +1,96 @@
+// The prefill step of a CachedRequest: its prompt in pieces, so that states are left where later prompts come back to.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "plan/admission.hpp"
+#include "request/cached_request.hpp"
+
+namespace cairn {
+
+// What stops the prompt is worth, with `done` tokens of it in the slot.
+AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop> wanted) const {
+  AdmissionInput input;
+  input.kind = backend_.kind();
+  input.base = plan_.base;
+  input.done = done;
+  input.prompt = static_cast<std::uint32_t>(prompt_.size());
+  input.ubatch = backend_.options().ubatch_tokens;
+  input.can_save = backend_.can_save();
+  input.policy = &backend_.options().policy;
+  input.costs = &backend_.costs();
+  input.continues = known_.continues;
+  // The end of what the next turn will share: where next prompts were seen to leave, or before the generation suffix and the
+  // tokens that close the last message.
+  constexpr std::uint32_t closing_tokens = 4;
+  constexpr double unlearned_chance = 0.5;
+  const EndOffsets& ends = backend_.catalogue()->end_offsets(backend_.name_space());
+  input.followed = ends.followed(known_.continues ? unlearned_chance : 0);
+  input.before_end = ends.advised(suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0);
+  // Where this prompt branches off a known one: a third will, too.
+  if (known_.branch_tokens >= backend_.options().shortest_prompt_tokens) {
+    const TokenSpan branch{prompt_.data(), known_.branch_tokens};
+    if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
+  }
+  input.shared = wanted;
+  input.kept = kept_stops_;
+  input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
+  input.pieces = record_.pieces;
+  input.pieces_since_save = pieces_since_save_;
+  input.saves_s = inline_saves_s_;
+  for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
+  input.credit_s = backend_.stop_credit_s();
+  return input;
+}
+
+// The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
+Task<void> CachedRequest::compute_pieces(StartGate& gate) {
+  record_.enter(Step::prefill);
+  std::uint32_t done = plan_.base;
+  kept_stops_ = marked_places(admission(done, {}));
+  while (true) {
+    std::vector<Stop> wanted;
+    for (const WantedStop& stop : std::as_const(backend_.slots()).at(slot_).wanted_stops) wanted.push_back(Stop{stop.at, stop.save});
+    const std::vector<Stop> stops = admit(admission(done, wanted));
+    // Somebody waits to start while we hold the gate: the rest in one go.
+    if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
+    const Stop stop = stops.front();
+    const TokenSpan piece{prompt_.data(), stop.at};
+    Result<Timings> timings = co_await backend_.prefill(slot_, piece, done, downstream_.cancel());
+    if (!timings) {
+      // The backend judges the client's own request next; whatever is wrong with it, it says so itself.
+      if (!downstream_.cancel().cancelled()) spdlog::debug("a piece was not computed: {}", to_string(timings.error()));
+      co_return;
+    }
+    ++record_.pieces;
+    ++pieces_since_save_;
+    computed_in_pieces_ += timings->prompt_n;
+    if (first_reused_ < 0) first_reused_ = timings->cache_n;
+    if (!learned_) {
+      learned_ = true;
+      backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), done, base_common_, base_length_,
+                                timings->cache_n);
+    }
+    done = stop.at;
+    // Somebody may have come to wait for it meanwhile.
+    const std::vector<WantedStop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
+    const bool shared = std::any_of(waited.begin(), waited.end(), [&](const WantedStop& one) { return one.at == stop.at && one.save; });
+    if (stop.save || shared) {
+      const auto began = std::chrono::steady_clock::now();
+      Result<void> saved = co_await backend_.save(slot_);
+      if (!saved) spdlog::debug("no checkpoint at {}: {}", stop.at, to_string(saved.error()));
+      inline_saves_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+      pieces_since_save_ = 0;
+      if (shared) backend_.scheduler().reconsider();
+    }
+    if (downstream_.cancel().cancelled()) co_return;
+  }
+  // What this prompt left of its share serves later turns of conversations.
+  const AdmissionInput spent = admission(done, {});
+  const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
+  backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
+}
+
+}  // namespace cairn

@@ -1,0 +1,149 @@
+// How a CachedRequest chooses its slot and state, and which stops it asks of others.
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "request/cached_request.hpp"
+
+namespace cairn {
+
+namespace {
+constexpr std::size_t candidates_considered = 4;
+}
+
+// What slots in use will offer this prompt. For one that computes its prompt on the way to ours it waits however long that takes:
+// it would have to compute the same.
+std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
+  std::vector<WaitOption> waits;
+  if (parsed_.id_slot) return waits;
+  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  const CostModel& costs = backend_.costs();
+  for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
+    if (!state.leased || (!state.upkeep && !state.target)) continue;
+    WaitOption option;
+    option.slot = state.id;
+    if (state.upkeep) {
+      if (!patient) continue;
+      // It is only being saved, and free in a moment.
+      if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
+      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
+      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
+      option.ready_s = costs.save_seconds(costs.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
+    } else {
+      const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
+      if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
+        // It will stop there for us and save; what it computes until then we should have to compute beside it.
+        const double bytes = costs.state_bytes(common, 2);
+        option.usable = std::min(common, prompt - 1);
+        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes);
+      } else if (patient) {
+        const auto whole = static_cast<std::uint32_t>(state.target->size());
+        std::vector<std::uint32_t> points = state.resume_points;
+        add_piece_resume_points(points, 0, whole, backend_.options().ubatch_tokens);
+        option.usable = usable_tokens(backend_.kind(), StateView{whole, false, points}, common, prompt);
+        const double has_been_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count();
+        constexpr double least_share = 0.25;
+        option.ready_s = std::max(backend_.lease_seconds() - has_been_s, backend_.lease_seconds() * least_share);
+      }
+    }
+    if (option.usable > 0) waits.push_back(option);
+  }
+  return waits;
+}
+
+// A stop there, when the slot in use has not passed it.
+void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const {
+  if (!busy.in_pieces || at <= busy.piece_end) return;
+  const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), at,
+                                      [](const WantedStop& stop, std::uint32_t value) { return stop.at < value; });
+  if (place == busy.wanted_stops.end() || place->at != at) {
+    busy.wanted_stops.insert(place, WantedStop{at, save});
+  } else {
+    place->save = place->save || save;
+  }
+}
+
+// All slots are in use: whichever comes free shall have a state where this prompt leaves the one under way.
+void CachedRequest::ask_for_stops() const {
+  if (parsed_.id_slot) return;
+  const CostModel& costs = backend_.costs();
+  const bool several = backend_.slots().slots().size() > 1;
+  for (SlotState& busy : backend_.slots().slots()) {
+    if (!busy.in_pieces || !busy.target) continue;
+    const auto common = static_cast<std::uint32_t>(common_prefix(*busy.target, prompt_));
+    if (common >= busy.target->size() || common <= busy.piece_end) continue;
+    if (costs.prefill_seconds(busy.piece_end, common) > 2 * costs.boundary_seconds()) ask_for_stop(busy, common, several && backend_.can_save());
+  }
+}
+
+std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
+  if (idle.empty()) {
+    ask_for_stops();
+    return std::nullopt;
+  }
+  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  const auto name_space = static_cast<std::int64_t>(backend_.name_space());
+  std::vector<SlotOption> options;
+  for (const int id : idle) {
+    if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
+    const SlotState& state = backend_.slots().at(id);
+    SlotOption option;
+    option.slot = id;
+    option.held = state.held();
+    option.recoverable = state.unsaved ? state.recoverable : state.held();
+    option.return_chance = state.return_chance;
+    option.proven = state.proven;
+    option.clean = backend_.probe().state_version >= 4;
+    option.last_used = state.last_used;
+    if (state.name_space == name_space && !state.doubtful) {
+      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
+      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
+    }
+    options.push_back(option);
+  }
+  if (options.empty()) return std::nullopt;
+  find_candidates();  // now: more may have been saved while this request waited, and others dropped
+  std::vector<RestoreOption> restores;
+  for (const Catalogue::Candidate& candidate : candidates_) {
+    RestoreOption option;
+    option.checkpoint = static_cast<std::int64_t>(candidate.checkpoint);
+    option.usable = candidate.usable_tokens;
+    option.bytes = static_cast<double>(candidate.bytes);
+    restores.push_back(option);
+  }
+  PlanInput input;
+  input.prompt = prompt;
+  input.slots = options;
+  input.restores = restores;
+  input.costs = &backend_.costs();
+  input.can_save = backend_.can_save();
+  for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
+  const std::vector<WaitOption> waits = waits_worth(patient);
+  input.waits = waits;
+  if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
+  const std::optional<Plan> plan = make_plan(input);
+  if (!plan) return std::nullopt;
+  if (plan->source == Source::wait) {
+    SlotState& busy = backend_.slots().at(plan->slot);
+    ask_for_stop(busy, plan->base, true);
+    waited_for_ = plan->slot;
+    return std::nullopt;
+  }
+  plan_ = *plan;
+  return plan_.slot;
+}
+
+void CachedRequest::find_candidates() {
+  candidates_.clear();
+  if (prompt_.size() < backend_.options().shortest_prompt_tokens) return;
+  candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered);
+}
+
+// For the slot that is ours already.
+void CachedRequest::plan_again() {
+  const int only[] = {slot_};
+  const bool patient = false;
+  (void)choose(only, patient);
+}
+
+}  // namespace cairn
