@@ -19,7 +19,7 @@ CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     : store_(store), max_tree_tokens_(max_tree_tokens) {
   store_.on_removed([this](const CheckpointRecord& record, RemovalReason reason) {
-    if (reason == RemovalReason::evicted) evicted_.add(record.namespace_id, tokens_of(record.id), record.resume_positions);
+    if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });
 }
@@ -220,6 +220,14 @@ void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::in
     place.positions.push_back(record.token_count);
   }
   places_[record.id] = std::move(place);
+}
+
+// The store has let go of the entry already.
+void Catalogue::remember_evicted(const CheckpointRecord& record) {
+  const auto at = places_.find(record.id);
+  if (at == places_.end()) return;
+  const Tokens tokens = trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record.token_count);
+  evicted_.add(record.namespace_id, tokens, record.resume_positions);
 }
 
 void Catalogue::detach(const CheckpointRecord& record) {

@@ -73,6 +73,7 @@ class Catalogue {
  private:
   void attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms);
   void detach(const CheckpointRecord& record);
+  void remember_evicted(const CheckpointRecord& record);
 
   struct Place {
     NamespaceId name_space{};

@@ -76,10 +76,10 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
 // Estimates are off by some, and the budget is a promise.
 constexpr double caution = 1.5;
 
-double budget_left(const AdmissionInput& input) {
+double budget_left(const AdmissionInput& input, double caution_by = caution) {
   const double all = input.costs->prefill_seconds(input.base, input.prompt);
   const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s;
-  return (input.policy->budget * all - input.overhead_s) / caution - spent + (input.continues ? input.credit_s : 0);
+  return (input.policy->budget * all - input.overhead_s) / caution_by - spent + (input.continues ? input.credit_s : 0);
 }
 
 struct Marked {
@@ -105,7 +105,8 @@ Marked marked(const AdmissionInput& input) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
   if (const std::uint32_t end = end_stop(input); end > 0) {
-    admitted(end, input.followed * costs.prefill_seconds(fallback_of(input), end), marked.left_s);
+    // The likeliest place of all to be come back to may take the whole budget.
+    admitted(end, input.followed * costs.prefill_seconds(fallback_of(input), end), budget_left(input, 1.0));
   }
   return marked;
 }

@@ -11,7 +11,7 @@ namespace cairn {
 namespace {
 // Before the first sample: a laptop with a small model. Wrong by a factor of ten either way, it still picks a restore over
 // recomputing a long prompt, and is corrected by the first answers.
-constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.01};
+constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.006};
 // One long prompt that took longer than thought speaks of the rate, not of the cost of a piece.
 constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 3};
 constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};

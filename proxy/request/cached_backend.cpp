@@ -43,9 +43,6 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       phase_changed_(std::make_shared<Wakeup>(executor)),
       look_now_(std::make_shared<Wakeup>(executor)) {
   scheduler_.on_release([this](int) { schedule_write_back(); });
-  if (store_ != nullptr) {
-    if (const std::optional<std::string> rates = store_->setting("rates")) costs_.load(*rates);
-  }
 }
 
 void CachedBackend::spawn(Task<void> task) {
@@ -106,7 +103,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
   keep_facts();
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
   if (store_ != nullptr) {
-    (void)co_await store_->put_setting("rates", costs_.to_json());
+    (void)co_await store_->put_setting(rates_key(), costs_.to_json());
     (void)co_await store_->flush();
   }
   last_call.cancel();
@@ -177,6 +174,12 @@ Task<bool> CachedBackend::look() {
   ++generation_;
   probe_ = std::move(*probed);
   kind_ = probe_.kind;
+  restores_in_vain_ = 0;
+  if (std::exchange(costs_of_, probe_.name_space) != probe_.name_space) {
+    // What another model cost says nothing of this one.
+    costs_ = CostModel{};
+    if (const std::optional<std::string> rates = store_ != nullptr ? store_->setting(rates_key()) : std::nullopt) costs_.load(*rates);
+  }
   saving_off_ = false;
   broken_promises_ = 0;
   strikes_.clear();
@@ -233,8 +236,15 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   bool same = co_await same_process(cancel);
   if (cancel.cancelled()) co_return true;
   // Polling slots while something runs would put off the backend's notice of a client that left.
-  // Beside another request that has just asked, the answer would have to wait for that one's first batch.
-  if (same && scheduler_.leased() == 0 && foreign_ == 0 && present_ <= 1) {
+  if (same && checking_) {
+    // One look serves all who come at once: a second would have to wait for the first one's task.
+    auto told = std::make_shared<Wakeup>(executor_);
+    check_waiters_.push_back(told);
+    co_await told->wait();
+    co_return cancel.cancelled() || phase_ == BackendPhase::ready;
+  }
+  if (same && scheduler_.leased() == 0 && foreign_ == 0) {
+    const Checking checking(*this);
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(cancel);
     if (cancel.cancelled()) co_return true;
     same = infos.has_value() && infos->size() >= slots_.slots().size();
@@ -265,6 +275,13 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   co_return same;
 }
 
+std::string CachedBackend::rates_key() const { return fmt::format("rates:{}", static_cast<std::int64_t>(probe_.name_space)); }
+
+CachedBackend::Checking::~Checking() {
+  backend_->checking_ = false;
+  for (const std::shared_ptr<Wakeup>& waiter : std::exchange(backend_->check_waiters_, {})) waiter->notify();
+}
+
 CachedBackend::Foreign::Foreign(CachedBackend& backend) : backend_(&backend) {
   ++backend.foreign_;
   ++backend.foreign_epoch_;
@@ -293,7 +310,9 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
 void CachedBackend::note_foreign_started(bool other_weights) {
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // With adapters of its own it leaves our tokens with another model's state behind.
-    if (!state.running && (probe_.clears_idle || (other_weights && !state.leased))) slots_.forget(state.id);
+    if (state.running || !(probe_.clears_idle || (other_weights && !state.leased))) continue;
+    if (probe_.clears_idle && !other_weights) note_backend_cache(state.known, state.resume_points);
+    slots_.forget(state.id);
   }
 }
 
@@ -372,6 +391,7 @@ Task<void> CachedBackend::write_back() {
     }
   }
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
+  if (store_ != nullptr) (void)co_await store_->put_setting(rates_key(), costs_.to_json());
 }
 
 }  // namespace cairn

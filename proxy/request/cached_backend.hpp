@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "backend/llama_api.hpp"
 #include "backend/upstream.hpp"
@@ -116,8 +117,10 @@ class CachedBackend {
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
   bool can_save() const {
-    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_;
+    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_in_vain_ < most_restores_in_vain;
   }
+  // False: state after state was restored and none was reused.
+  bool restores_work() const { return restores_in_vain_ < most_restores_in_vain; }
   NamespaceId name_space() const { return probe_.name_space; }
   std::uint64_t foreign() const { return foreign_; }
 
@@ -162,6 +165,19 @@ class CachedBackend {
   boost::asio::any_io_executor executor() const { return executor_; }
 
  private:
+  static constexpr int most_restores_in_vain = 3;
+  // While one lives a look at the slots is under way; whoever waits for it is told at its end.
+  class Checking {
+   public:
+    explicit Checking(CachedBackend& backend) : backend_(&backend) { backend.checking_ = true; }
+    Checking(const Checking&) = delete;
+    Checking& operator=(const Checking&) = delete;
+    ~Checking();
+
+   private:
+    CachedBackend* backend_;
+  };
+  std::string rates_key() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
@@ -217,6 +233,10 @@ class CachedBackend {
   double lease_s_ = 0;
   double stop_credit_s_ = 0;
   int present_ = 0;
+  bool checking_ = false;
+  std::vector<std::shared_ptr<Wakeup>> check_waiters_;
+  std::optional<NamespaceId> costs_of_;  // whose costs were learned
+  int restores_in_vain_ = 0;             // one after the other
 };
 
 }  // namespace cairn

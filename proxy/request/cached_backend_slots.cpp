@@ -226,6 +226,7 @@ void CachedBackend::note_task_started(int slot) {
 void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
   constexpr std::size_t remembered = 16;  // its size in bytes we do not know
   if (cleared.size() < options_.shortest_prompt_tokens) return;
+  std::erase_if(backend_cache_, [&](const Cleared& known) { return known.tokens == cleared; });
   backend_cache_.push_front(Cleared{std::move(cleared), std::move(resume_points)});
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
@@ -255,7 +256,9 @@ void CachedBackend::note_slot_content(int slot) {
   SlotState& state = slots_.at(slot);
   state.recoverable = recoverable(state.known);
   const std::uint32_t held = state.held();
-  const std::uint32_t gain = held > state.recoverable ? held - state.recoverable : 0;
+  // Of an exact state only what extends it goes on: an answer that the next turn writes otherwise is not worth a file.
+  const std::uint32_t counted = kind_ == MemoryKind::exact ? static_cast<std::uint32_t>(state.known.size()) : held;
+  const std::uint32_t gain = counted > state.recoverable ? counted - state.recoverable : 0;
   // What is cheaper to compute than to bring back is not kept.
   const double restore_s = costs_.restore_seconds(costs_.state_bytes(held, static_cast<double>(state.resume_points.size())));
   // A task that was sent before this one ended, and begins after it, clears the slot; its state goes to the backend's cache.
@@ -277,11 +280,14 @@ std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {
 
 void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
                                      std::uint32_t state_length, std::int64_t reused) {
-  if (source == Source::recompute || reused < 0) return;
+  if ((source != Source::live && source != Source::restore) || reused < 0) return;
   constexpr std::int64_t tolerance = 8;
   if (reused + tolerance >= static_cast<std::int64_t>(base)) {
     broken_promises_ = 0;
-    if (source == Source::restore) strikes_.erase(checkpoint);
+    if (source == Source::restore) {
+      strikes_.erase(checkpoint);
+      restores_in_vain_ = 0;
+    }
     // It went back much further than any context checkpoint of ours: nothing needs them here.
     constexpr std::uint32_t deep = 8192;
     if (kind_ != MemoryKind::truncatable && state_length > common + deep && reused + tolerance >= common &&
@@ -292,6 +298,10 @@ void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std
   }
   // On a backend that clears slots, or beside requests that may use any slot, an empty slot proves nothing.
   if (reused == 0 && (foreign_ > 0 || source == Source::live)) return;
+  if (source == Source::restore && reused == 0 && common >= state_length && ++restores_in_vain_ == most_restores_in_vain) {
+    spdlog::warn("restored states are not reused by this backend at all: nothing is saved or restored until it is started anew; "
+                 "a newer llama-server (b11669 is known to work) would mend it");
+  }
   if (source == Source::restore && ++strikes_[checkpoint] >= strikes_to_drop) {
     spdlog::warn("checkpoint {} did not give what it promised twice ({} of {} tokens) and is dropped",
                  static_cast<std::int64_t>(checkpoint), reused, base);

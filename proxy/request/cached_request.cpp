@@ -161,6 +161,10 @@ Task<void> CachedRequest::show_difference() {
   if (other_text) record_.other_text = std::move(*other_text);
 }
 
+bool CachedRequest::in_pieces() const {
+  return prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
+}
+
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
   if (prompt_.size() >= backend_.options().shortest_prompt_tokens) {
@@ -186,9 +190,6 @@ Task<void> CachedRequest::serve_cached() {
     co_return;
   }
   slot_ = lease->slot();
-  const bool in_pieces = prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
-  backend_.slots().at(slot_).target = std::make_shared<const Tokens>(prompt_);
-  backend_.slots().at(slot_).in_pieces = in_pieces;
   Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!entered) {
     co_await fail(entered.error());
@@ -205,12 +206,15 @@ Task<void> CachedRequest::serve_cached() {
   }
   co_await bring_back();
   if (gate) co_await backend_.save_idle_slots(slot_);  // those that ended meanwhile
-  if (in_pieces && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  backend_.slots().at(slot_).piece_end = plan_.base;
+  backend_.scheduler().reconsider();  // whoever waits for a stop that this plan has passed
+  if (in_pieces() && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
   backend_.slots().at(slot_).in_pieces = false;
-  if (in_pieces) backend_.scheduler().reconsider();  // whoever waited for a stop of ours
+  backend_.scheduler().reconsider();  // or for one that was not made
 
   record_.enter(Step::forward);
   if (downstream_.cancel().cancelled()) {
+    backend_.note_slot_content(slot_);  // the pieces are worth keeping
     co_await fail(downstream_error(ErrorCode::cancelled, "the client left before its answer began"));
     co_return;
   }
@@ -236,6 +240,9 @@ Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
   record_.plan_reason = plan_.reason;
   record_.planned_tokens = plan_.base;
   record_.enter(Step::forward);
+  backend_.slots().at(slot_).in_pieces = false;
+  backend_.scheduler().reconsider();
+  co_await backend_.save_idle_slots(-1);
   backend_.note_foreign_started(false);
   slot_ = -1;
   (void)co_await forward(body_, gate);
@@ -249,6 +256,10 @@ Task<void> CachedRequest::bring_back() {
     Result<void> saved = co_await backend_.save(slot_);
     if (!saved) spdlog::debug("slot {} was not saved before it is overwritten: {}", slot_, to_string(saved.error()));
     plan_again();  // the new state may serve this prompt, or have taken the place of the one that was to be restored
+    if (plan_.source == Source::backend) {
+      plan_.source = Source::recompute;  // the slot is ours by now
+      plan_.base = 0;
+    }
   }
   record_.enter(Step::plan);
   record_.slot = slot_;

@@ -32,7 +32,8 @@ class CachedRequest {
   // The best plan over the idle slots; sets plan_.
   // nullopt: it waits for a better slot, as far as it is `patient`.
   std::optional<int> choose(std::span<const int> idle, bool patient);
-  std::vector<WaitOption> waits_worth(bool patient) const;
+  std::vector<WaitOption> waits_worth(bool patient, std::uint32_t own_base) const;
+  bool in_pieces() const;  // it may be computed in pieces
   void ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const;
   void ask_for_stops() const;
   AdmissionInput admission(std::uint32_t done, std::span<const Stop> wanted) const;

@@ -13,9 +13,9 @@ constexpr std::size_t candidates_considered = 4;
 
 // What slots in use will offer this prompt. For one that computes its prompt on the way to ours it waits however long that takes:
 // it would have to compute the same.
-std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
+std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t own_base) const {
   std::vector<WaitOption> waits;
-  if (parsed_.id_slot) return waits;
+  if (parsed_.id_slot || slot_ >= 0) return waits;
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const CostModel& costs = backend_.costs();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
@@ -32,10 +32,10 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
     } else {
       const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
       if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
-        // It will stop there for us and save; what it computes until then we should have to compute beside it.
+        // It will stop there for us and save. What it computes beyond our own base we should have to compute beside it.
         const double bytes = costs.state_bytes(common, 2);
         option.usable = std::min(common, prompt - 1);
-        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes);
+        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes) + costs.prefill_seconds(state.piece_end, std::max(state.piece_end, own_base));
       } else if (patient) {
         const auto whole = static_cast<std::uint32_t>(state.target->size());
         std::vector<std::uint32_t> points = state.resume_points;
@@ -43,6 +43,7 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient) const {
         option.usable = usable_tokens(backend_.kind(), StateView{whole, false, points}, common, prompt);
         const double has_been_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count();
         constexpr double least_share = 0.25;
+        if (backend_.lease_seconds() <= has_been_s) continue;  // nobody knows
         option.ready_s = std::max(backend_.lease_seconds() - has_been_s, backend_.lease_seconds() * least_share);
       }
     }
@@ -81,6 +82,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     ask_for_stops();
     return std::nullopt;
   }
+  if (backend_.slots().slots().empty()) return std::nullopt;
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const auto name_space = static_cast<std::int64_t>(backend_.name_space());
   std::vector<SlotOption> options;
@@ -118,7 +120,10 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
-  const std::vector<WaitOption> waits = waits_worth(patient);
+  std::uint32_t own_base = 0;
+  for (const SlotOption& option : options) own_base = std::max(own_base, option.usable);
+  for (const RestoreOption& option : restores) own_base = std::max(own_base, option.usable);
+  const std::vector<WaitOption> waits = waits_worth(patient, own_base);
   input.waits = waits;
   if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
   const std::optional<Plan> plan = make_plan(input);
@@ -130,12 +135,19 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     return std::nullopt;
   }
   plan_ = *plan;
+  if (slot_ < 0) {
+    // Whoever is asked next sees already what this one is about to compute.
+    SlotState& ours = backend_.slots().at(plan_.slot);
+    ours.target = std::make_shared<const Tokens>(prompt_);
+    ours.in_pieces = in_pieces() && plan_.source != Source::backend;
+    ours.piece_end = plan_.base;
+  }
   return plan_.slot;
 }
 
 void CachedRequest::find_candidates() {
   candidates_.clear();
-  if (prompt_.size() < backend_.options().shortest_prompt_tokens) return;
+  if (prompt_.size() < backend_.options().shortest_prompt_tokens || !backend_.restores_work()) return;
   candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered);
 }
 

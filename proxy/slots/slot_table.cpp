@@ -39,7 +39,10 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n) {
   SlotState& slot = at(id);
   if (slot.leased) return false;
   const std::int64_t now = n.value_or(0);  // never used by this process
-  if (now == slot.held()) return false;
+  if (now == slot.held()) {
+    slot.doubtful = false;
+    return false;
+  }
   // More than we know of, with our tokens possibly in front, cannot be told from another prompt altogether: the backend
   // compares tokens itself, so believing in the known part risks only time. Fewer means it was cleared or replaced.
   if (now > slot.held() && !slot.known.empty()) {

@@ -278,6 +278,11 @@ TEST_F(CatalogueTest, EvictionDetachesToo) {
   EXPECT_LT(kept, 10u);
   EXPECT_EQ(catalogue->tree(ours)->marks(), kept);
   EXPECT_EQ(find("conversation of another kind", truncatable, 100).size(), kept);
+  std::size_t evicted = 0;
+  for (int i = 0; i < 10; ++i) {
+    evicted += catalogue->evicted_beyond(ours, text("conversation " + std::to_string(i) + " goes on"), 12) ? 1 : 0;
+  }
+  EXPECT_EQ(evicted, 10 - kept);  // found in a review: the entry is gone before the catalogue hears of it
 }
 
 TEST_F(CatalogueTest, TheTreeStaysWithinItsBoundAndKeepsWhatIsSaved) {
