@@ -43,7 +43,11 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
   constexpr std::size_t shown = 12;  // tokens, for the log
   if (known.branch_tokens > 0) known.other = tree->latest_continuation(inserted.branch, prompt[inserted.matched_tokens], shown);
-  known.continues = learn_offset(*tree, recent_of(name_space), inserted, static_cast<std::uint32_t>(prompt.size()));
+  Recent& recent = recent_of(name_space);
+  known.continues = learn_offset(*tree, recent, inserted, static_cast<std::uint32_t>(prompt.size()));
+  constexpr std::uint32_t good_part = 4;
+  known.shares = known.matched_tokens * good_part >= prompt.size();
+  recent.offsets.observe_branch(known.shares && !known.continues && known.branch_tokens > 0);
   return known;
 }
 

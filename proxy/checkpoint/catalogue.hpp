@@ -28,6 +28,7 @@ class Catalogue {
   struct Known {
     std::uint32_t matched_tokens = 0;  // of the prompt, known before
     std::uint32_t branch_tokens = 0;   // where it left a known path; 0: it did not
+    bool shares = false;               // a good part of it was known
     bool continues = false;            // it went on from an earlier prompt, or from a little before its end
     Tokens other;                      // how the latest known prompt went on there
   };

@@ -19,7 +19,7 @@ std::uint32_t longest_piece(const AdmissionInput& input) {
   double bound = policy.bound_tokens;
   if (policy.bound_s > 0) bound = policy.bound_s / (input.costs->prefill_seconds(input.done, input.done + 1000.0) / 1000.0);
   // What is known to go on has shown that it comes back, perhaps changed.
-  if (input.continues) bound /= 2;
+  if (input.continues || input.branches > 0) bound /= 2;
   bound = std::clamp(bound, static_cast<double>(least_bound), 1e6);
   const auto tokens = static_cast<std::uint32_t>(bound);
   return input.kind == MemoryKind::exact ? tokens : tokens + input.ubatch;
@@ -44,6 +44,14 @@ double cutting_seconds(const AdmissionInput& input, std::uint32_t cuts) {
     if (input.kind != MemoryKind::exact && (input.pieces_since_save + i) % pieces_between_saves == 0) seconds += save_seconds_at(input, at);
   }
   return seconds;
+}
+
+// What cuts spare on the average when a later prompt leaves this one inside (done, prompt): without them it goes on from `done`.
+double cutting_gain(const AdmissionInput& input) {
+  const std::uint32_t length = input.prompt - input.done;
+  const std::uint32_t piece = longest_piece(input);
+  if (length <= piece) return 0;
+  return input.branches * (input.costs->prefill_seconds(input.done, input.prompt) - input.costs->prefill_seconds(input.prompt - piece, input.prompt)) / 2;
 }
 
 // As many cuts as the bound wants and `seconds` pays for.
@@ -124,7 +132,9 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   if (!input.policy->adaptive) {
     stops.interval = input.policy->interval_tokens;
   } else {
-    const std::uint32_t cuts = affordable_cuts(input, places.left_s);
+    std::uint32_t cuts = affordable_cuts(input, std::max(places.left_s, cutting_gain(input)));
+    // A single one may take the whole budget: without any, an edit costs the whole prompt.
+    if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, 1.0)), 1U);
     for (std::uint32_t i = 1; i <= cuts; ++i) {
       const auto at = static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
       const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {

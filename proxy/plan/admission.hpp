@@ -34,6 +34,7 @@ struct AdmissionInput {
 
   // Evidence.
   bool continues = false;        // it goes on from an earlier prompt
+  double branches = 0;           // chance that a later prompt leaves this one somewhere inside, when it shares a known path
   double followed = 0;           // chance that a later prompt goes on from this one
   std::uint32_t before_end = 0;  // tokens before the prompt's end where that one would leave it
   std::span<const Stop> shared;  // where other requests wait for a state

@@ -60,12 +60,15 @@ double CostModel::piece_seconds() const { return std::max(prefill_.weights()[2],
 double CostModel::boundary_seconds() const {
   // llama-server ends each piece with batches of its own for its two context checkpoints (at -4 and -(4 + ubatch)): on two
   // cores 8, 15 and 20 ms a cut where a request of a few tokens takes 5 to 8 (mamba2, granitehybrid, gemma3; build 11669).
-  constexpr double batches_more = 2.5;
+  constexpr double batches_more = 2.0;
   // Copying is part of what the samples of pieces show, but short prompts, which copy less, outweigh them. From GPU memory
   // context checkpoints come at 1.5 GB/s or so (backend-facts.md), and no slower than a file of the same is written.
   constexpr double slowest_copy = 1.0 / 1.5e9;
   const double copy_s = 2 * context_checkpoint_bytes() * std::min(slowest_copy, std::max(save_.weights()[1], 0.0));
-  return std::max(batches_more * piece_seconds(), copy_s) + piece_overhead_s_;
+  // On a busy machine a few slow short requests look like dear pieces: small batches cost no more than some tens of tokens do.
+  constexpr double most_tokens = 48;
+  const double most_s = most_tokens * prefill_seconds(0, 1000) / 1000;
+  return std::max(std::min(batches_more * piece_seconds(), most_s), copy_s) + piece_overhead_s_;
 }
 double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }

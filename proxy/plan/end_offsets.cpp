@@ -36,8 +36,15 @@ double EndOffsets::followed(double unlearned) const {
   return (static_cast<double>(total_) + weight_of_unlearned * unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);
 }
 
+void EndOffsets::observe_branch(bool inside) { inside_ = inside_ * forget + (inside ? 1.0F : 0.0F); }
+
+double EndOffsets::branches() const {
+  constexpr double unlearned = 0.3, weight_of_unlearned = 4;
+  return (static_cast<double>(inside_) + weight_of_unlearned * unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);
+}
+
 std::string EndOffsets::to_text() const {
-  std::string text = fmt::format("{:.3f}", prompts_);
+  std::string text = fmt::format("{:.3f} {:.3f}", prompts_, inside_);
   for (std::uint32_t offset = 0; offset <= longest; ++offset) {
     if (weight_[offset] >= 0.01F) fmt::format_to(std::back_inserter(text), " {}:{:.3f}", offset, weight_[offset]);
   }
@@ -47,7 +54,7 @@ std::string EndOffsets::to_text() const {
 bool EndOffsets::load(std::string_view text) {
   std::istringstream in{std::string{text}};
   EndOffsets loaded;
-  if (!(in >> loaded.prompts_) || !(loaded.prompts_ >= 0)) return false;
+  if (!(in >> loaded.prompts_ >> loaded.inside_) || !(loaded.prompts_ >= 0) || !(loaded.inside_ >= 0)) return false;
   std::string word;
   while (in >> word) {
     std::istringstream pair{word};

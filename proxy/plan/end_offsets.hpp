@@ -21,6 +21,11 @@ class EndOffsets {
   // Share of the latest prompts that a later one went on from, `unlearned` weighing as much as two prompts.
   double followed(double unlearned) const;
 
+  // A prompt shared a good part of an earlier one and left it far before its end (or did not).
+  void observe_branch(bool inside);
+  // Share of the latest prompts that did.
+  double branches() const;
+
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;
   bool load(std::string_view text);
@@ -32,6 +37,7 @@ class EndOffsets {
   std::array<float, longest + 1> weight_{};
   float total_ = 0;    // of weight_
   float prompts_ = 0;  // seen, forgotten alike
+  float inside_ = 0;   // left an earlier one inside, forgotten alike
 };
 
 }  // namespace cairn

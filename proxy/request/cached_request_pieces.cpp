@@ -27,6 +27,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop
   constexpr std::uint32_t closing_tokens = 4;
   constexpr double unlearned_chance = 0.5;
   const EndOffsets& ends = backend_.catalogue()->end_offsets(backend_.name_space());
+  if (known_.shares) input.branches = ends.branches();
   input.followed = ends.followed(known_.continues ? unlearned_chance : 0);
   input.before_end = ends.advised(suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0);
   // Where this prompt branches off a known one: a third will, too.

@@ -20,7 +20,7 @@ using testing::SizeIs;
 // `cut_s`: what a cut costs beside copying.
 CostModel machine(double tokens_per_s, double cut_s, double context_checkpoint_bytes = 0.5e6) {
   CostModel model;
-  const double piece_s = cut_s / 2.5;
+  const double piece_s = cut_s / 2;
   for (int i = 0; i < 60; ++i) {
     const double tokens = 10.0 + (i * 977) % 4000;
     model.observe_prefill(0, tokens, piece_s + tokens / tokens_per_s);
@@ -143,7 +143,7 @@ TEST(Admission, AKeptStopIsNotTakenBackByADearerEstimate) {
   fresh.input.costs = &fresh.costs;
   const std::vector<std::uint32_t> kept = marked_places(fresh.input);
   EXPECT_THAT(kept, ElementsAre(2080));
-  fresh.costs = machine(2000, 0.5);
+  fresh.costs = machine(2000, 0.008, 375e6);  // half a second to copy
   EXPECT_THAT(fresh.places(), IsEmpty());
   fresh.input.kept = kept;
   fresh.input.done = 1043;
@@ -160,11 +160,23 @@ TEST(Admission, ABranchIsWorthAStopWhenItSparesMoreThanItCosts) {
 
 TEST(Admission, CreditIsForThoseThatContinue) {
   Case turn(MemoryKind::checkpointed, 0, 3000);
-  turn.costs = machine(2000, 0.2);
+  turn.costs = machine(2000, 0.008, 150e6);
   turn.input.credit_s = 5;
   EXPECT_THAT(turn.places(), IsEmpty());
   turn.input.continues = true;
   EXPECT_THAT(turn.places(), Not(IsEmpty()));
+}
+
+// Found on the Magagent replay: prompts that share a path leave each other in its midst, more often than at its end.
+TEST(Admission, WhereOthersLeaveInsideItIsCutBeyondTheBudget) {
+  Case turn(MemoryKind::checkpointed, 1000, 3500);
+  turn.costs = machine(2000, 0.03);
+  turn.input.overhead_s = 0.03;
+  EXPECT_THAT(turn.places(), IsEmpty());
+  turn.input.branches = 0.4;
+  EXPECT_THAT(turn.places(), Not(IsEmpty()));
+  turn.input.branches = 0.01;
+  EXPECT_THAT(turn.places(), IsEmpty());
 }
 
 TEST(Admission, AFixedGridIsObeyed) {

@@ -115,7 +115,7 @@ TEST(CostModel, LearnsAFastAndASlowMachine) {
     EXPECT_EQ(model.prefill_samples(), 60u);
     expect_near_the_machine(model, machine, 0.15);
     EXPECT_NEAR(model.piece_seconds(), machine.piece_s, machine.piece_s * 0.3);
-    EXPECT_GE(model.boundary_seconds(), model.piece_seconds());
+    EXPECT_GT(model.boundary_seconds(), 0);
     EXPECT_NEAR(model.context_checkpoint_bytes(), machine.context_checkpoint_bytes, machine.context_checkpoint_bytes * 0.15);
     expect_sane(model);
   }

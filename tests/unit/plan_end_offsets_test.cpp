@@ -30,6 +30,21 @@ TEST(EndOffsets, KnowsHowManyPromptsAreGoneOnFrom) {
   EXPECT_EQ(offsets.advised(7), 3u);
 }
 
+TEST(EndOffsets, KnowsHowManyPromptsLeaveOthersInside) {
+  EndOffsets offsets;
+  EXPECT_NEAR(offsets.branches(), 0.3, 0.01);
+  for (int i = 0; i < 100; ++i) {
+    offsets.observe(3);
+    offsets.observe_branch(false);
+  }
+  EXPECT_LT(offsets.branches(), 0.05);
+  for (int i = 0; i < 100; ++i) {
+    offsets.observe(EndOffsets::longest + 1);
+    offsets.observe_branch(i % 2 == 0);
+  }
+  EXPECT_NEAR(offsets.branches(), 0.5, 0.1);
+}
+
 TEST(EndOffsets, KeptAndTakenBack) {
   EndOffsets offsets;
   for (int i = 0; i < 30; ++i) offsets.observe(i % 3 == 0 ? 200 : 5);
@@ -37,7 +52,7 @@ TEST(EndOffsets, KeptAndTakenBack) {
   ASSERT_TRUE(again.load(offsets.to_text())) << offsets.to_text();
   EXPECT_EQ(again.advised(7), offsets.advised(7));
   EXPECT_NEAR(again.followed(0.5), offsets.followed(0.5), 0.01);
-  for (const char* bad : {"", "x", "-1", "3 5", "3 5:", "3 999:1", "3 5:-1", "3 5;1", "nan"}) {
+  for (const char* bad : {"", "x", "-1", "3", "3 x", "3 -1", "3 0 5", "3 0 5:", "3 0 999:1", "3 0 5:-1", "3 0 5;1", "nan 0"}) {
     EXPECT_FALSE(again.load(bad)) << bad;
     EXPECT_EQ(again.advised(7), offsets.advised(7));
   }
