@@ -25,7 +25,7 @@ CostModel machine(double tokens_per_s, double cut_s, double context_checkpoint_b
     const double tokens = 10.0 + (i * 977) % 4000;
     model.observe_prefill(0, tokens, piece_s + tokens / tokens_per_s);
     model.observe_piece_overhead(0);
-    const double inside = i % 5;
+    const double inside = 1 + i % 4;
     const double bytes = 1e6 + tokens * 1e3 + inside * context_checkpoint_bytes;
     model.observe_state(tokens, inside, bytes);
     model.observe_save(bytes, 0.002 + bytes / 1e9);
