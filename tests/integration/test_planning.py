@@ -5,14 +5,17 @@ import threading
 
 import pytest
 
-from stack import common, prose, quick_run, tokens
+from stack import common, prose, quick_run, tokens, wait_until
 
 SLACK = 16  # tokens that a full hit may compute beyond the new ones
 
 
-def latest(stack):
-    """What the status page says of the last request that used the cache."""
-    return stack.cairn.status()["latest_requests"][0]
+def latest(stack, count):
+    """What the status page says of the last of `count` requests that used the cache; the client has its answer before."""
+    def told():
+        requests = stack.cairn.status()["latest_requests"]
+        return requests if len(requests) == count else None
+    return wait_until(told, f"{count} requests on the status page")[0]
 
 
 @pytest.mark.parametrize("model", ["granitehybrid", "llama"])
@@ -23,8 +26,9 @@ def test_a_short_prompt_that_never_comes_back_is_not_cut(make_stack, model):
                             "/v1/chat/completions")
         total = outcome.answer.json()["usage"]["prompt_tokens"]
         # A piece would be reused by the request itself: what the client is told and what was computed would differ.
-        assert latest(stack)["computed_tokens"] == latest(stack)["prompt_tokens"] - latest(stack)["reused_tokens"]
-        assert outcome.answer.json()["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0) <= latest(stack)["reused_tokens"]
+        said = latest(stack, number + 1)
+        assert said["computed_tokens"] == said["prompt_tokens"] - said["reused_tokens"]
+        assert outcome.answer.json()["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0) <= said["reused_tokens"]
         assert outcome.computed <= total
 
 
@@ -79,6 +83,7 @@ def test_who_waits_for_the_same_prefix_shares_it(make_stack, model, flags, slots
     computed = stack.backend.total() - before
     print(f"{computed} computed for {clients} clients of {prefix} + {rest} tokens")
     assert computed <= slots * prefix + clients * (rest + SLACK)
+    stack.cairn.settle()
     status = stack.cairn.status()
     assert status["queue"]["waiting"] == 0
     assert not any(slot["leased"] for slot in status["slots"])
@@ -102,10 +107,10 @@ def test_why_a_request_was_no_full_hit(make_stack, tmp_path):
     stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=("--config", config))
     text = prose(300, "why")
     stack.ask({"prompt": text, "n_predict": 1})
-    assert latest(stack)["miss"] == "new_prompt"
+    assert latest(stack, 1)["miss"] == "new_prompt"
     at = text.rindex("the ", 0, len(text) // 2)
     stack.ask({"prompt": text[:at] + "Quebec " + text[at + 4:], "n_predict": 1})
-    said = latest(stack)
+    said = latest(stack, 2)
     assert said["miss"] in ("cannot_rewind", "not_admitted")
     assert said["reused_tokens"] < said["left_at"] == said["known_tokens"]
     assert said["token"] != said["instead_of"]
@@ -117,6 +122,7 @@ def test_prompts_stay_out_of_the_log(make_stack):
     stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=())
     for ending in ("Quebec", "Yankee"):
         stack.ask({"prompt": prose(120, "secret") + ending + prose(50, ending), "n_predict": 1})
-    assert latest(stack)["left_at"] > 0 and "text" not in latest(stack)
+    said = latest(stack, 2)
+    assert said["left_at"] > 0 and "text" not in said
     log = stack.cairn_log.read_text()
     assert "left_at=" in log and "Queb" not in log and "Yank" not in log
