@@ -31,6 +31,18 @@ Result<json::value> parse(std::string_view text, std::string_view target) {
   return value;
 }
 
+// One member of an answer that may be large.
+Result<std::string> string_member(std::string_view answer, std::string_view key, std::string_view target) {
+  const simdjson::padded_string padded{answer};
+  simdjson::ondemand::parser parser;
+  simdjson::ondemand::document document;
+  std::string_view text;
+  if (parser.iterate(padded).get(document) != simdjson::SUCCESS || document[key].get_string().get(text) != simdjson::SUCCESS) {
+    return bad_answer(target);
+  }
+  return std::string{text};
+}
+
 std::int64_t integer_or(const json::object& object, std::string_view key, std::int64_t fallback) {
   const json::value* value = object.if_contains(key);
   if (value == nullptr) return fallback;
@@ -194,15 +206,7 @@ ResultTask<std::string> LlamaApi::lora_adapters(CancelSource& cancel) {
 ResultTask<std::string> LlamaApi::apply_template(std::string_view body, CancelSource& cancel) {
   Result<std::string> answer = co_await post("/apply-template", body, template_timeout, cancel);
   if (!answer) co_return answer.error();
-  simdjson::padded_string padded{*answer};
-  simdjson::ondemand::parser parser;
-  simdjson::ondemand::document document;
-  std::string_view prompt;
-  if (parser.iterate(padded).get(document) != simdjson::SUCCESS ||
-      document["prompt"].get_string().get(prompt) != simdjson::SUCCESS) {
-    co_return bad_answer("/apply-template");
-  }
-  co_return std::string{prompt};
+  co_return string_member(*answer, "prompt", "/apply-template");
 }
 
 ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& cancel) {
@@ -211,15 +215,8 @@ ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& can
   const std::string body = json::serialize(request);
   Result<std::string> answer = co_await post("/detokenize", body, template_timeout, cancel);
   if (!answer) co_return answer.error();
-  simdjson::padded_string padded{*answer};
-  simdjson::ondemand::parser parser;
-  simdjson::ondemand::document document;
-  std::string_view text;
   // Half a character at either end does not matter here.
-  if (parser.iterate(padded).get(document) != simdjson::SUCCESS || document["content"].get_string().get(text) != simdjson::SUCCESS) {
-    co_return bad_answer("/detokenize");
-  }
-  co_return std::string{text};
+  co_return string_member(*answer, "content", "/detokenize");
 }
 
 ResultTask<TokenPieces> LlamaApi::tokenize(std::string_view content, bool add_special, CancelSource& cancel) {

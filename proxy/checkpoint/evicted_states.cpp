@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t remembered = 8192;  // places
 
-// The hash of each prefix whose length `next` names, ascending; one pass.
+// Hashes of prefixes, asked for by ascending length; one pass.
 class PrefixHashes {
  public:
   explicit PrefixHashes(TokenSpan tokens) : tokens_(tokens), state_(XXH3_createState(), &XXH3_freeState) { XXH3_64bits_reset(state_.get()); }

@@ -9,7 +9,6 @@ namespace {
 
 constexpr double branch_chance = 0.5;          // that a third prompt parts where a second did
 constexpr std::uint32_t left_by_backend = 4;   // tokens before a prompt's end where llama-server leaves a context checkpoint
-constexpr std::uint32_t pieces_between_saves = 14;  // see plan_stops
 constexpr std::uint32_t least_bound = 256;
 
 // Tokens in a piece so that none of its inside is further than the bound from a point to go on from. On a checkpointed
@@ -35,11 +34,16 @@ double stop_seconds(const AdmissionInput& input, std::uint32_t at) {
   return input.costs->boundary_seconds() + save_s;
 }
 
+// The place of the `i`th of `cuts` equal cuts of (done, prompt), i from 1.
+std::uint32_t cut_at(const AdmissionInput& input, std::uint32_t i, std::uint32_t cuts) {
+  return static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
+}
+
 // Seconds that `cuts` equal cuts of (done, prompt) add; on a checkpointed backend a save now and then keeps the early ones.
 double cutting_seconds(const AdmissionInput& input, std::uint32_t cuts) {
   double seconds = 0;
   for (std::uint32_t i = 1; i <= cuts; ++i) {
-    const auto at = static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
+    const std::uint32_t at = cut_at(input, i, cuts);
     seconds += stop_seconds(input, at);
     if (input.kind != MemoryKind::exact && (input.pieces_since_save + i) % pieces_between_saves == 0) seconds += save_seconds_at(input, at);
   }
@@ -128,7 +132,6 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   stops.prompt = input.prompt;
   stops.can_save = input.can_save;
   stops.since_save = input.pieces_since_save;
-  stops.pieces_between_saves = pieces_between_saves;
   if (!input.policy->adaptive) {
     stops.interval = input.policy->interval_tokens;
   } else {
@@ -136,7 +139,7 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
     // A single one may take the whole budget: without any, an edit costs the whole prompt.
     if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, 1.0)), 1U);
     for (std::uint32_t i = 1; i <= cuts; ++i) {
-      const auto at = static_cast<std::uint32_t>(input.done + std::uint64_t{input.prompt - input.done} * i / (cuts + 1));
+      const std::uint32_t at = cut_at(input, i, cuts);
       const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {
         return (other > at ? other - at : at - other) < least_bound;
       });
@@ -153,12 +156,7 @@ void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
   for (const Stop& wanted : input.shared) {
     if (wanted.at <= input.done || wanted.at >= input.prompt || (any_prefix && !wanted.save)) continue;
     if (wanted.save && !input.can_save) continue;
-    const auto place = std::lower_bound(stops.begin(), stops.end(), wanted.at, [](const Stop& stop, std::uint32_t at) { return stop.at < at; });
-    if (place != stops.end() && place->at == wanted.at) {
-      place->save = place->save || wanted.save;
-    } else {
-      stops.insert(place, wanted);
-    }
+    add_stop(stops, wanted);
   }
 }
 

@@ -4,6 +4,15 @@
 
 namespace cairn {
 
+void add_stop(std::vector<Stop>& stops, Stop stop) {
+  const auto place = std::lower_bound(stops.begin(), stops.end(), stop.at, [](const Stop& one, std::uint32_t at) { return one.at < at; });
+  if (place != stops.end() && place->at == stop.at) {
+    place->save = place->save || stop.save;
+  } else {
+    stops.insert(place, stop);
+  }
+}
+
 std::vector<Stop> plan_stops(const StopInput& input) {
   std::vector<Stop> stops;
   if (input.kind == MemoryKind::truncatable) return stops;
@@ -40,7 +49,7 @@ std::vector<Stop> plan_stops(const StopInput& input) {
     stop.at = at;
     ++since_save;
     stop.save = input.kind == MemoryKind::exact;
-    if (input.kind != MemoryKind::exact && input.can_save && since_save >= input.pieces_between_saves) {
+    if (input.kind != MemoryKind::exact && input.can_save && since_save >= pieces_between_saves) {
       stop.save = true;
       since_save = 0;
     }

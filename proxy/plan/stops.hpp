@@ -25,9 +25,14 @@ struct StopInput {
   std::span<const std::uint32_t> wanted;
   bool can_save = false;
   std::uint32_t shortest_piece = 64;     // tokens; a grid stop nearer to another stop or to either end is left out
-  std::uint32_t pieces_between_saves = 14;  // see below
   std::uint32_t since_save = 0;             // pieces computed since the last save
 };
+
+// Into an ascending list; a stop that is there already is saved when either is to be.
+void add_stop(std::vector<Stop>& stops, Stop stop);
+
+// On a checkpointed backend, pieces computed between two saves (see plan_stops).
+inline constexpr std::uint32_t pieces_between_saves = 14;
 
 // Ascending, all in (base, prompt).
 //

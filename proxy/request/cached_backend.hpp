@@ -117,7 +117,7 @@ class CachedBackend {
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
   bool can_save() const {
-    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_in_vain_ < most_restores_in_vain;
+    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_work();
   }
   // False: state after state was restored and none was reused.
   bool restores_work() const { return restores_in_vain_ < most_restores_in_vain; }

@@ -11,6 +11,7 @@ namespace cairn {
 
 namespace {
 constexpr int strikes_to_drop = 2;
+constexpr int strikes_to_distrust = 2;  // the backend's own cache
 constexpr int broken_promises_to_change_kind = 2;
 }  // namespace
 
@@ -232,8 +233,7 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
 }
 
 std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
-  constexpr int strikes_to_stop = 2;
-  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_stop) return 0;
+  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_distrust) return 0;
   std::uint32_t best = 0;
   for (const Cleared& cleared : backend_cache_) {
     const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
@@ -247,7 +247,7 @@ void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_
   constexpr std::int64_t tolerance = 16;
   if (reused + tolerance >= static_cast<std::int64_t>(promised)) {
     backend_cache_strikes_ = 0;
-  } else if (++backend_cache_strikes_ == 2) {
+  } else if (++backend_cache_strikes_ == strikes_to_distrust) {
     spdlog::info("the backend's own RAM cache did not bring back what it was believed to hold: it is not counted on any more (--cache-ram)");
   }
 }

@@ -36,7 +36,7 @@ class CachedRequest {
   bool in_pieces() const;  // it may be computed in pieces
   void ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const;
   void ask_for_stops() const;
-  AdmissionInput admission(std::uint32_t done, std::span<const Stop> wanted) const;
+  AdmissionInput admission(std::uint32_t done) const;
   Task<void> show_difference();
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();
@@ -66,7 +66,6 @@ class CachedRequest {
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;
   int slot_ = -1;
-  int waited_for_ = -1;  // the slot in use that it waited for, if any
   std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
   std::uint32_t base_length_ = 0;  // how long that state was
   std::int64_t first_reused_ = -1;  // cache_n of the first task of this request

@@ -11,7 +11,7 @@
 namespace cairn {
 
 // What stops the prompt is worth, with `done` tokens of it in the slot.
-AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop> wanted) const {
+AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   AdmissionInput input;
   input.kind = backend_.kind();
   input.base = plan_.base;
@@ -35,7 +35,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop
     const TokenSpan branch{prompt_.data(), known_.branch_tokens};
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
-  input.shared = wanted;
+  input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;
   input.kept = kept_stops_;
   input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
   input.pieces = record_.pieces;
@@ -50,11 +50,9 @@ AdmissionInput CachedRequest::admission(std::uint32_t done, std::span<const Stop
 Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
   std::uint32_t done = plan_.base;
-  kept_stops_ = marked_places(admission(done, {}));
+  kept_stops_ = marked_places(admission(done));
   while (true) {
-    std::vector<Stop> wanted;
-    for (const WantedStop& stop : std::as_const(backend_.slots()).at(slot_).wanted_stops) wanted.push_back(Stop{stop.at, stop.save});
-    const std::vector<Stop> stops = admit(admission(done, wanted));
+    const std::vector<Stop> stops = admit(admission(done));
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     const Stop stop = stops.front();
@@ -76,8 +74,8 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     }
     done = stop.at;
     // Somebody may have come to wait for it meanwhile.
-    const std::vector<WantedStop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
-    const bool shared = std::any_of(waited.begin(), waited.end(), [&](const WantedStop& one) { return one.at == stop.at && one.save; });
+    const std::vector<Stop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
+    const bool shared = std::any_of(waited.begin(), waited.end(), [&](const Stop& one) { return one.at == stop.at && one.save; });
     if (stop.save || shared) {
       const auto began = std::chrono::steady_clock::now();
       Result<void> saved = co_await backend_.save(slot_);
@@ -89,7 +87,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     if (downstream_.cancel().cancelled()) co_return;
   }
   // What this prompt left of its share serves later turns of conversations.
-  const AdmissionInput spent = admission(done, {});
+  const AdmissionInput spent = admission(done);
   const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
   backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
 }

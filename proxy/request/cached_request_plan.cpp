@@ -55,13 +55,7 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t o
 // A stop there, when the slot in use has not passed it.
 void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const {
   if (!busy.in_pieces || at <= busy.piece_end) return;
-  const auto place = std::lower_bound(busy.wanted_stops.begin(), busy.wanted_stops.end(), at,
-                                      [](const WantedStop& stop, std::uint32_t value) { return stop.at < value; });
-  if (place == busy.wanted_stops.end() || place->at != at) {
-    busy.wanted_stops.insert(place, WantedStop{at, save});
-  } else {
-    place->save = place->save || save;
-  }
+  add_stop(busy.wanted_stops, Stop{at, save});
 }
 
 // All slots are in use: whichever comes free shall have a state where this prompt leaves the one under way.
@@ -131,7 +125,6 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   if (plan->source == Source::wait) {
     SlotState& busy = backend_.slots().at(plan->slot);
     ask_for_stop(busy, plan->base, true);
-    waited_for_ = plan->slot;
     return std::nullopt;
   }
   plan_ = *plan;

@@ -89,7 +89,6 @@ struct RequestRecord {
   void enter(Step next);
   // The last step: one log line, and the counters.
   void finish(Metrics& metrics);
-  double total_s() const { return std::chrono::duration<double>(Clock::now() - started).count(); }
 
  private:
   Clock::time_point entered_ = started;

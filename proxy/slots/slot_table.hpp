@@ -10,14 +10,10 @@
 #include <vector>
 
 #include "plan/memory_kind.hpp"
+#include "plan/stops.hpp"
 #include "prefix/tokens.hpp"
 
 namespace cairn {
-
-struct WantedStop {
-  std::uint32_t at = 0;  // tokens
-  bool save = false;     // into a file: it is to go on in another slot
-};
 
 struct SlotState {
   int id = 0;
@@ -28,7 +24,7 @@ struct SlotState {
   bool in_pieces = false;       // it is computed in pieces: more stops can still be asked for,
   std::uint32_t piece_end = 0;  // beyond this one
   std::chrono::steady_clock::time_point leased_at{};
-  std::vector<WantedStop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
+  std::vector<Stop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)

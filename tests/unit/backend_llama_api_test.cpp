@@ -5,6 +5,7 @@
 
 #include <boost/json.hpp>
 
+#include "unit/run_to_end.hpp"
 #include "unit/scripted_upstream.hpp"
 #include "unit/wire.hpp"
 

@@ -7,11 +7,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/io_context.hpp>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -24,6 +21,7 @@
 
 #include "checkpoint/state_file.hpp"
 #include "checkpoint/store.hpp"
+#include "run_to_end.hpp"
 
 namespace cairn::test {
 
@@ -204,14 +202,7 @@ class StoreFixture {
   // Runs a task to its end on an I/O thread: this one.
   template <class T>
   T await(Task<T> task) {
-    boost::asio::io_context io;
-    std::optional<T> value;
-    boost::asio::co_spawn(io, std::move(task), [&](std::exception_ptr thrown, T result) {
-      if (thrown) std::rethrow_exception(thrown);
-      value.emplace(std::move(result));
-    });
-    io.run();
-    return std::move(*value);
+    return run_to_end(std::move(task));
   }
 
   Result<void> open() {

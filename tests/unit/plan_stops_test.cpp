@@ -95,8 +95,18 @@ TEST(Stops, CheckpointedSavesBeforeTheBackendDropsTheEarlyOnes) {
     if (stop.save) saves.push_back(stop.at);
   }
   EXPECT_THAT(saves, ElementsAre(14'000, 28'000));
-  input.pieces_between_saves = 1;
-  for (const Stop& stop : plan_stops(input)) EXPECT_TRUE(stop.save);
+  input.since_save = 13;
+  EXPECT_TRUE(plan_stops(input).front().save);
+}
+
+TEST(Stops, AddedInOrderAndSavedWhenEitherIsToBe) {
+  std::vector<Stop> stops;
+  add_stop(stops, Stop{200, false});
+  add_stop(stops, Stop{100, true});
+  add_stop(stops, Stop{300, false});
+  add_stop(stops, Stop{200, true});
+  add_stop(stops, Stop{100, false});
+  EXPECT_THAT(stops, ElementsAre(Stop{100, true}, Stop{200, true}, Stop{300, false}));
 }
 
 TEST(Stops, NearTheLargestNumberOfTokens) {

@@ -12,6 +12,7 @@
 #include <random>
 
 #include "backend/llama_api.hpp"
+#include "unit/run_to_end.hpp"
 #include "unit/scripted_upstream.hpp"
 
 namespace cairn::test {

@@ -1,15 +1,11 @@
 // A backend that answers LlamaApi's calls from a function, without sockets; and a way to run a task to its end.
 #pragma once
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
-#include <exception>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -59,17 +55,5 @@ class ScriptedUpstream final : public Upstream {
   Script script_;
   UpstreamAddress address_{"scripted", "80"};
 };
-
-template <class T>
-T run_to_end(Task<T> task) {
-  boost::asio::io_context io;
-  std::optional<T> value;
-  boost::asio::co_spawn(io, std::move(task), [&](std::exception_ptr thrown, T result) {
-    if (thrown) std::rethrow_exception(thrown);
-    value.emplace(std::move(result));
-  });
-  io.run();
-  return std::move(*value);
-}
 
 }  // namespace cairn::test
