@@ -294,12 +294,11 @@ CachedBackend::Foreign::~Foreign() {
 
 Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
   if (phase_ != BackendPhase::ready) co_return;
-  // It may take any idle slot: what is worth more than the time that saving takes is saved first.
+  // It may take any idle slot.
   for (std::size_t i = 0; i < slots_.slots().size() && !cancel.cancelled(); ++i) {
     const SlotState& state = slots_.slots()[i];
     if (!state.unsaved || state.leased) continue;
-    const double save_s = costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
-    if (save_s > costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance) continue;
+    if (!worth_a_stall(state)) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
     Result<void> saved = co_await save(lease->slot());
@@ -344,7 +343,7 @@ milliseconds CachedBackend::quiet_before_write_back() const {
   double save_s = 0;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (!state.unsaved) continue;
-    save_s = std::max(save_s, costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size()))));
+    save_s = std::max(save_s, save_seconds(state));
   }
   return std::max(options_.write_back_delay, milliseconds{static_cast<int>(std::min(save_s, longest_s) * 1000)});
 }

@@ -178,6 +178,10 @@ class CachedBackend {
     CachedBackend* backend_;
   };
   std::string rates_key() const;
+  double save_seconds(const SlotState& state) const;
+  // Saving it while somebody waits costs less than losing it would.
+  bool worth_a_stall(const SlotState& state) const;
+  bool trusts_backend_cache() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);

@@ -196,12 +196,26 @@ ResultTask<StartGate> CachedBackend::gate_if_needed(CancelSource& cancel) {
   co_return co_await scheduler_.enter_gate(cancel);
 }
 
+double CachedBackend::save_seconds(const SlotState& state) const {
+  return costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
+}
+
+bool CachedBackend::worth_a_stall(const SlotState& state) const {
+  // What the backend clears goes to its own RAM cache: gone only when it is restarted, or has to make room.
+  constexpr double chance_gone_from_cache = 0.3;
+  const double chance_gone = trusts_backend_cache() ? chance_gone_from_cache : 1.0;
+  const auto all = std::as_const(slots_).slots();
+  const auto stalled = 1 + std::count_if(all.begin(), all.end(), [](const SlotState& other) { return other.running; });
+  const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone;
+  return save_seconds(state) * static_cast<double>(stalled) < loss_s;
+}
+
 Task<void> CachedBackend::save_idle_slots(int except) {
   if (!probe_.clears_idle) co_return;
   // Those that are leased and wait at the gate are idle to the backend as well, and while one is saved another may end.
   for (std::size_t i = 0; i < slots_.slots().size();) {
     const SlotState& state = slots_.slots()[i];
-    if (state.id == except || state.running || state.upkeep || !state.unsaved) {
+    if (state.id == except || state.running || state.upkeep || !state.unsaved || !worth_a_stall(state)) {
       ++i;
       continue;
     }
@@ -232,8 +246,10 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
 
+bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && backend_cache_strikes_ < strikes_to_distrust; }
+
 std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
-  if (!probe_.clears_idle || backend_cache_strikes_ >= strikes_to_distrust) return 0;
+  if (!trusts_backend_cache()) return 0;
   std::uint32_t best = 0;
   for (const Cleared& cleared : backend_cache_) {
     const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
