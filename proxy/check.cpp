@@ -15,6 +15,7 @@
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/store.hpp"
 #include "request/probe.hpp"
+#include "served_store.hpp"
 
 namespace cairn {
 
@@ -39,12 +40,7 @@ Task<int> run(const Config& config) {
     advice("without slot_dir and state_dir nothing is saved: give --slot-dir and --state-dir");
     works = false;
   } else {
-    StoreOptions options;
-    options.slot_dir = config.slot_dir;
-    options.state_dir = config.state_dir;
-    options.budget_bytes = config.budget_bytes;
-    options.min_free_bytes = config.min_free_bytes;
-    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
+    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(store_options(config), files, pool);
     if (opened) {
       store = std::move(*opened);
       const StoreCounters counters = store->counters();

@@ -17,56 +17,34 @@
 
 #include "backend/upstream.hpp"
 #include "base/blocking_pool.hpp"
-#include "checkpoint/catalogue.hpp"
-#include "checkpoint/file_layer.hpp"
-#include "checkpoint/store.hpp"
 #include "http/listener.hpp"
 #include "http/router.hpp"
 #include "observe/metrics.hpp"
 #include "request/cached_backend.hpp"
+#include "served_store.hpp"
 
 namespace cairn {
 
 namespace {
 
 constexpr std::chrono::milliseconds start_patience{1500};
-constexpr std::uint64_t most_tree_tokens = 128'000'000;
 
 Task<int> run(const Config& config) {
   const auto executor = co_await boost::asio::this_coro::executor;
   boost::asio::signal_set signals(executor, SIGINT, SIGTERM);
-  PosixFileLayer files;
   BlockingPool pool(2);
-
-  std::unique_ptr<CheckpointStore> store;
-  std::unique_ptr<Catalogue> catalogue;
-  if (!config.slot_dir.empty()) {
-    StoreOptions options;
-    options.slot_dir = config.slot_dir;
-    options.state_dir = config.state_dir;
-    options.budget_bytes = config.budget_bytes;
-    options.min_free_bytes = config.min_free_bytes;
-    options.verify_checksums = config.verify_checksums;
-    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
-    if (!opened) {
+  ServedStore served(executor, config, pool);
+  bool try_again = false;
+  if (config.slot_dir.empty()) {
+    spdlog::warn("no slot_dir and state_dir: nothing is saved or restored, requests are only passed on");
+  } else if (Result<void> opened = co_await served.open(); !opened) {
+    if (opened.error().code == ErrorCode::invalid) {
       spdlog::error("slot_dir {}, state_dir {}: {}", config.slot_dir, config.state_dir, opened.error().context);
       co_return 1;
     }
-    store = std::move(*opened);
-    const StoreCounters found = store->counters();
-    if (!store->index_damage().empty()) {
-      spdlog::warn("state_dir: the index was damaged ({}) and is set aside as index.sqlite.bad; an empty one was begun", store->index_damage());
-    }
-    if (found.swept_files > 0 || found.swept_entries > 0) {
-      spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
-                   found.swept_entries);
-    }
-    catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
-    Result<std::size_t> loaded = co_await catalogue->load();
-    if (!loaded) spdlog::warn("saved states could not be read from the index: {}", to_string(loaded.error()));
-    else spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config.budget_bytes >> 20);
-  } else {
-    spdlog::warn("no slot_dir and state_dir: nothing is saved or restored, requests are only passed on");
+    spdlog::warn("slot_dir {}, state_dir {}: {}; requests are only passed on until that is mended", config.slot_dir, config.state_dir,
+                 opened.error().context);
+    try_again = true;
   }
 
   std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
@@ -81,7 +59,8 @@ Task<int> run(const Config& config) {
   cache.queue.longest_wait = config.max_wait;
   cache.log_prompts = config.log_prompts;
   cache.api_key = config.backend_api_key;
-  CachedBackend backend(executor, *upstream, store.get(), catalogue.get(), pool, std::move(cache));
+  CachedBackend backend(executor, *upstream, served.store(), served.catalogue(), pool, std::move(cache));
+  if (try_again) served.keep_trying(backend);
   Metrics metrics;
   Router router(backend, metrics, config.max_body_bytes);
 
@@ -98,6 +77,7 @@ Task<int> run(const Config& config) {
   Result<std::unique_ptr<Listener>> listener = Listener::open(executor, std::move(listen), router);
   if (!listener) {
     spdlog::error("listen: {}", listener.error().context);
+    co_await served.stop();
     co_await backend.stop(std::chrono::milliseconds{0});
     co_return 1;
   }
@@ -116,6 +96,7 @@ Task<int> run(const Config& config) {
   const std::size_t cut = co_await (*listener)->drain(config.shutdown_limit);
   last_call.cancel();
   if (cut > 0) spdlog::warn("{} requests did not end in time and were cut", cut);
+  co_await served.stop();
   co_await backend.stop(config.shutdown_limit);
   upstream->close_idle();
   spdlog::info("stopped");

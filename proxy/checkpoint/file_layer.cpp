@@ -151,7 +151,12 @@ Result<void> PosixFileLayer::sync_directory(const std::string& directory) { retu
 Result<void> PosixFileLayer::make_directory(const std::string& path) {
   for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
-    if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) {
+    if (::mkdir(part.c_str(), 0700) == 0) {
+      // A power cut must not take the new directory with all that was synced in it.
+      const std::size_t slash = part.rfind('/');
+      const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);
+      if (auto synced = sync(parent, O_DIRECTORY); !synced) return synced;
+    } else if (errno != EEXIST) {
       const int code = errno;
       // A parent that we may not write (or a read-only one) but that is there is none of our business.
       struct stat status {};

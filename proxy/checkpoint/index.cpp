@@ -237,7 +237,7 @@ Result<void> Index::prepare_schema() {
   if (version > index_format_version) {
     return disk_error(ErrorCode::unsupported, "index: format " + std::to_string(version) + " is newer than " +
                                                   std::to_string(index_format_version) +
-                                                  ", which this Cairn knows; use a newer one or another state directory");
+                                                  ", which this Cairn knows");
   }
   // WAL with FULL: a commit is on disk when it returns, for one fsync of a few KB next to the fsync of a state of tens of
   // megabytes. NORMAL would lose the last commits in a power cut, and the sweep would then delete their files.

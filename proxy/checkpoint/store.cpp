@@ -174,6 +174,7 @@ ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t 
   auto room = co_await make_room(true);
   if (!room) {
     if (room.error().code == ErrorCode::no_space) ++counters_.refused_reservations;
+    else saving_failed(room.error());
     co_return room.error();
   }
   reservation.temporary_name_ = new_base_name() + std::string(saving_suffix);
@@ -191,10 +192,14 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   const std::string final_path = slot_path(final_name);
 
   Error failure;
+  bool disk_failed = false;  // as opposed to a bad file, or a budget that is full
   const auto inspection = [&] { return inspect_saved(files_, temporary_path, checkpoint); };
   auto inspected = co_await disk_pool_.run(inspection);
   bool good = inspected.has_value();
-  if (!good) failure = inspected.error();
+  if (!good) {
+    failure = inspected.error();
+    disk_failed = failure.code != ErrorCode::corrupt && failure.code != ErrorCode::unsupported;
+  }
 
   if (good && inspected->bytes > reservation.bytes()) {
     reservation.grow(inspected->bytes);
@@ -214,6 +219,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
       sealed = std::move(*done);
     } else {
       failure = done.error();
+      disk_failed = failure.code != ErrorCode::corrupt;
     }
   }
 
@@ -238,12 +244,16 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
       record.id = *id;
     } else {
       failure = id.error();
+      disk_failed = true;
     }
   }
 
   if (!good) {
     ++counters_.failed_commits;
-    if (failure.source == ErrorSource::disk && failure.code != ErrorCode::corrupt) ++counters_.disk_errors;
+    if (disk_failed) {
+      ++counters_.disk_errors;
+      saving_failed(failure);
+    }
     condemn_file(final_name);
     reservation.release();
     auto tidied = co_await tidy();
@@ -263,6 +273,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   reservation.release();
   counters_.bytes += record.bytes;
   ++counters_.commits;
+  if (pause_.succeeded() && on_saving_) on_saving_(nullptr);
   // Hashed by this process a moment ago: verified as it lies there now.
   entries_.emplace(committed.id, Entry{std::move(record), false, std::move(sealed.stamps)});
   co_return std::move(committed);
@@ -299,7 +310,15 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
   const std::vector<FileStamp> verified_as = entry->second.verified_as;
   const std::string path = slot_path(record.file_name);
   const bool read_all = options_.verify_checksums;
-  const auto job = [&] { return verify_files(files_, path, record, verified_as, read_all); };
+  const auto job = [&]() -> Result<Verified> {
+    auto done = verify_files(files_, path, record, verified_as, read_all);
+    // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.
+    if (!done && done.error().code == ErrorCode::not_found && slot_lock_ != nullptr &&
+        !files_.status(options_.slot_dir + "/" + std::string(lock_file_name))) {
+      return disk_error(ErrorCode::io, options_.slot_dir + " is not the directory it was");
+    }
+    return done;
+  };
   auto verified = co_await disk_pool_.run(job);
   if (verified) {
     counters_.checksum_bytes += verified->outcome.bytes;
@@ -429,6 +448,10 @@ StoreCounters CheckpointStore::counters() const {
     if (entry.record.pinned) counters.pinned_bytes += entry.record.bytes;
   }
   return counters;
+}
+
+void CheckpointStore::saving_failed(const Error& error) {
+  if (pause_.failed(error, now_unix_ms()) && on_saving_) on_saving_(&error);
 }
 
 std::int64_t CheckpointStore::now_unix_ms() const {

@@ -19,6 +19,7 @@
 #include "checkpoint/eviction.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/record.hpp"
+#include "checkpoint/saving_pause.hpp"
 #include "prefix/tokens.hpp"
 
 namespace cairn {
@@ -140,6 +141,15 @@ class CheckpointStore {
   CheckpointStore(const CheckpointStore&) = delete;
   CheckpointStore& operator=(const CheckpointStore&) = delete;
 
+  // Called when the disk begins to refuse saves (the Error) and when one succeeds again (nullptr); not at each failure.
+  using SavingCallback = std::function<void(const Error*)>;
+  void on_saving(SavingCallback callback) { on_saving_ = std::move(callback); }
+  // The disk refused a save a moment ago: nothing is tried until a while has passed.
+  bool saving_waits() const { return pause_.waiting(now_unix_ms()); }
+  const std::optional<Error>& saving_trouble() const { return pause_.trouble(); }
+  // The backend, who writes the files, could not.
+  void note_save_refused(const Error& error) { saving_failed(error); }
+
   // Called at each removal after open (tell the prefix tree); the record is already gone from the store.
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
 
@@ -163,7 +173,7 @@ class CheckpointStore {
   Use use(CheckpointId id);
   // Hold a Use meanwhile and until the restore is over. Reads the whole file the first time in this process and whenever
   // size, inode or times differ; else a stat. A bad one is removed, and the Error (corrupt, not_found) says what it was.
-  // Trouble with reading (io) removes nothing.
+  // Trouble with reading (io), or with the whole directory, removes nothing.
   ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id);
 
   // Counts a use; written with the next flush, commit or removal.
@@ -188,7 +198,7 @@ class CheckpointStore {
   ResultTask<void> put_setting(std::string key, std::string value);
 
   StoreCounters counters() const;
-  // Why open() set a damaged index aside (index.sqlite.bad) and began an empty one; empty when it did not.
+  // Why open() set the index aside and began an empty one; empty when it did not.
   const std::string& index_damage() const { return index_damage_; }
   const StoreOptions& options() const { return options_; }
 
@@ -216,6 +226,7 @@ class CheckpointStore {
   void condemn(CheckpointId id, RemovalReason reason);
   void condemn_file(std::string file_name);
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
+  void saving_failed(const Error& error);
   std::int64_t now_unix_ms() const;
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
 
@@ -224,6 +235,8 @@ class CheckpointStore {
   BlockingPool& disk_pool_;
   std::unique_ptr<EvictionPolicy> policy_;
   RemovalCallback on_removed_;
+  SavingCallback on_saving_;
+  SavingPause pause_;
   std::unique_ptr<FileLock> state_lock_;
   std::unique_ptr<FileLock> slot_lock_;
   std::unordered_map<CheckpointId, Entry> entries_;

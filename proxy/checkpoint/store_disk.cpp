@@ -19,17 +19,24 @@ bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& 
   });
 }
 
-// Opens the index; one that is damaged is set aside, for whoever wants to look at it.
+// For whoever wants to look at it. Its error when it cannot be moved.
+Result<void> set_index_aside(FileLayer& files, const std::string& path, const Error& why, std::string& because) {
+  const std::string aside = path + (why.code == ErrorCode::unsupported ? ".newer" : ".bad");
+  because = why.context + "; it is set aside as " + aside;
+  for (const char* suffix : {"-wal", "-shm"}) {
+    // The log belongs to the database: without it a newer one would not be whole.
+    auto moved = files.rename(path + suffix, aside + suffix);
+    if (!moved && moved.error().code != ErrorCode::not_found) return why;
+  }
+  if (auto moved = files.rename(path, aside); !moved) return why;
+  return {};
+}
+
+// Opens the index; one that is damaged or of a newer format is set aside.
 Result<std::unique_ptr<Index>> open_index(FileLayer& files, const std::string& path, std::string& set_aside_because) {
   auto index = Index::open(path);
-  if (index || index.error().code != ErrorCode::corrupt) return index;
-  const Error damage = index.error();
-  set_aside_because = damage.context;
-  for (const char* suffix : {"-wal", "-shm"}) {
-    auto removed = files.remove(path + suffix);
-    if (!removed && removed.error().code != ErrorCode::not_found) return damage;
-  }
-  if (auto renamed = files.rename(path, path + ".bad"); !renamed) return damage;
+  if (index || (index.error().code != ErrorCode::corrupt && index.error().code != ErrorCode::unsupported)) return index;
+  if (auto aside = set_index_aside(files, path, index.error(), set_aside_because); !aside) return aside.error();
   return Index::open(path);
 }
 
@@ -92,10 +99,10 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   // Before anything is touched. Without the list nothing may be swept: every entry would seem to have lost its file.
   auto names = files.list(slot_dir);
   if (!names) return names.error();
-  auto state_lock = files.lock(state_dir + "/cairn.lock");
+  auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
-  auto slot_lock = files.lock(slot_dir + "/cairn.lock");
+  auto slot_lock = files.lock(slot_dir + "/" + std::string(lock_file_name));
   // In a slot directory that we cannot write we can at least restore.
   if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
@@ -109,9 +116,9 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   std::vector<CheckpointId> doomed;
   auto read = read_index(loaded, doomed);
   if (!read && read.error().code == ErrorCode::corrupt) {
-    loaded.index_damage = read.error().context;
     loaded.index.reset();
-    if (auto renamed = files.rename(index_path, index_path + ".bad"); !renamed) return read.error();
+    auto aside = set_index_aside(files, index_path, read.error(), loaded.index_damage);
+    if (!aside) return aside.error();
     auto fresh = open_index(files, index_path, loaded.index_damage);
     if (!fresh) return fresh.error();
     loaded.index = std::move(*fresh);
@@ -165,7 +172,7 @@ Result<Inspected> inspect_saved(FileLayer& files, const std::string& path, const
   inspected.stamps = std::move(*stamps);
   for (const FileStamp& stamp : inspected.stamps) inspected.bytes += stamp.bytes;
   if (inspected.stamps.front().bytes < expected.saved_bytes) {
-    return corrupt("saved file is shorter than the backend said");
+    return disk_error(ErrorCode::io, "saved file is shorter than the backend said: not all of it was written");
   }
   auto header = read_state_header(files, path);
   if (!header) return header.error();

@@ -21,6 +21,7 @@ namespace cairn {
 
 inline constexpr std::string_view saving_suffix = ".saving";
 inline constexpr std::string_view state_suffix = ".state";
+inline constexpr std::string_view lock_file_name = "cairn.lock";  // in both directories
 
 // "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
 std::string new_base_name();
@@ -29,7 +30,7 @@ std::string state_name_of(const std::string& name);
 
 struct Loaded {
   std::unique_ptr<Index> index;
-  std::string index_damage;  // why the index was set aside; empty: it was not
+  std::string index_damage;  // why the index was set aside, and where to; empty: it was not
   std::unique_ptr<FileLock> state_lock, slot_lock;
   std::vector<NamespaceRecord> namespaces;
   std::vector<CheckpointRecord> checkpoints;

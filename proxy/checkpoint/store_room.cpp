@@ -35,6 +35,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
     auto tidied = co_await tidy();
     if (!tidied) co_return tidied;
   }
+  saving_failed(error);
   co_return error;
 }
 

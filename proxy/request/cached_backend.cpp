@@ -75,6 +75,12 @@ Task<void> CachedBackend::start(milliseconds patience) {
   }
 }
 
+void CachedBackend::attach(CheckpointStore& store, Catalogue& catalogue) {
+  store_ = &store;
+  catalogue_ = &catalogue;
+  suspect_down();
+}
+
 void CachedBackend::cut() { background_.cancel(); }
 
 Task<void> CachedBackend::stop(milliseconds limit) {
@@ -144,8 +150,10 @@ Task<void> CachedBackend::watch() {
       // A plain backend may be restarted with better flags without our noticing: look again now and then.
       const bool woken = co_await wake->wait_for(settled ? plain_retry : pause);
       // A probe overwrites a slot, so only another process is worth one.
-      if (!woken && phase_ == BackendPhase::plain && !probe_.process.empty() && !co_await same_process(stopping_)) {
-        phase_ = BackendPhase::connecting;
+      if (!woken && phase_ == BackendPhase::plain) {
+        const bool another = !probe_.process.empty() && !co_await same_process(stopping_);
+        // Or the disk, when that was the trouble and may have been mended.
+        if (another || (probe_.disk_trouble && store_ != nullptr && !store_->saving_waits())) phase_ = BackendPhase::connecting;
       }
       pause = std::min(pause * 2, longest_retry);
     }
@@ -385,7 +393,9 @@ Task<void> CachedBackend::write_back() {
     if (!gate) co_return;
     Result<void> saved = co_await save(state.id);
     if (!saved) {
-      spdlog::warn("slot {} was not saved: {}", lease->slot(), to_string(saved.error()));
+      // Trouble with the disk is said once, by the store.
+      const bool said = store_->saving_trouble().has_value();
+      spdlog::log(said ? spdlog::level::debug : spdlog::level::warn, "slot {} was not saved: {}", lease->slot(), to_string(saved.error()));
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }
   }

@@ -63,6 +63,8 @@ class CachedBackend {
 
   // Begins to look for the backend; returns when it was probed, or after `patience` when it does not answer yet.
   Task<void> start(std::chrono::milliseconds patience);
+  // The store could be opened after all: the backend is probed again. Both outlive this object.
+  void attach(CheckpointStore& store, Catalogue& catalogue);
   // Ends every call of Cairn's own to the backend: those that requests wait for fail.
   void cut();
   // Saves what is worth it and waits for work under way. No request may come after.
@@ -117,7 +119,8 @@ class CachedBackend {
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
   bool can_save() const {
-    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_work();
+    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_work() &&
+           !store_->saving_waits();
   }
   // False: state after state was restored and none was reused.
   bool restores_work() const { return restores_in_vain_ < most_restores_in_vain; }

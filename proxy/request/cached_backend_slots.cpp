@@ -109,6 +109,8 @@ ResultTask<void> CachedBackend::save(int slot) {
   if (!saved) {
     (void)co_await store_->discard(std::move(*reservation));
     if (saved.error().code == ErrorCode::unsupported) saving_off_ = true;
+    // 500 "Unable to save slot": its disk is full, read-only or not there.
+    if (saved.error().code == ErrorCode::rejected && saved.error().status >= 500) store_->note_save_refused(saved.error());
     co_return saved.error();
   }
   if (generation != generation_) {

@@ -75,6 +75,12 @@ bool same_behaviour(const std::vector<TopLogprob>& a, const std::vector<TopLogpr
   return true;
 }
 
+// May pass without anybody's doing anything about the backend; 500 is llama-server's "Unable to save slot".
+bool is_disk_trouble(const Error& error) {
+  if (error.source == ErrorSource::upstream) return error.code == ErrorCode::rejected && error.status >= 500;
+  return error.source == ErrorSource::disk && (error.code == ErrorCode::no_space || error.code == ErrorCode::io);
+}
+
 struct TinySave {
   std::uint64_t bytes = 0;
   std::uint32_t version = 0;
@@ -91,6 +97,7 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   Result<SlotAction> saved = co_await api.save(slot, name, cancel);
   if (!saved) {
     (void)co_await store.discard(std::move(*reservation));
+    if (is_disk_trouble(saved.error())) store.note_save_refused(saved.error());
     co_return saved.error();
   }
   const std::string path = store.options().slot_dir + "/" + name;
@@ -205,7 +212,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   }
   probe.can_pin = true;
   if (store == nullptr) {
-    probe.save_trouble = "no slot directory is configured";
+    probe.save_trouble = "there is no slot directory";
+    probe.disk_trouble = true;  // it may come
     co_return probe;
   }
 
@@ -226,7 +234,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   if (least == 0) {
     Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
     if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::not_found ||
-                   empty.error().code == ErrorCode::no_space)) {
+                   is_disk_trouble(empty.error()))) {
+      probe.disk_trouble = is_disk_trouble(empty.error());
       probe.save_trouble = save_trouble(empty.error());
       co_return probe;
     }
@@ -250,6 +259,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
         error.code != ErrorCode::malformed) {
       co_return error;
     }
+    probe.disk_trouble = is_disk_trouble(error);
     probe.save_trouble = save_trouble(error);
     co_return probe;
   }
@@ -320,6 +330,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     Result<NamespaceId> added = co_await store->add_namespace(probe.identity, packed, probe.facts);
     if (!added) {
       probe.can_save = false;
+      probe.disk_trouble = true;
       probe.save_trouble = to_string(added.error());
       co_return probe;
     }

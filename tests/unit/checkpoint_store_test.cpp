@@ -100,7 +100,7 @@ TEST_F(Store, RefusesAFileThatIsNotWhatWasExpected) {
   EXPECT_EQ(attempt(state_bytes(4, tokens_of_length(100, 1), 50).data, as_is), ErrorCode::corrupt);
   EXPECT_EQ(attempt(state_bytes(4, {}, 50).data, as_is), ErrorCode::corrupt);
   EXPECT_EQ(attempt(good, [](NewCheckpoint& c) { c.saved_tokens = 101; }), ErrorCode::corrupt);
-  EXPECT_EQ(attempt(good, [&](NewCheckpoint& c) { c.saved_bytes = good.size() + 1; }), ErrorCode::corrupt);
+  EXPECT_EQ(attempt(good, [&](NewCheckpoint& c) { c.saved_bytes = good.size() + 1; }), ErrorCode::io);
   EXPECT_EQ(attempt(good, [](NewCheckpoint& c) { c.expected_prefix.push_back(1); }), ErrorCode::corrupt);
   EXPECT_EQ(store().counters().failed_commits, 8u);
   EXPECT_EQ(store().counters().files, 0u);
@@ -239,15 +239,75 @@ TEST_F(Store, ADamagedIndexIsSetAside) {
   EXPECT_TRUE(fixture.save(tokens_of_length(50), 3000));
 }
 
-TEST_F(Store, ANewerIndexIsRefusedAndNothingIsSwept) {
+TEST_F(Store, ANewerIndexIsSetAside) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();
   sqlite3* database = nullptr;
   ASSERT_EQ(sqlite3_open((scratch.state() + "/index.sqlite").c_str(), &database), SQLITE_OK);
   ASSERT_EQ(sqlite3_exec(database, "PRAGMA user_version=2", nullptr, nullptr, nullptr), SQLITE_OK);
   sqlite3_close(database);
-  EXPECT_EQ(fixture.open().error().code, ErrorCode::unsupported);
-  EXPECT_EQ(fixture.slot_files().size(), 1u);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_TRUE(fs::exists(scratch.state() + "/index.sqlite.newer"));
+  EXPECT_NE(store().index_damage().find("format 2"), std::string::npos) << store().index_damage();
+  EXPECT_EQ(store().counters().files, 0u);
+  EXPECT_TRUE(fixture.slot_files().empty());
+  EXPECT_TRUE(fixture.save(tokens_of_length(50), 3000));
+}
+
+// ---- trouble with the disk
+
+TEST_F(Store, AVanishedDirectoryForgetsNothing) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  ASSERT_TRUE(fixture.open());
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
+  fs::create_directory(scratch.slots());  // the empty mount point
+  EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
+  EXPECT_EQ(store().counters().dropped_bad, 0u);
+  fs::remove(scratch.slots());
+  fs::rename(scratch.path() + "/away", scratch.slots());
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
+TEST_F(Store, ADiskThatRefusesIsSaidOnceAndTriedAgainLater) {
+  std::vector<std::string> said;
+  store().on_saving([&](const Error* trouble) { said.push_back(trouble != nullptr ? std::string(to_string(trouble->code)) : "resumed"); });
+  files.before = [](int, const char* name) -> std::optional<Error> {
+    if (std::string_view(name) != "sync_file") return std::nullopt;
+    return disk_error(ErrorCode::no_space, "made to fail");
+  };
+  EXPECT_FALSE(store().saving_waits());
+  EXPECT_FALSE(fixture.save(tokens_of_length(10), 1000));
+  EXPECT_TRUE(store().saving_waits());
+  EXPECT_FALSE(fixture.save(tokens_of_length(10), 1000));
+  EXPECT_EQ(said, std::vector<std::string>{"no_space"});
+  fixture.now_ms += 60'000;
+  EXPECT_FALSE(store().saving_waits());
+  files.before = nullptr;
+  EXPECT_TRUE(fixture.save(tokens_of_length(10), 1000));
+  EXPECT_EQ(said, (std::vector<std::string>{"no_space", "resumed"}));
+  EXPECT_FALSE(store().saving_trouble());
+}
+
+TEST_F(Store, AFullDiskPausesSavingAndAFullBudgetDoesNot) {
+  files.pretended_space = DiskSpace{1000, 1'000'000};
+  EXPECT_EQ(fixture.await(store().reserve(5000)).error().code, ErrorCode::no_space);
+  EXPECT_TRUE(store().saving_waits());
+  files.pretended_space.reset();
+  fixture.options.budget_bytes = 5000;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(fixture.await(store().reserve(6000)).error().code, ErrorCode::no_space);
+  EXPECT_FALSE(store().saving_waits());
+}
+
+TEST(SavingPauseTest, AClockSetBackDoesNotProlongIt) {
+  SavingPause pause;
+  EXPECT_TRUE(pause.failed(disk_error(ErrorCode::io, "x"), 1'000'000));
+  EXPECT_TRUE(pause.waiting(1'000'001));
+  EXPECT_FALSE(pause.waiting(0));
+  EXPECT_FALSE(pause.failed(disk_error(ErrorCode::io, "x"), 1'000'000));
+  EXPECT_TRUE(pause.succeeded());
+  EXPECT_FALSE(pause.succeeded());
 }
 
 // ---- room

@@ -1,0 +1,85 @@
+#include "served_store.hpp"
+
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/co_spawn.hpp>
+
+#include <chrono>
+#include <exception>
+#include <utility>
+
+namespace cairn {
+
+namespace {
+constexpr std::chrono::milliseconds retry_interval{5000};
+constexpr std::uint64_t most_tree_tokens = 128'000'000;
+}  // namespace
+
+StoreOptions store_options(const Config& config) {
+  StoreOptions options;
+  options.slot_dir = config.slot_dir;
+  options.state_dir = config.state_dir;
+  options.budget_bytes = config.budget_bytes;
+  options.min_free_bytes = config.min_free_bytes;
+  options.verify_checksums = config.verify_checksums;
+  return options;
+}
+
+ServedStore::ServedStore(boost::asio::any_io_executor executor, const Config& config, BlockingPool& pool)
+    : executor_(executor), config_(config), pool_(pool), stop_(std::make_shared<Wakeup>(executor)) {}
+
+ResultTask<void> ServedStore::open() {
+  Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(store_options(config_), files_, pool_);
+  if (!opened) co_return opened.error();
+  std::unique_ptr<CheckpointStore> store = std::move(*opened);
+  const StoreCounters found = store->counters();
+  if (!store->index_damage().empty()) spdlog::warn("state_dir: {}; an empty index was begun", store->index_damage());
+  if (found.swept_files > 0 || found.swept_entries > 0) {
+    spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
+                 found.swept_entries);
+  }
+  store->on_saving([](const Error* trouble) {
+    if (trouble != nullptr) {
+      spdlog::warn("nothing is saved until the disk allows it again: {}", to_string(*trouble));
+    } else {
+      spdlog::info("the disk allows saving again");
+    }
+  });
+  auto catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
+  Result<std::size_t> loaded = co_await catalogue->load();
+  if (!loaded) {
+    spdlog::warn("saved states could not be read from the index: {}", to_string(loaded.error()));
+  } else {
+    spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config_.budget_bytes >> 20);
+  }
+  store_ = std::move(store);
+  catalogue_ = std::move(catalogue);
+  co_return Result<void>{};
+}
+
+void ServedStore::keep_trying(CachedBackend& backend) {
+  stopped_ = std::make_shared<Wakeup>(executor_);
+  boost::asio::co_spawn(executor_, try_again(backend), [this](std::exception_ptr error) {
+    stopped_->notify();
+    if (error) std::rethrow_exception(error);
+  });
+}
+
+Task<void> ServedStore::try_again(CachedBackend& backend) {
+  while (!co_await stop_->wait_for(retry_interval)) {
+    const Result<void> opened = co_await open();
+    if (!opened) {
+      spdlog::debug("slot_dir {}, state_dir {}: {}", config_.slot_dir, config_.state_dir, opened.error().context);
+      continue;
+    }
+    backend.attach(*store_, *catalogue_);
+    co_return;
+  }
+}
+
+Task<void> ServedStore::stop() {
+  stop_->notify();
+  if (stopped_ != nullptr) co_await stopped_->wait();
+}
+
+}  // namespace cairn
