@@ -196,6 +196,7 @@ class StoreFixture {
     options.now_unix_ms = [this] { return now_ms; };
   }
   StoreOptions options;
+  std::function<void(const std::string& path, const std::string& data)> write = write_file;  // what the backend does
   std::int64_t now_ms = 1'000'000;
   std::unique_ptr<CheckpointStore> store;
 
@@ -220,8 +221,8 @@ class StoreFixture {
     auto reservation = await(store->reserve(data.size()));
     if (!reservation) return reservation.error();
     const std::string path = options.slot_dir + "/" + reservation->temporary_name();
-    write_file(path, data);
-    for (const std::string& suffix : side_files) write_file(path + suffix, "side " + suffix);
+    write(path, data);
+    for (const std::string& suffix : side_files) write(path + suffix, "side " + suffix);
     NewCheckpoint checkpoint;
     checkpoint.namespace_id = NamespaceId{1};
     checkpoint.expected_prefix = tokens;

@@ -1,0 +1,263 @@
+// The store on a disk that loses power at every call, fails every call, and runs full; index writes included. Afterwards no
+// entry is without its file, no file without its entry, nothing that was committed is lost and nothing wrong is found good.
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <iostream>
+#include <set>
+
+#include "simulated_disk.hpp"
+#include "unit/checkpoint_support.hpp"
+
+namespace cairn::test {
+namespace {
+
+constexpr std::uint64_t budget = 30000;
+
+// What must be there: id to tokens of all that was committed and not removed since.
+using Journal = std::map<CheckpointId, Tokens>;
+
+class Machine {
+ public:
+  Machine() { use_for_sqlite(&disk); }
+  ~Machine() { use_for_sqlite(nullptr); }
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+
+  SimulatedDisk disk;
+  SimulatedFileLayer files{disk};
+  Journal journal;
+
+  std::unique_ptr<StoreFixture> start() {
+    auto fixture = std::make_unique<StoreFixture>(scratch_, files, budget);
+    fixture->write = [this](const std::string& path, const std::string& data) {
+      const std::lock_guard hold(disk.mutex);
+      SimulatedDisk::File file;
+      if (disk.open(path, true, file) == 0) disk.write(*file, 0, data);  // on a full disk: as much as fits
+    };
+    return fixture;
+  }
+
+  // Some of everything that the store does.
+  void work(StoreFixture& fixture, std::mt19937_64& random, int steps) {
+    fixture.store->on_removed([this](const CheckpointRecord& record, RemovalReason) { journal.erase(record.id); });
+    std::vector<CheckpointId> ids;
+    fixture.store->for_each([&](const CheckpointRecord& record) { ids.push_back(record.id); });
+    for (int step = 0; step < steps; ++step) {
+      fixture.now_ms += 1000;
+      const auto choice = random() % 10;
+      if (choice < 5 || ids.empty()) {
+        const Tokens tokens = tokens_of_length(20, static_cast<Token>(random() % 1000));
+        std::vector<std::string> sides;
+        if (random() % 2 == 0) sides = {".ckpt"};
+        const auto committed = fixture.save(tokens, 2000 + random() % 8000, 1, sides);
+        if (!committed) continue;
+        journal[committed->id] = tokens;
+        ids.push_back(committed->id);
+        continue;
+      }
+      const CheckpointId id = ids[random() % ids.size()];
+      if (choice == 5) (void)fixture.await(fixture.store->erase(id));
+      if (choice == 6) (void)fixture.await(fixture.store->verify_before_restore(id));
+      if (choice == 7) (void)fixture.await(fixture.store->put_setting("rate", std::to_string(step)));
+      if (choice == 8) fixture.store->mark_used(id);
+      if (choice == 9) {
+        auto reservation = fixture.await(fixture.store->reserve(1000));
+        if (reservation) fixture.write(fixture.options.slot_dir + "/" + reservation->temporary_name(), "half a save");
+      }
+    }
+  }
+
+  // As the next process finds it.
+  void check(const std::string& when) {
+    SCOPED_TRACE(when);
+    disk.fault = nullptr;
+    const auto fixture = start();
+    const auto opened = fixture->open();
+    ASSERT_TRUE(opened) << to_string(opened.error());
+    EXPECT_EQ(fixture->store->index_damage(), "");
+    std::set<std::string> expected{"cairn.lock"};
+    std::vector<CheckpointId> ids;
+    fixture->store->for_each([&](const CheckpointRecord& record) {
+      for (const FileStamp& file : record.files) expected.insert(record.file_name + file.suffix);
+      ids.push_back(record.id);
+    });
+    const std::vector<std::string> there = disk.names_in(fixture->options.slot_dir);
+    EXPECT_EQ(std::set<std::string>(there.begin(), there.end()), expected);
+    EXPECT_LE(fixture->store->counters().bytes, budget);
+    Journal present;
+    const auto visitor = [&](const CheckpointRecord& record, TokenSpan tokens) {
+      present[record.id] = Tokens(tokens.begin(), tokens.end());
+    };
+    EXPECT_TRUE(fixture->await(fixture->store->load_tokens(visitor)));
+    EXPECT_EQ(present.size(), ids.size());
+    for (const auto& [id, tokens] : journal) {
+      EXPECT_TRUE(present.contains(id)) << "lost " << static_cast<std::int64_t>(id);
+      EXPECT_EQ(present[id], tokens);
+    }
+    for (const CheckpointId id : ids) {
+      const auto verified = fixture->await(fixture->store->verify_before_restore(id));
+      EXPECT_TRUE(verified) << to_string(verified.error());
+    }
+  }
+
+ private:
+  ScratchDirectory scratch_;  // its names only: all files lie on the simulated disk
+};
+
+std::string_view name_of(SimulatedDisk::Loss loss) {
+  switch (loss) {
+    case SimulatedDisk::Loss::everything: return "all that was not synced is lost";
+    case SimulatedDisk::Loss::nothing: return "nothing is lost";
+    case SimulatedDisk::Loss::some: return "some is lost and torn";
+  }
+  return "?";
+}
+
+TEST(PowerCut, AtEveryCall) {
+  const std::uint64_t base = seed();
+  int cuts = 0;
+  for (const auto loss : {SimulatedDisk::Loss::everything, SimulatedDisk::Loss::nothing, SimulatedDisk::Loss::some}) {
+    bool cut = true;
+    for (int number = 1; cut; ++number) {
+      Machine machine;
+      std::mt19937_64 random(base);
+      cut = false;
+      machine.disk.fault = [&](int call, std::string_view) -> std::optional<int> {
+        if (call == number) {
+          cut = true;
+          machine.disk.die();
+        }
+        return std::nullopt;
+      };
+      for (const int steps : {14, 6}) {
+        const auto fixture = machine.start();
+        if (fixture->open()) machine.work(*fixture, random, steps);
+      }
+      std::mt19937_64 chance(base + static_cast<std::uint64_t>(number));
+      machine.disk.power_cut(loss, chance);
+      cuts += cut;
+      machine.check("call " + std::to_string(number) + ", " + std::string(name_of(loss)));
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+  std::cout << cuts << " power cuts\n";
+  EXPECT_GT(cuts, 500);
+}
+
+// One call fails, or that one and all for a while after it; the store must be usable when that is over.
+TEST(FailingCalls, EveryOneOfThem) {
+  const std::uint64_t base = seed();
+  int failures = 0;
+  for (const int code : {EIO, ENOSPC}) {
+    for (const int lasting : {1, 40}) {
+      bool failed = true;
+      for (int number = 1; failed; ++number) {
+        Machine machine;
+        {
+          std::mt19937_64 random(base);
+          failed = false;
+          machine.disk.fault = [&](int call, std::string_view) -> std::optional<int> {
+            if (call < number || call >= number + lasting) return std::nullopt;
+            failed = true;
+            return code;
+          };
+          const auto fixture = machine.start();
+          bool opened = false;
+          for (int attempt = 0; attempt < lasting + 2 && !opened; ++attempt) opened = fixture->open().has_value();
+          ASSERT_TRUE(opened) << "call " << number;
+          machine.work(*fixture, random, 12);
+          machine.disk.fault = nullptr;
+          const Tokens tokens = tokens_of_length(10);
+          const auto saved = fixture->save(tokens, 1000);
+          ASSERT_TRUE(saved) << "call " << number << ": " << to_string(saved.error());
+          machine.journal[saved->id] = tokens;
+          EXPECT_TRUE(fixture->await(fixture->store->flush()));
+          EXPECT_FALSE(fixture->store->saving_trouble());
+          EXPECT_LE(fixture->store->counters().bytes, budget);
+          EXPECT_EQ(fixture->store->counters().reserved_bytes, 0u);
+          EXPECT_EQ(fixture->store->counters().condemned_bytes, 0u);
+        }
+        failures += failed;
+        machine.check("call " + std::to_string(number) + " fails with " + std::to_string(code) + ", " + std::to_string(lasting) + " of them");
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  }
+  std::cout << failures << " failures\n";
+  EXPECT_GT(failures, 500);
+}
+
+TEST(FullDisk, AtEverySize) {
+  const std::uint64_t base = seed();
+  int refused = 0;
+  for (std::uint64_t capacity = 2000; capacity < 150'000; capacity += 1777) {
+    Machine machine;
+    std::mt19937_64 random(base);
+    machine.disk.capacity_bytes = capacity;
+    {
+      const auto fixture = machine.start();
+      const bool opened = fixture->open().has_value();
+      if (opened) {
+        machine.work(*fixture, random, 25);
+        refused += fixture->store->saving_trouble().has_value();
+      } else {
+        ++refused;
+      }
+      machine.disk.capacity_bytes = 1u << 30;
+      if (!opened) {
+        ASSERT_TRUE(fixture->open());
+      }
+      const Tokens tokens = tokens_of_length(10);
+      const auto saved = fixture->save(tokens, 1000);
+      ASSERT_TRUE(saved) << capacity << ": " << to_string(saved.error());
+      machine.journal[saved->id] = tokens;
+    }
+    machine.check("a disk of " + std::to_string(capacity) + " bytes");
+    if (::testing::Test::HasFailure()) return;
+  }
+  EXPECT_GT(refused, 10);
+}
+
+// A disk that says that it synced and did not loses commits, but what is found afterwards is right.
+TEST(LyingDisk, NothingWrongIsFoundGood) {
+  std::mt19937_64 random(seed());
+  for (int round = 0; round < 200; ++round) {
+    Machine machine;
+    {
+      const auto fixture = machine.start();
+      ASSERT_TRUE(fixture->open());
+      machine.work(*fixture, random, 6);
+      for (const std::string& name : machine.disk.names_in(fixture->options.slot_dir)) {
+        // Forgets a part of what it holds.
+        const SimulatedDisk::File file = machine.disk.find(fixture->options.slot_dir + "/" + name);
+        if (file->data.empty() || random() % 3 != 0) continue;
+        const std::size_t from = random() % file->data.size();
+        std::string& data = file->data;
+        for (std::size_t i = from; i < data.size() && i < from + 512; ++i) data[i] = static_cast<char>(~data[i]);
+        file->durable = data;
+        machine.journal.clear();  // any of them may be lost now
+      }
+    }
+    auto fixture = machine.start();
+    ASSERT_TRUE(fixture->open());
+    std::vector<CheckpointRecord> records;
+    fixture->store->for_each([&](const CheckpointRecord& record) { records.push_back(record); });
+    for (const CheckpointRecord& record : records) {
+      if (!fixture->await(fixture->store->verify_before_restore(record.id))) continue;
+      // Found good: then the memory behind the tokens is what was written.
+      const SimulatedDisk::File file = machine.disk.find(fixture->options.slot_dir + "/" + record.file_name);
+      const auto header = read_state_header(machine.files, fixture->options.slot_dir + "/" + record.file_name);
+      ASSERT_TRUE(header);
+      EXPECT_EQ(file->data.find_first_not_of('\x5a', header->state_offset_bytes), std::string::npos);
+      const auto tokens = fixture->await(fixture->store->tokens_of(record.id));
+      EXPECT_TRUE(tokens && *tokens == header->tokens);
+    }
+    fixture.reset();
+    machine.check("round " + std::to_string(round));
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+}  // namespace
+}  // namespace cairn::test
