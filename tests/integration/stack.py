@@ -204,9 +204,10 @@ class Backend(Process):
 
 
 class Cairn(Process):
-    def __init__(self, port, backend_port, slot_dir, state_dir, log, flags=()):
+    def __init__(self, port, backend_port, slot_dir, state_dir, log, flags=(), prefix=()):
+        """`prefix`: a command that executes the rest, such as env."""
         self.port = port
-        command = [cairn_binary(), "serve", "--listen", f"127.0.0.1:{port}", "--backend",
+        command = [*prefix, cairn_binary(), "serve", "--listen", f"127.0.0.1:{port}", "--backend",
                    f"http://127.0.0.1:{backend_port}"]
         if slot_dir is not None:
             command += ["--slot-dir", slot_dir, "--state-dir", state_dir]

@@ -1,0 +1,198 @@
+"""Cairn killed with SIGKILL at calls that change files, in front of a real llama-server: while it starts, saves and evicts.
+
+After each kill: no entry of the index without its file; after the next start also no file without its entry, no entry lost,
+the budget respected, and answers as a cold run gives them. CAIRN_KILLS says how many (300 for the long proof),
+CAIRN_TEST_SEED repeats a run.
+"""
+
+import collections
+import contextlib
+import http.client
+import os
+import random
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from stack import Cairn, call, cairn_binary, first_logprobs, logprob_distance, quick_run, tail, tokens, wait_until
+
+KILLS = int(os.environ.get("CAIRN_KILLS") or (8 if quick_run() else 20))
+BUDGET = 9 << 20  # a few states: most saves evict one
+
+
+def kill_library():
+    given = os.environ.get("CAIRN_KILL_LIBRARY")
+    path = Path(given) if given else Path(cairn_binary()).parent / "tests" / "libkill_at_call.so"
+    if not path.is_file():
+        pytest.skip(f"{path} is not built")
+    return path
+
+
+class Victim:
+    """A stack whose Cairn is started to die, and what must hold afterwards."""
+
+    def __init__(self, stack, folder, cold, source):
+        self.stack = stack
+        self.folder = folder
+        self.cold = cold
+        self.source = source
+        self.log = folder / "kills"
+        self.library = kill_library()
+        self.prompts = []
+        self.worst = 0.0
+        self.restored = 0
+        self.survivors = {}  # of the last kill: row number to its files
+
+    def start(self, at, after=False):
+        """False: it died before it listened."""
+        stack = self.stack
+        prefix = ["env", f"LD_PRELOAD={self.library}", f"CAIRN_KILL_AT={at}", f"CAIRN_KILL_LOG={self.log}"]
+        prefix += ["CAIRN_KILL_AFTER=1"] if after else []
+        try:
+            stack.cairn = Cairn(stack.cairn_port, stack.backend_port, stack.slot_dir, stack.state_dir, stack.cairn_log,
+                                stack.cairn_flags, prefix=prefix)
+            stack.cairn.wait_phase("ready")
+        except (AssertionError, OSError, http.client.HTTPException):
+            if not self.killed():
+                raise
+            return False
+        return True
+
+    def killed(self):
+        """Whether the process that was started last has said that it dies."""
+        return bool(self.log.exists() and self.log.read_text().strip())
+
+    def rows(self):
+        """{row: [(file, bytes), …]} of a copy of the index: reading the original would recover it before Cairn does."""
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.stack.state_dir, copy)
+        if not (copy / "index.sqlite").exists() or (copy / "index.sqlite").stat().st_size == 0:
+            return {}
+        (copy / "index.sqlite-shm").unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(copy / "index.sqlite")) as database:
+            try:
+                found = database.execute("SELECT id, file_name, files FROM checkpoints").fetchall()
+            except sqlite3.OperationalError as error:
+                assert "no such table" in str(error)  # killed before the very first commit
+                return {}
+        entries = {}
+        for row, name, files in found:
+            parts = [line.split() for line in files.splitlines()]
+            entries[row] = [(name + ("" if suffix == "-" else suffix), int(size)) for suffix, size, *_ in parts]
+        return entries
+
+    def check_entries(self):
+        """No entry without its files, whenever it is looked at."""
+        entries = self.rows()
+        for row, files in entries.items():
+            for name, size in files:
+                path = self.stack.slot_dir / name
+                assert path.is_file() and path.stat().st_size == size, f"entry {row} has lost {name}"
+        return entries
+
+    def check_start(self):
+        """What a start must leave."""
+        entries = self.check_entries()
+        assert set(self.survivors) <= set(entries), "what was committed was lost"
+        there = {path.name for path in self.stack.slot_dir.iterdir()} - {"cairn.lock"}
+        assert there == {name for files in entries.values() for name, _ in files}
+        assert sum(size for files in entries.values() for _, size in files) <= BUDGET
+        return entries
+
+    def prompt(self):
+        if self.prompts and self.source.random() < 0.6:
+            old = self.source.choice(self.prompts[-8:])
+            kept = len(old) - self.source.choice([0, 0, 0, 3, 40])
+            return old[:kept] + tokens(self.source.randrange(20, 200), self.source.random())
+        return tokens(self.source.randrange(300, 700), self.source.random())
+
+    def ask(self, prompt):
+        """Any trouble is the kill's fault, but an answer must be right."""
+        try:
+            outcome = self.stack.complete(prompt, n_probs=20)
+        except (OSError, http.client.HTTPException):
+            return
+        self.restored += outcome.timings["cache_n"] > 0
+        alone = self.cold(prompt)
+        first = logprob_distance(first_logprobs(outcome.answer), alone, 1)
+        ten = logprob_distance(first_logprobs(outcome.answer), alone, 10)
+        self.worst = max(self.worst, first)
+        assert first <= 0.05 and ten <= 0.2, f"{len(prompt)} tokens: answer off by {first}, top ten by {ten}"
+
+    def settle(self):
+        with contextlib.suppress(OSError, http.client.HTTPException, AssertionError):
+            self.stack.cairn.settle(20)
+
+    def live(self, requests):
+        """Asks until it dies or nothing is left to ask."""
+        for number in range(requests):
+            again = number == 0 and self.prompts  # what was saved before the last kill
+            prompt = self.source.choice(self.prompts[-6:]) if again else self.prompt()
+            self.ask(prompt)
+            self.prompts.append(prompt)
+            self.settle()
+            if self.killed():
+                return
+
+
+def test_killed_at_every_step(make_stack, make_backend, tmp_path):
+    seed = int(os.environ.get("CAIRN_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
+    print(f"\nCAIRN_TEST_SEED={seed}")
+    source = random.Random(seed)
+    flags = ("--checkpoint-interval", "512", "--budget", str(BUDGET), "--min-free", "0", "--log-level", "debug")
+    stack = make_stack("granitehybrid", backend_flags=("-np", "2"), cairn_flags=flags)
+    alone = make_backend("granitehybrid", ("-np", "1"))
+    known = {}
+
+    def cold(prompt):
+        key = tuple(prompt)
+        if key not in known:
+            answer = call(alone.port, "POST", "/completion", {"prompt": prompt, "n_predict": 1, "temperature": 0,
+                                                              "n_probs": 20, "cache_prompt": False})
+            assert answer.status == 200, answer.body[:300]
+            known[key] = first_logprobs(answer)
+        return known[key]
+
+    victim = Victim(stack, tmp_path, cold, source)
+    stack.cairn.stop()
+
+    # A life that ends well says how many calls one has.
+    requests = 3
+    assert victim.start(0)
+    victim.live(requests)
+    stack.cairn.stop()
+    calls = int(victim.log.read_text().split()[0])
+    assert calls > 50, "the calls are not seen"
+    victim.survivors = victim.check_entries()
+
+    steps = collections.Counter()
+    began = time.monotonic()
+    for number in range(KILLS):
+        victim.log.unlink(missing_ok=True)
+        if victim.start(source.randrange(1, calls + 1), after=source.random() < 0.5):
+            victim.check_start()
+            victim.live(requests)
+        if victim.killed():
+            _, name, path = (victim.log.read_text().split() + [""])[:3]
+            kind = path.split(".", 1)[-1] if path.startswith("cairn-") else path
+            steps[f"{name} {kind}"] += 1
+        else:
+            steps["idle or answering"] += 1
+        stack.cairn.kill()
+        if source.random() < 0.2:  # the backend may go the same way
+            stack.backend.kill()
+            stack.start_backend()
+        victim.survivors = victim.check_entries()
+    victim.log.unlink(missing_ok=True)
+    assert victim.start(0)
+    victim.check_start()
+    for step, count in sorted(steps.items()):
+        print(f"{count:4} {step}")
+    print(f"{KILLS} kills in {time.monotonic() - began:.0f} s, {calls} calls a life; {victim.restored} answers reused something; "
+          f"off by at most {victim.worst:.4f}")
+    assert victim.restored > KILLS / 4
+    assert sum(steps.values()) - steps["idle or answering"] > KILLS / 2
