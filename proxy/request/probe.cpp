@@ -78,7 +78,8 @@ bool same_behaviour(const std::vector<TopLogprob>& a, const std::vector<TopLogpr
 // May pass without anybody's doing anything about the backend; 500 is llama-server's "Unable to save slot".
 bool is_disk_trouble(const Error& error) {
   if (error.source == ErrorSource::upstream) return error.code == ErrorCode::rejected && error.status >= 500;
-  return error.source == ErrorSource::disk && (error.code == ErrorCode::no_space || error.code == ErrorCode::io);
+  return error.source == ErrorSource::disk &&
+         (error.code == ErrorCode::no_space || error.code == ErrorCode::io || error.code == ErrorCode::not_found);
 }
 
 struct TinySave {
@@ -114,6 +115,7 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   if (!header) {
     Error error = header.error();
     if (error.code == ErrorCode::not_found) {
+      error.code = ErrorCode::invalid;
       error.context = fmt::format("the backend saved {}, but it is not in {}: --slot-dir must be the backend's --slot-save-path",
                                   name, store.options().slot_dir);
     }
@@ -233,7 +235,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   // Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
   if (least == 0) {
     Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
-    if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::not_found ||
+    if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::invalid ||
                    is_disk_trouble(empty.error()))) {
       probe.disk_trouble = is_disk_trouble(empty.error());
       probe.save_trouble = save_trouble(empty.error());

@@ -1,0 +1,128 @@
+"""The disk fails under a serving Cairn: answers go on, it is said once, and saving resumes when the disk is back."""
+
+import os
+import subprocess
+
+import pytest
+
+from stack import first_logprobs, logprob_distance, tokens, wait_until
+
+FLAGS = ("-np", "2")
+
+
+def said(stack, text):
+    return stack.cairn_log.read_text(errors="replace").count(text)
+
+
+def resumes(stack, seed, seconds=60):
+    """Asks new things until saving works again."""
+    count = 0
+
+    def saved():
+        nonlocal count
+        count += 1
+        stack.complete(tokens(300, seed=f"{seed} {count}"))
+        stack.cairn.settle()
+        return said(stack, "the disk allows saving again")
+    wait_until(saved, "saving resumes", seconds, pause=1)
+
+
+def test_vanished_slot_directory_loses_nothing(make_stack):
+    stack = make_stack("llama", backend_flags=FLAGS)
+    first = tokens(600, seed=1)
+    cold = stack.complete(first, n_probs=20)
+    stack.cairn.settle()
+    kept = stack.cairn.status()["store"]["checkpoints"]
+    assert kept > 0
+    stack.restart_backend()
+
+    away = stack.folder / "away"
+    stack.slot_dir.rename(away)
+    through = stack.complete(first, n_probs=20)  # its state cannot be restored
+    assert logprob_distance(first_logprobs(through.answer), first_logprobs(cold.answer), 10) <= 0.2
+    for seed in range(3):
+        stack.complete(tokens(400, seed=f"away {seed}"))
+        stack.cairn.settle()
+    assert said(stack, "nothing is saved until the disk allows it again") == 1
+    assert stack.cairn.status()["store"]["checkpoints"] == kept, "what is only out of sight is not forgotten"
+
+    away.rename(stack.slot_dir)
+    resumes(stack, "back")
+    stack.restart()
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, 24 MiB; skipped where nothing may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], check=False,
+                                           capture_output=True).returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_full_disk_stops_saving_and_not_serving(make_stack, small_disk):
+    """Full for the backend, who writes the files: Cairn's own floor of free disk would keep away from it."""
+    stack = make_stack("llama", backend_flags=FLAGS, cairn_flags=("--min-free", "0", "--checkpoint-interval", "off"))
+    slot_dir = small_disk / "slots"
+    slot_dir.mkdir()
+    stack.cairn.stop()
+    stack.backend.stop()
+    stack.slot_dir = slot_dir
+    stack.start()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(23 << 20))
+    for seed in range(3):
+        stack.complete(tokens(1500, seed=f"full {seed}"))
+        stack.cairn.settle()
+    assert said(stack, "nothing is saved until the disk allows it again") == 1
+    assert not [path for path in slot_dir.iterdir() if path.name != "cairn.lock"], "half-saved files are gone"
+    ballast.unlink()
+    resumes(stack, "room")
+    assert stack.cairn.status()["store"]["checkpoints"] > 0
+
+
+@pytest.mark.parametrize("trouble", ["state directory is a file", "slot directory is missing"])
+def test_a_start_without_its_directories_serves_and_caches_later(make_stack, trouble):
+    stack = make_stack("llama", backend_flags=FLAGS)
+    first = tokens(600, seed=2)
+    stack.complete(first)
+    stack.cairn.settle()
+    stack.cairn.stop()
+    lost = stack.state_dir if "state" in trouble else stack.slot_dir
+    away = stack.folder / "away"
+    lost.rename(away)
+    if lost == stack.state_dir:
+        lost.write_bytes(b"")
+    stack.start_cairn()
+    stack.cairn.wait_phase("plain")
+    assert stack.complete(tokens(300, seed=3)).answer.status == 200
+    lost.unlink(missing_ok=True)
+    away.rename(lost)
+    stack.cairn.wait_phase("ready", 40)
+    assert stack.cairn.status()["store"]["checkpoints"] > 0
+    stack.restart_backend()
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
+def test_an_index_of_a_newer_format_is_set_aside(make_stack):
+    stack = make_stack("llama", backend_flags=FLAGS)
+    first = tokens(600, seed=4)
+    stack.complete(first)
+    stack.cairn.settle()
+    stack.cairn.stop()
+    index = stack.state_dir / "index.sqlite"
+    data = bytearray(index.read_bytes())
+    data[60:64] = (99).to_bytes(4, "big")  # user_version, in SQLite's file header
+    index.write_bytes(data)
+    stack.start_cairn()
+    stack.cairn.wait_phase("ready")
+    assert said(stack, "format 99 is newer") == 1
+    assert stack.cairn.status()["store"]["checkpoints"] == 0
+    stack.complete(first)
+    stack.cairn.settle()
+    stack.restart()
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1
