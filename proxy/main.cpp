@@ -1,15 +1,17 @@
-// The command line: `cairn serve` and `cairn check`.
+// The command line: `cairn serve`, `cairn check` and the commands about saved states.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/error.hpp"
 #include "check.hpp"
 #include "config.hpp"
 #include "serve.hpp"
+#include "store_commands.hpp"
 
 namespace {
 
@@ -85,6 +87,9 @@ int main(int argc, char** argv) {
   add_flags(*serve, flags);
   CLI::App* check = app.add_subcommand("check", "validate the configuration, talk to the backend and say what is found");
   add_flags(*check, flags);
+  cairn::StoreCommand store_command;
+  const std::vector<CLI::App*> store_commands = cairn::add_store_commands(app, store_command);
+  for (CLI::App* command : store_commands) add_flags(*command, flags);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -95,6 +100,9 @@ int main(int argc, char** argv) {
   if (!config) {
     fmt::print(stderr, "cairn: {}\n", config.error().context);
     return 2;
+  }
+  for (const CLI::App* command : store_commands) {
+    if (command->parsed()) return cairn::run_store_command(command->get_name(), *config, store_command);
   }
   return serve->parsed() ? cairn::serve(*config) : cairn::check(*config);
 }

@@ -301,15 +301,15 @@ CheckpointStore::Use CheckpointStore::use(CheckpointId id) {
   return Use(this, id);
 }
 
-ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id) {
+ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id, bool afresh) {
   const auto entry = entries_.find(id);
   if (entry == entries_.end()) {
     co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
   }
   const CheckpointRecord record = entry->second.record;
-  const std::vector<FileStamp> verified_as = entry->second.verified_as;
+  const std::vector<FileStamp> verified_as = afresh ? std::vector<FileStamp>{} : entry->second.verified_as;
   const std::string path = slot_path(record.file_name);
-  const bool read_all = options_.verify_checksums;
+  const bool read_all = afresh || options_.verify_checksums;
   const auto job = [&]() -> Result<Verified> {
     auto done = verify_files(files_, path, record, verified_as, read_all);
     // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.

@@ -174,7 +174,8 @@ class CheckpointStore {
   // Hold a Use meanwhile and until the restore is over. Reads the whole file the first time in this process and whenever
   // size, inode or times differ; else a stat. A bad one is removed, and the Error (corrupt, not_found) says what it was.
   // Trouble with reading (io), or with the whole directory, removes nothing.
-  ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id);
+  // `afresh`: reads it whatever is known of it.
+  ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id, bool afresh = false);
 
   // Counts a use; written with the next flush, commit or removal.
   void mark_used(CheckpointId id);

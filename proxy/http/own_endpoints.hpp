@@ -13,6 +13,7 @@ namespace cairn {
 struct OwnAnswer {
   std::string content_type;
   std::string body;
+  int status = 200;
 };
 
 OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent);

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "http/checkpoint_endpoints.hpp"
 #include "http/own_endpoints.hpp"
 #include "request/cached_request.hpp"
 #include "request/error_answer.hpp"
@@ -123,30 +124,49 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   const std::string_view path = downstream.head().path();
   const std::string& method = downstream.head().method;
-  if (method != "GET" && method != "HEAD") {
+  const bool about_checkpoints = path == checkpoints_path || path.starts_with(std::string(checkpoints_path) + "/");
+  if (method != "GET" && method != "HEAD" && !about_checkpoints) {
     record.status = 405;
     (void)co_await write_error(downstream, 405, "only GET is understood here");
     co_return;
   }
   OwnAnswer answer;
-  if (path == "/cairn/status") {
+  if (about_checkpoints && backend_.store() == nullptr) {
+    record.status = 503;
+    (void)co_await write_error(downstream, 503, "there is no store: see slot_dir and state_dir, and the log");
+    co_return;
+  }
+  if (about_checkpoints) {
+    constexpr std::size_t most_bytes = 64 * 1024;
+    std::string body;
+    if (method == "POST") {
+      Result<std::string> read = co_await downstream.read_body(most_bytes);
+      if (!read) {
+        record.status = error_status(read.error());
+        (void)co_await write_error(downstream, read.error());
+        co_return;
+      }
+      body = std::move(*read);
+    }
+    answer = co_await checkpoints_answer(*backend_.store(), method, std::string(path), std::move(body));
+  } else if (path == "/cairn/status") {
     answer = status_answer(backend_, recent_);
   } else if (path == "/cairn/metrics") {
     answer = metrics_answer(backend_, metrics_);
   } else {
     record.status = 404;
-    (void)co_await write_error(downstream, 404, "Cairn's own endpoints are /cairn/status and /cairn/metrics");
+    (void)co_await write_error(downstream, 404, "Cairn's own endpoints are /cairn/status, /cairn/metrics and /cairn/checkpoints");
     co_return;
   }
   ResponseHead head;
-  head.status = 200;
-  head.reason = "OK";
+  head.status = answer.status;
+  head.reason = status_reason(answer.status);
   head.fields.add("Content-Type", answer.content_type);
   head.fields.add("Cache-Control", "no-store");
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;
   framing.length = answer.body.size();
-  record.status = 200;
+  record.status = answer.status;
   record.answer_bytes = answer.body.size();
   Result<void> written = co_await downstream.write_head(head, framing);
   const std::span<const char> bytes{answer.body.data(), answer.body.size()};

@@ -1,0 +1,81 @@
+#include "store_client.hpp"
+
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include <limits>
+#include <utility>
+
+#include "http/checkpoint_endpoints.hpp"
+#include "served_store.hpp"
+
+namespace cairn {
+
+namespace json = boost::json;
+
+StoreClient::StoreClient(boost::asio::any_io_executor executor, const Config& config, BlockingPool& pool)
+    : executor_(executor), config_(config), pool_(pool) {}
+
+ResultTask<void> StoreClient::connect() {
+  if (config_.slot_dir.empty()) {
+    connect_to_server();
+    co_return Result<void>{};
+  }
+  StoreOptions options = store_options(config_);
+  options.budget_bytes = std::numeric_limits<std::uint64_t>::max();  // to look at the states must not evict any
+  Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files_, pool_);
+  if (opened) {
+    store_ = std::move(*opened);
+  } else if (opened.error().code == ErrorCode::invalid) {
+    connect_to_server();
+  } else {
+    co_return opened.error();
+  }
+  co_return Result<void>{};
+}
+
+void StoreClient::connect_to_server() {
+  const ListenAddress listen = *parse_listen(config_.listen);
+  const bool any = listen.host == "0.0.0.0" || listen.host == "::";
+  server_ = make_upstream(executor_, UpstreamAddress{any ? "127.0.0.1" : listen.host, std::to_string(listen.port)}, UpstreamOptions{});
+}
+
+ResultTask<json::value> StoreClient::call(std::string_view method, std::string path, std::string body,
+                                          std::chrono::milliseconds limit) {
+  int status = 0;
+  std::string text;
+  if (store_ != nullptr) {
+    const OwnAnswer answer = co_await checkpoints_answer(*store_, std::string(method), path, std::move(body));
+    status = answer.status;
+    text = answer.body;
+  } else {
+    RequestHead head;
+    head.method = method;
+    head.target = path;
+    head.fields.add("Content-Type", "application/json");
+    if (!config_.backend_api_key.empty()) head.fields.add("Authorization", "Bearer " + config_.backend_api_key);
+    Upstream::CallOptions options;
+    options.timeout = limit;
+    Result<Upstream::Answer> answer = co_await server_->call(head, body, options, never_);
+    if (!answer) {
+      Error error = answer.error();
+      error.context = fmt::format("no Cairn answers at {}: {}", server_->address().host_header(), error.context);
+      co_return error;
+    }
+    status = answer->head.status;
+    text = std::move(answer->body);
+  }
+  boost::system::error_code bad;
+  json::value value = json::parse(text, bad);
+  if (bad) co_return upstream_error(ErrorCode::malformed, fmt::format("{} {}: the answer is no JSON", method, path));
+  if (status / 100 == 2) co_return value;
+  std::string message = text;
+  const auto said = value.find_pointer("/error/message", bad);
+  if (!bad && said != nullptr && said->is_string()) message = std::string{said->get_string()};
+  Error error = upstream_error(ErrorCode::rejected, std::move(message));
+  error.status = status;
+  co_return error;
+}
+
+}  // namespace cairn

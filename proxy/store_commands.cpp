@@ -1,0 +1,209 @@
+#include "store_commands.hpp"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/json.hpp>
+
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <map>
+#include <utility>
+
+#include "http/checkpoint_endpoints.hpp"
+#include "progress_line.hpp"
+#include "store_client.hpp"
+#include "warm.hpp"
+
+namespace cairn {
+
+namespace json = boost::json;
+
+namespace {
+
+std::string path_of(std::int64_t id, std::string_view action = {}) { return fmt::format("{}/{}{}", checkpoints_path, id, action); }
+
+std::string ago(std::int64_t unix_ms) {
+  const auto now = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  const std::int64_t seconds = std::max<std::int64_t>(0, now - unix_ms / 1000);
+  if (seconds < 120) return fmt::format("{} s", seconds);
+  if (seconds < 7200) return fmt::format("{} min", seconds / 60);
+  if (seconds < 172800) return fmt::format("{} h", seconds / 3600);
+  return fmt::format("{} d", seconds / 86400);
+}
+
+double mib(const json::value& bytes) { return bytes.to_number<double>() / (1 << 20); }
+
+void print_json(const json::value& value) { fmt::print("{}\n", json::serialize(value)); }
+
+void print_list(const json::object& answer) {
+  fmt::print("{:>6}  {:>8}  {:>10}  {:>5}  {:>9}  {:<12}  {}\n", "id", "tokens", "MiB", "uses", "last used", "kind", "pin");
+  for (const json::value& value : answer.at("checkpoints").as_array()) {
+    const json::object& one = value.as_object();
+    std::string pin = one.at("pinned").as_bool() ? "pinned" : "";
+    if (const json::value* label = one.if_contains("pin_label")) pin = std::string{label->as_string()};
+    fmt::print("{:>6}  {:>8}  {:>10.1f}  {:>5}  {:>9}  {:<12}  {}\n", one.at("id").to_number<std::int64_t>(),
+               one.at("tokens").to_number<std::int64_t>(), mib(one.at("bytes")), one.at("uses").to_number<std::int64_t>(),
+               ago(one.at("last_used_unix_ms").to_number<std::int64_t>()), std::string_view{one.at("kind").as_string()}, pin);
+  }
+  fmt::print("{} states, {:.1f} MiB\n", answer.at("checkpoints").as_array().size(), mib(answer.at("bytes")));
+}
+
+void print_fields(const json::object& object) {
+  for (const auto& field : object) {
+    const bool text = field.value().is_string();
+    fmt::print("{:<20} {}\n", std::string_view{field.key()}, text ? std::string{field.value().as_string()} : json::serialize(field.value()));
+  }
+}
+
+ResultTask<std::vector<std::int64_t>> ids_of(StoreClient& store, const StoreCommand& command) {
+  if (!command.all && !command.ids.empty()) co_return command.ids;
+  Result<json::value> answer = co_await store.call("GET", std::string(checkpoints_path));
+  if (!answer) co_return answer.error();
+  std::vector<std::int64_t> ids;
+  for (const json::value& one : answer->as_object().at("checkpoints").as_array()) {
+    ids.push_back(one.as_object().at("id").to_number<std::int64_t>());
+  }
+  co_return ids;
+}
+
+// The same call for each of several; goes on after an error.
+Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
+  Result<std::vector<std::int64_t>> ids = co_await ids_of(store, command);
+  if (!ids) {
+    fmt::print(stderr, "cairn: {}\n", ids.error().context);
+    co_return 1;
+  }
+  std::string body;
+  if (action == "/pin" && !command.label.empty()) {
+    json::object label;
+    label["label"] = command.label;
+    body = json::serialize(label);
+  }
+  json::array answers;
+  std::vector<std::string> lines;
+  int status = 0;
+  {
+    const ProgressLine progress(ids->size());
+    for (std::size_t i = 0; i < ids->size(); ++i) {
+      const std::int64_t id = (*ids)[i];
+      progress.show(i, fmt::format("{} of {}", i, ids->size()));
+      Result<json::value> answer = co_await store.call(method, path_of(id, action), body);
+      if (!answer) {
+        status = 1;
+        lines.push_back(fmt::format("{}: {}", id, answer.error().context));
+        json::object failed;
+        failed["id"] = id;
+        failed["error"] = answer.error().context;
+        answers.push_back(std::move(failed));
+        continue;
+      }
+      const json::object& object = answer->as_object();
+      const json::value* good = object.if_contains("good");
+      if (good != nullptr && !good->as_bool()) {
+        status = 1;
+        lines.push_back(fmt::format("{}: bad and dropped: {}", id, std::string_view{object.at("why").as_string()}));
+      } else if (good != nullptr) {
+        lines.push_back(fmt::format("{}: good, {:.1f} MiB", id, mib(object.at("bytes"))));
+      } else {
+        lines.push_back(fmt::format("{}: {}", id, method == "DELETE" ? "evicted" : action == "/pin" ? "pinned" : "unpinned"));
+      }
+      answers.push_back(std::move(*answer));
+    }
+  }
+  if (command.as_json) {
+    print_json(answers);
+  } else {
+    for (const std::string& line : lines) fmt::print("{}\n", line);
+  }
+  co_return status;
+}
+
+Task<int> read(StoreClient& store, const std::string& name, const StoreCommand& command) {
+  const std::string path = name == "list" ? std::string(checkpoints_path) : path_of(command.ids.front());
+  Result<json::value> answer = co_await store.call("GET", path);
+  if (!answer) {
+    fmt::print(stderr, "cairn: {}\n", answer.error().context);
+    co_return 1;
+  }
+  if (command.as_json) {
+    print_json(*answer);
+  } else if (name == "list") {
+    print_list(answer->as_object());
+  } else {
+    print_fields(answer->as_object());
+  }
+  co_return 0;
+}
+
+Task<int> run(const std::string& name, const Config& config, const StoreCommand& command) {
+  const auto executor = co_await boost::asio::this_coro::executor;
+  BlockingPool pool(1);
+  StoreClient store(executor, config, pool);
+  if (name == "warm") {
+    store.connect_to_server();
+    co_return co_await warm(store, command.files, command.as_json);
+  }
+  const Result<void> connected = co_await store.connect();
+  if (!connected) {
+    fmt::print(stderr, "cairn: {}\n", connected.error().context);
+    co_return 1;
+  }
+  if (name == "list" || name == "show") co_return co_await read(store, name, command);
+  if (name == "evict") co_return co_await for_each_id(store, command, "DELETE", "");
+  co_return co_await for_each_id(store, command, "POST", "/" + name);
+}
+
+}  // namespace
+
+std::vector<CLI::App*> add_store_commands(CLI::App& app, StoreCommand& command) {
+  std::vector<CLI::App*> commands;
+  const auto add = [&](const char* name, const char* about) {
+    CLI::App* added = app.add_subcommand(name, about);
+    added->add_flag("--json", command.as_json, "the answer as JSON");
+    commands.push_back(added);
+    return added;
+  };
+  const auto with_ids = [&](CLI::App* added) { return added->add_option("id", command.ids, "numbers, as `cairn list` shows them"); };
+  add("list", "the saved states");
+  with_ids(add("show", "one saved state in full"))->required()->expected(1);
+  CLI::App* pin = add("pin", "protect saved states from eviction");
+  with_ids(pin)->required();
+  pin->add_option("--label", command.label, "why, for the list");
+  with_ids(add("unpin", "end that protection"))->required();
+  CLI::App* evict = add("evict", "remove saved states that are not pinned");
+  CLI::Option* ids = with_ids(evict);
+  evict->add_flag("--all", command.all, "every one that is not pinned")->excludes(ids);
+  evict->callback([ids, &command] {
+    if (ids->empty() && !command.all) throw CLI::RequiredError("numbers, or --all");
+  });
+  with_ids(add("verify", "read saved states whole (all, or those given) and drop the bad ones"));
+  CLI::App* warm = add("warm", "load prompts ahead of time through a running `cairn serve`");
+  warm->add_option("file", command.files,
+                   "text, or the JSON body of a chat or completion request; - or none: stdin");
+  return commands;
+}
+
+int run_store_command(const std::string& name, const Config& config, const StoreCommand& command) {
+  spdlog::set_level(spdlog::level::off);
+  boost::asio::io_context io(1);
+  int status = 1;
+  const auto ended = [&](std::exception_ptr error, int result) {
+    if (error) std::rethrow_exception(error);
+    status = result;
+  };
+  boost::asio::co_spawn(io, run(name, config, command), ended);
+  try {
+    io.run();
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "cairn: the answer is not what was expected: {}\n", error.what());
+    return 1;
+  }
+  return status;
+}
+
+}  // namespace cairn

@@ -1,0 +1,15 @@
+// `cairn warm`: has prompts computed and saved before anybody asks them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/task.hpp"
+#include "store_client.hpp"
+
+namespace cairn {
+
+// One after the other through the server's front door, without generating. No files, or "-": stdin. Returns the exit status.
+Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool as_json);
+
+}  // namespace cairn

@@ -1,0 +1,103 @@
+"""The commands about saved states, with a Cairn that serves and without, and the same over HTTP."""
+
+import json
+import subprocess
+
+import pytest
+
+from stack import cairn_binary, call, prose, tokens
+
+
+def run(stack, *arguments, status=0, stdin=None):
+    """A command's JSON."""
+    command = [cairn_binary(), *arguments, "--json", "--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir,
+               "--state-dir", stack.state_dir]
+    done = subprocess.run([str(part) for part in command], input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status, (arguments, done.stdout, done.stderr)
+    return json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def saved(stack, count):
+    for seed in range(count):
+        stack.complete(tokens(300, seed=f"state {seed}"))
+        stack.cairn.settle()
+
+
+@pytest.mark.parametrize("serving", [True, False], ids=["over_http", "offline"])
+def test_list_show_pin_verify_evict(make_stack, serving):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 3)
+    if not serving:
+        stack.cairn.stop()
+    listed = run(stack, "list")["checkpoints"]
+    assert len(listed) == 3
+    one, two, three = (entry["id"] for entry in listed)
+    assert all(entry["tokens"] >= 300 and not entry["pinned"] for entry in listed)
+
+    shown = run(stack, "show", one)
+    assert shown["files"][0]["bytes"] == listed[0]["bytes"] and shown["model"]["build"]
+    path = stack.slot_dir / shown["files"][0]["name"]
+    assert path.stat().st_size == shown["bytes"]
+
+    assert run(stack, "pin", one, "--label", "system prompt")[0]["pin_label"] == "system prompt"
+    refused = run(stack, "evict", one, two, status=1)
+    assert "pinned" in refused[0]["error"] and refused[1]["id"] == two
+    assert [entry["id"] for entry in run(stack, "list")["checkpoints"]] == [one, three]
+    assert path.exists()
+
+    assert [entry["good"] for entry in run(stack, "verify")] == [True, True]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    bad, good = run(stack, "verify", status=1)
+    assert bad["id"] == one and not bad["good"] and good["good"]
+    assert not path.exists(), "a bad state is dropped"
+
+    run(stack, "pin", three)
+    assert run(stack, "evict", "--all", status=1)[0]["id"] == three
+    assert not run(stack, "unpin", three)[0]["pinned"]
+    run(stack, "evict", "--all")
+    assert run(stack, "list")["checkpoints"] == []
+    assert [path.name for path in stack.slot_dir.iterdir()] == ["cairn.lock"]
+    assert "there is no checkpoint" in run(stack, "show", one, status=1)
+
+
+def test_over_http_mistakes_are_named(make_stack):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    port = stack.cairn_port
+    number = call(port, "GET", "/cairn/checkpoints").json()["checkpoints"][0]["id"]
+    for method, path, body, status in [
+            ("GET", f"/cairn/checkpoints/{number}", None, 200), ("POST", "/cairn/checkpoints", None, 405),
+            ("GET", "/cairn/checkpoints/x", None, 404), ("GET", "/cairn/checkpoints/", None, 404),
+            ("GET", f"/cairn/checkpoints/{number}0", None, 404), ("GET", f"/cairn/checkpoints/{number}x", None, 404),
+            ("GET", f"/cairn/checkpoints/{number}/pin", None, 405), ("POST", f"/cairn/checkpoints/{number}/steal", None, 404),
+            ("POST", f"/cairn/checkpoints/{number}/pin", b"[1]", 400), ("POST", f"/cairn/checkpoints/{number}/pin", {"label": 1}, 400),
+            ("POST", f"/cairn/checkpoints/{number}/pin", {"label": "x"}, 200), ("DELETE", f"/cairn/checkpoints/{number}", None, 409),
+            ("POST", f"/cairn/checkpoints/{number}/unpin", None, 200), ("DELETE", f"/cairn/checkpoints/{number}", None, 200),
+            ("DELETE", f"/cairn/checkpoints/{number}", None, 404), ("GET", "/cairn/checkpointsx", None, 404)]:
+        answer = call(port, method, path, body)
+        assert answer.status == status, (method, path, answer.status, answer.body)
+        assert status == 200 or answer.json()["error"]["message"]
+
+
+def test_warm_makes_prompts_cheap(make_stack, tmp_path):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    text = prose(500, 1)
+    chat = {"messages": [{"role": "system", "content": prose(400, 2)}, {"role": "user", "content": "hello"}], "stream": True}
+    (tmp_path / "prompt.txt").write_text(text)
+    (tmp_path / "chat.json").write_text(json.dumps(chat))
+    warmed = run(stack, "warm", tmp_path / "prompt.txt", tmp_path / "chat.json", "-", stdin=prose(300, 3))
+    assert all(result["saved"] and result["computed_tokens"] + result["reused_tokens"] > 100 for result in warmed)
+    stack.restart()
+    again = stack.ask({"prompt": text, "n_predict": 1})
+    assert again.computed <= 4, "of the prompt's text"
+    answered = stack.ask({**chat, "stream": False, "max_tokens": 1}, "/v1/chat/completions")
+    assert answered.computed <= 16, "of the chat"
+    assert "cannot be read" in run(stack, "warm", tmp_path / "missing", status=1)[0]["error"]
+
+
+def test_without_a_server_or_a_store_there_is_an_error(make_stack):
+    stack = make_stack("llama", backend_flags=("-np", "1"))
+    stack.cairn.stop()
+    assert "no Cairn answers" in run(stack, "warm", "-", status=1, stdin="x" * 100)[0]["error"]
