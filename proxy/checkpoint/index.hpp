@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "checkpoint/index_codec.hpp"
 #include "checkpoint/record.hpp"
 #include "prefix/tokens.hpp"
 
@@ -23,16 +24,6 @@ namespace cairn {
 
 // PRAGMA user_version of what this program writes.
 inline constexpr int index_format_version = 1;
-
-// Tokens as the index keeps them: LEB128 of each id (2-3 bytes for vocabularies of today; not deltas, ids do not ascend).
-// Each checkpoint has its own blob, although those of one conversation share prefixes: 3 bytes a token are nothing next
-// to the state (8-115 KB a token), and a chain of parents would make one damaged row cost all that hang on it, and an
-// eviction rewrite its children.
-std::string encode_tokens(TokenSpan tokens);
-// corrupt unless the blob holds exactly `count` tokens of this hash.
-Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash);
-// XXH3-64 of the ids as little-endian 32-bit words.
-std::uint64_t hash_tokens(TokenSpan tokens);
 
 class Index {
  public:

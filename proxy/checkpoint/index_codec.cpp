@@ -1,0 +1,106 @@
+#include "checkpoint/index_codec.hpp"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <sstream>
+#include <utility>
+
+#include "base/error.hpp"
+
+namespace cairn {
+namespace {
+
+Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, "index: " + std::move(what)); }
+
+void put_varint(std::string& out, std::uint32_t value) {
+  while (value >= 0x80) {
+    out.push_back(static_cast<char>(value | 0x80));
+    value >>= 7;
+  }
+  out.push_back(static_cast<char>(value));
+}
+
+// Takes one number off the front of `in`; false when there is none that fits 32 bits.
+bool take_varint(std::string_view& in, std::uint32_t& value) {
+  std::uint64_t number = 0;
+  for (unsigned shift = 0; shift < 35; shift += 7) {
+    if (in.empty()) return false;
+    const auto byte = static_cast<unsigned char>(in.front());
+    in.remove_prefix(1);
+    number |= static_cast<std::uint64_t>(byte & 0x7f) << shift;
+    if (byte < 0x80) {
+      value = static_cast<std::uint32_t>(number);
+      return number <= 0xffffffffu;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string encode_positions(std::vector<std::uint32_t> positions) {
+  std::sort(positions.begin(), positions.end());
+  std::string out;
+  std::uint32_t before = 0;
+  for (const std::uint32_t position : positions) {
+    put_varint(out, position - before);
+    before = position;
+  }
+  return out;
+}
+
+bool decode_positions(std::string_view blob, std::uint32_t limit, std::vector<std::uint32_t>& positions) {
+  std::uint64_t position = 0;
+  while (!blob.empty()) {
+    std::uint32_t step = 0;
+    if (!take_varint(blob, step)) return false;
+    position += step;
+    if (position > limit) return false;
+    positions.push_back(static_cast<std::uint32_t>(position));
+  }
+  return true;
+}
+
+std::string encode_files(const std::vector<FileStamp>& files) {
+  std::ostringstream out;
+  for (const FileStamp& file : files) {
+    out << (file.suffix.empty() ? "-" : file.suffix) << ' ' << file.bytes << ' ' << file.inode << ' ' << file.mtime_ns
+        << '\n';
+  }
+  return out.str();
+}
+
+bool decode_files(const std::string& text, std::vector<FileStamp>& files) {
+  std::istringstream in(text);
+  FileStamp file;
+  while (in >> file.suffix >> file.bytes >> file.inode >> file.mtime_ns) {
+    if (file.suffix == "-") file.suffix.clear();
+    files.push_back(file);
+  }
+  return in.eof() && !files.empty() && files.front().suffix.empty();
+}
+
+std::string encode_tokens(TokenSpan tokens) {
+  std::string out;
+  out.reserve(tokens.size() * 3);
+  for (const Token token : tokens) put_varint(out, static_cast<std::uint32_t>(token));
+  return out;
+}
+
+Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash) {
+  if (count > blob.size()) return corrupt("fewer bytes than tokens");
+  Tokens tokens(static_cast<std::size_t>(count));
+  for (Token& token : tokens) {
+    std::uint32_t id = 0;
+    if (!take_varint(blob, id)) return corrupt("token ids end early");
+    token = static_cast<Token>(id);
+  }
+  if (!blob.empty()) return corrupt("bytes behind the last token");
+  if (hash_tokens(tokens) != hash) return corrupt("tokens do not match their hash");
+  return tokens;
+}
+
+std::uint64_t hash_tokens(TokenSpan tokens) { return XXH3_64bits(tokens.data(), tokens.size_bytes()); }
+
+}  // namespace cairn
