@@ -22,6 +22,7 @@ Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });
+  store_.on_worth([this](const CheckpointRecord& record) { return worth(record); });
 }
 
 ResultTask<std::size_t> Catalogue::load() {
@@ -38,6 +39,7 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
     tree->trim(max_tree_tokens_ - std::min<std::uint64_t>(max_tree_tokens_, max_tree_tokens_ / 8 + prompt.size()));
   }
   const PrefixTree::InsertResult inserted = tree->insert(prompt, now_ms);
+  values_[name_space].observe(*tree, inserted, static_cast<std::uint32_t>(prompt.size()), static_cast<double>(now_ms) / 1000);
   Known known;
   known.matched_tokens = inserted.matched_tokens;
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
@@ -49,6 +51,13 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   known.shares = known.matched_tokens * good_part >= prompt.size();
   recent.offsets.observe_branch(known.shares && !known.continues && known.branch_tokens > 0);
   return known;
+}
+
+void Catalogue::answered(NamespaceId name_space, TokenSpan prompt, std::uint32_t answer_tokens) {
+  const auto tree = trees_.find(name_space);
+  if (tree == trees_.end()) return;
+  const PrefixTree::Match match = tree->second->match(prompt);
+  if (match.matched_tokens == prompt.size()) values_[name_space].answered(match.node, answer_tokens);
 }
 
 Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
@@ -209,6 +218,7 @@ std::vector<CheckpointId> Catalogue::add(CheckpointId id, TokenSpan tokens, std:
 
 void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms) {
   std::unique_ptr<PrefixTree>& tree = trees_[record.namespace_id];
+  (void)values_[record.namespace_id];
   if (!tree) tree = std::make_unique<PrefixTree>();
   const PrefixTree::InsertResult inserted = tree->insert(tokens, now_ms);
   Place place;
@@ -224,6 +234,14 @@ void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::in
     place.positions.push_back(record.token_count);
   }
   places_[record.id] = std::move(place);
+}
+
+StateWorth Catalogue::worth(const CheckpointRecord& record) const {
+  const auto at = places_.find(record.id);
+  const auto values = values_.find(record.namespace_id);
+  if (at == places_.end() || values == values_.end()) return {};
+  return values->second.worth(*trees_.at(record.namespace_id), at->second.leaf, at->second.positions, mark_of(record.id), record.kind,
+                              record.uses, static_cast<double>(record.last_used_unix_ms) / 1000, static_cast<double>(store_.now_unix_ms()) / 1000);
 }
 
 // The store has let go of the entry already.

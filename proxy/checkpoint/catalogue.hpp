@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "checkpoint/evicted_states.hpp"
+#include "checkpoint/state_values.hpp"
 #include "checkpoint/store.hpp"
 #include "plan/end_offsets.hpp"
 #include "plan/memory_kind.hpp"
@@ -19,7 +20,7 @@ namespace cairn {
 
 class Catalogue {
  public:
-  // Takes over the store's removal callback.
+  // Takes over the store's callbacks for removals and worth.
   Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens);
 
   // Rebuilds the trees from the index.
@@ -34,6 +35,8 @@ class Catalogue {
   };
   // Makes the prompt known, and learns where it left the one before.
   Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms);
+  // That prompt was answered with so many tokens: long answers are gone on from more seldom, or more often.
+  void answered(NamespaceId name_space, TokenSpan prompt, std::uint32_t answer_tokens);
 
   // Where next prompts of this namespace leave the one before. Kept in the store's settings.
   const EndOffsets& end_offsets(NamespaceId name_space) { return recent_of(name_space).offsets; }
@@ -74,6 +77,7 @@ class Catalogue {
  private:
   void attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms);
   void detach(const CheckpointRecord& record);
+  StateWorth worth(const CheckpointRecord& record) const;
   void remember_evicted(const CheckpointRecord& record);
 
   struct Place {
@@ -101,6 +105,7 @@ class Catalogue {
   std::map<CheckpointId, Place> places_;
   std::map<NamespaceId, Recent> recent_;
   EvictedStates evicted_;
+  std::map<NamespaceId, StateValues> values_;
 };
 
 }  // namespace cairn

@@ -4,31 +4,96 @@
 
 namespace cairn {
 
-double ValuePolicy::value(const CheckpointRecord& record, std::int64_t now_unix_ms) const {
-  const double idle_s = static_cast<double>(std::max<std::int64_t>(0, now_unix_ms - record.last_used_unix_ms)) / 1000;
-  const double bytes = static_cast<double>(std::max<std::uint64_t>(1, record.bytes));
-  const double chance = static_cast<double>(1 + record.uses) / (1 + idle_s / half_life_s_);
-  return record.cost_to_recompute_s * chance / bytes;
+namespace {
+
+double idle_ms(const CheckpointRecord& record, std::int64_t now_unix_ms) {
+  return static_cast<double>(std::max<std::int64_t>(0, now_unix_ms - record.last_used_unix_ms));
+}
+double bytes_of(const CheckpointRecord& record) { return static_cast<double>(std::max<std::uint64_t>(1, record.bytes)); }
+double efficiency(const CheckpointRecord& record) { return record.cost_to_recompute_s / bytes_of(record); }
+
+}  // namespace
+
+double ValuePolicy::score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t) {
+  const double seconds_a_token = record.cost_to_recompute_s / std::max<double>(1, record.token_count);
+  return worth.tokens_per_s * seconds_a_token / bytes_of(record);
 }
 
-std::optional<CheckpointId> ValuePolicy::choose(std::span<const CheckpointRecord* const> candidates, std::uint64_t,
-                                                std::int64_t now_unix_ms) {
-  if (candidates.empty()) return std::nullopt;
-  const CheckpointRecord* worst = nullptr;
-  double worst_value = 0;
+double LruPolicy::score(const CheckpointRecord& record, const StateWorth&, std::int64_t) {
+  return static_cast<double>(record.last_used_unix_ms);
+}
+
+double GdsfPolicy::score(const CheckpointRecord& record, const StateWorth&, std::int64_t) {
+  const auto [at, is_new] = seen_.try_emplace(record.id, Seen{record.uses, floor_});
+  if (!is_new && at->second.uses != record.uses) at->second = Seen{record.uses, floor_};
+  return at->second.floor + static_cast<double>(1 + record.uses) * efficiency(record);
+}
+
+void GdsfPolicy::evicted(const CheckpointRecord& record, double score) {
+  floor_ = std::max(floor_, score);
+  seen_.erase(record.id);
+}
+
+void MarconiPolicy::begin_round(std::span<const CheckpointRecord* const> candidates, std::int64_t now_unix_ms) {
+  longest_idle_ms_ = 1;
+  best_efficiency_ = 0;
   for (const CheckpointRecord* record : candidates) {
-    const double candidate_value = value(*record, now_unix_ms);
-    // Among equals the one unused longest, then the oldest: a deterministic choice.
-    const bool worse = worst == nullptr || candidate_value < worst_value ||
-                       (candidate_value == worst_value &&
-                        (record->last_used_unix_ms < worst->last_used_unix_ms ||
-                         (record->last_used_unix_ms == worst->last_used_unix_ms && record->id < worst->id)));
-    if (worse) {
-      worst = record;
-      worst_value = candidate_value;
-    }
+    longest_idle_ms_ = std::max(longest_idle_ms_, idle_ms(*record, now_unix_ms));
+    best_efficiency_ = std::max(best_efficiency_, efficiency(*record));
   }
-  return worst->id;
+}
+
+double MarconiPolicy::score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) {
+  const double recency = 1 - idle_ms(record, now_unix_ms) / longest_idle_ms_;
+  const double saved = best_efficiency_ > 0 ? efficiency(record) / best_efficiency_ : 0;
+  constexpr double stays = 2;  // above all that have no branches
+  return recency + saved + (worth.branched_from ? stays : 0);
+}
+
+std::unique_ptr<EvictionPolicy> make_policy(std::string_view name) {
+  if (name == "value") return std::make_unique<ValuePolicy>();
+  if (name == "lru") return std::make_unique<LruPolicy>();
+  if (name == "gdsf") return std::make_unique<GdsfPolicy>();
+  if (name == "marconi") return std::make_unique<MarconiPolicy>();
+  return nullptr;
+}
+
+Victims::Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const CheckpointRecord* const> candidates,
+                 std::int64_t now_unix_ms)
+    : policy_(policy), worth_(worth), now_unix_ms_(now_unix_ms) {
+  if (candidates.empty()) return;
+  policy_.begin_round(candidates, now_unix_ms_);
+  heap_.reserve(candidates.size());
+  for (const CheckpointRecord* record : candidates) heap_.push_back(scored(*record));
+  std::make_heap(heap_.begin(), heap_.end(), goes_later);
+}
+
+Victims::Scored Victims::scored(const CheckpointRecord& record) const {
+  return Scored{policy_.score(record, worth_ ? worth_(record) : StateWorth{}, now_unix_ms_), &record};
+}
+
+// Among equals the one unused longest, then the oldest: a deterministic choice.
+bool Victims::goes_later(const Scored& a, const Scored& b) {
+  if (a.score != b.score) return a.score > b.score;
+  if (a.record->last_used_unix_ms != b.record->last_used_unix_ms) return a.record->last_used_unix_ms > b.record->last_used_unix_ms;
+  return a.record->id > b.record->id;
+}
+
+const CheckpointRecord* Victims::worst() {
+  while (!heap_.empty()) {
+    const Scored now = scored(*heap_.front().record);
+    if (now.score <= heap_.front().score) return now.record;
+    std::pop_heap(heap_.begin(), heap_.end(), goes_later);
+    heap_.back() = now;
+    std::push_heap(heap_.begin(), heap_.end(), goes_later);
+  }
+  return nullptr;
+}
+
+void Victims::take() {
+  policy_.evicted(*heap_.front().record, heap_.front().score);
+  std::pop_heap(heap_.begin(), heap_.end(), goes_later);
+  heap_.pop_back();
 }
 
 }  // namespace cairn

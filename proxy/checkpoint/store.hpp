@@ -31,7 +31,7 @@ struct StoreOptions {
   std::string state_dir;  // Cairn's own data: index.sqlite; made when it is missing
   std::uint64_t budget_bytes = 0;
   std::uint64_t min_free_bytes = 0;  // of the slot directory's disk
-  double low_water = 0.9;            // of the budget: what an eviction trims to, so that not every save evicts
+  double low_water = 0.97;          // of the budget: what an eviction trims to, so that not every save evicts
   bool verify_checksums = true;      // false: only size, inode and times are looked at before a restore
   std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
 };
@@ -152,6 +152,8 @@ class CheckpointStore {
 
   // Called at each removal after open (tell the prefix tree); the record is already gone from the store.
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
+  // Who knows what a state is worth keeping for; asked in each round of evictions.
+  void on_worth(WorthOf worth) { worth_ = std::move(worth); }
 
   // Hands out the tokens of every checkpoint, in batches, for rebuilding the prefix tree; returns how many. An entry whose
   // tokens do not match their hash is removed (bad_file).
@@ -199,6 +201,7 @@ class CheckpointStore {
   ResultTask<void> put_setting(std::string key, std::string value);
 
   StoreCounters counters() const;
+  std::int64_t now_unix_ms() const;
   // Why open() set the index aside and began an empty one; empty when it did not.
   const std::string& index_damage() const { return index_damage_; }
   const StoreOptions& options() const { return options_; }
@@ -228,7 +231,6 @@ class CheckpointStore {
   void condemn_file(std::string file_name);
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
   void saving_failed(const Error& error);
-  std::int64_t now_unix_ms() const;
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
 
   StoreOptions options_;
@@ -238,6 +240,7 @@ class CheckpointStore {
   RemovalCallback on_removed_;
   SavingCallback on_saving_;
   SavingPause pause_;
+  WorthOf worth_;
   std::unique_ptr<FileLock> state_lock_;
   std::unique_ptr<FileLock> slot_lock_;
   std::unordered_map<CheckpointId, Entry> entries_;

@@ -74,18 +74,15 @@ bool CheckpointStore::evict(std::uint64_t at_least, std::uint64_t at_most) {
   }
   if (evictable < at_least) return false;
   std::uint64_t gone = 0;
-  while (!candidates.empty() && gone < at_most) {
-    const auto chosen = policy_->choose(candidates, counters_.reserved_bytes, now_unix_ms());
-    if (!chosen) break;
-    const auto victim = std::find_if(candidates.begin(), candidates.end(),
-                                     [&](const CheckpointRecord* record) { return record->id == *chosen; });
-    if (victim == candidates.end()) break;
+  Victims victims(*policy_, worth_, candidates, now_unix_ms());
+  while (gone < at_most) {
+    const CheckpointRecord* victim = victims.worst();
+    if (victim == nullptr) break;
     // Beyond what must go, a large state is not thrown away for the sake of a round number.
-    const std::uint64_t bytes = (*victim)->bytes;
-    if (gone >= at_least && gone + bytes > at_most) break;
-    gone += bytes;
-    candidates.erase(victim);
-    condemn(*chosen, RemovalReason::evicted);
+    if (gone >= at_least && gone + victim->bytes > at_most) break;
+    gone += victim->bytes;
+    victims.take();
+    condemn(victim->id, RemovalReason::evicted);
   }
   return gone >= at_least;
 }

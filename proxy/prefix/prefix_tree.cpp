@@ -77,15 +77,19 @@ Tokens PrefixTree::edge_tokens(NodeId node) const {
   return tokens;
 }
 
-Tokens PrefixTree::latest_continuation(NodeId node, Token except, std::size_t count) const {
-  const Node* latest = nullptr;
+NodeId PrefixTree::latest_child(NodeId node, NodeId except) const {
+  NodeId latest = kNone;
   for (NodeId id = at(node).first_child; id != kNone; id = at(id).next_sibling) {
-    const Node& child = at(id);
-    if (first_token(child) != except && (latest == nullptr || child.last_use_ms > latest->last_use_ms)) latest = &child;
+    if (id != except && (latest == kNone || at(id).last_use_ms > at(latest).last_use_ms)) latest = id;
   }
-  if (latest == nullptr) return {};
-  Tokens tokens(std::min<std::size_t>(latest->edge_length, count));
-  arena_.read(latest->edge_offset, static_cast<std::uint32_t>(tokens.size()), tokens.data());
+  return latest;
+}
+
+Tokens PrefixTree::latest_continuation(NodeId node, Token except, std::size_t count) const {
+  const NodeId latest = latest_child(node, find_child(node, except));
+  if (latest == kNone) return {};
+  Tokens tokens(std::min<std::size_t>(at(latest).edge_length, count));
+  arena_.read(at(latest).edge_offset, static_cast<std::uint32_t>(tokens.size()), tokens.data());
   return tokens;
 }
 

@@ -82,6 +82,8 @@ class PrefixTree {
   std::uint32_t marks_in_subtree(NodeId node) const { return at(node).subtree_marks; }
   Tokens edge_tokens(NodeId node) const;
   Tokens tokens_to(NodeId node) const;                             // the whole path
+  // The child last used other than `except`; kNone when there is none. O(children).
+  NodeId latest_child(NodeId node, NodeId except) const;
   // How the child last used goes on that does not begin with `except`: at most `count` tokens of its edge.
   Tokens latest_continuation(NodeId node, Token except, std::size_t count) const;
   Tokens tokens_to(NodeId node, std::uint32_t end_tokens) const;   // cut at a depth <= end of the node

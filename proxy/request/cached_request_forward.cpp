@@ -178,6 +178,9 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
   state.known = prompt_;
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
+  if (backend_.catalogue() != nullptr && timings->predicted_n > 0) {
+    backend_.catalogue()->answered(backend_.name_space(), prompt_, static_cast<std::uint32_t>(timings->predicted_n));
+  }
   state.name_space = static_cast<std::int64_t>(backend_.name_space());
   // A conversation that has gone on once goes on again.
   constexpr double conversation = 0.95;

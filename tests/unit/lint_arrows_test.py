@@ -2,7 +2,7 @@
 """Checks proxy/'s sources against the rules that no compiler knows. Exits non-zero and names each line that breaks one.
 
  * The arrows: base <- prefix <- plan <- (checkpoint, backend, slots) <- request <- http <- main; observe stands on base and
-   may be used from request upwards.
+   may be used from request upwards; simulate stands on checkpoint and is used by main.
  * A header begins with a comment sentence that says what it is for.
  * A file of more than 500 lines says why in the comment at its head ("Long: ...").
  * What a folder includes of itself and others is named by its path from proxy/, so that this check sees it.
@@ -24,6 +24,7 @@ BELOW = {
     "slots": {"base", "prefix", "plan"},
     "observe": {"base"},
     "request": {"base", "prefix", "plan", "checkpoint", "backend", "slots", "observe"},
+    "simulate": {"base", "prefix", "plan", "checkpoint"},
     "http": {"base", "prefix", "plan", "checkpoint", "backend", "slots", "observe", "request"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')

@@ -1,0 +1,164 @@
+#include "simulate/trace.hpp"
+
+#include <fmt/format.h>
+#include <simdjson.h>
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+
+namespace cairn {
+
+namespace {
+
+namespace dom = simdjson::dom;
+
+constexpr std::uint32_t mooncake_block = 512;
+
+// One file's lines or session, appended to the trace. Block ids mean nothing in another file: each gets a number of its own.
+class FileReader {
+ public:
+  FileReader(const std::string& path, Trace& trace, Token& next_block) : path_(path), trace_(trace), next_block_(next_block) {}
+
+  Result<void> read() {
+    simdjson::padded_string text;
+    if (const auto failed = simdjson::padded_string::load(path_).get(text)) {
+      return disk_error(ErrorCode::io, fmt::format("{}: {}", path_, simdjson::error_message(failed)));
+    }
+    const std::string_view all = text;
+    // A line that is a document by itself: JSON lines. Otherwise the file is one document.
+    std::size_t begin = 0;
+    dom::element document;
+    for (std::size_t number = 1; begin < all.size(); ++number) {
+      const std::size_t end = std::min(all.find('\n', begin), all.size());
+      const std::string_view line = all.substr(begin, end - begin);
+      begin = end + 1;
+      if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+      // What follows the line is at hand: the text is padded at its end.
+      if (parser_.parse(line.data(), line.size(), false).get(document)) {
+        if (number > 1 && trace_.requests.size() > first_request_) return wrong(fmt::format("line {} is no JSON", number));
+        if (parser_.parse(text).get(document)) return wrong("neither JSON nor lines of it");
+        return take(document);
+      }
+      Result<void> taken = take(document);
+      if (!taken) return wrong(fmt::format("line {}: {}", number, taken.error().context));
+    }
+    return {};
+  }
+
+ private:
+  Error wrong(std::string what) const {
+    Error error = internal_error(fmt::format("{}: {}", path_, what));
+    error.code = ErrorCode::invalid;
+    return error;
+  }
+
+  Result<void> take(const dom::element& document) {
+    dom::array nested, ids;
+    std::string_view text;
+    if (!document["requests"].get(nested)) {
+      std::uint64_t block = 0;
+      if (document["block_size"].get(block) || block == 0) return wrong("a session without block_size");
+      return session(nested, static_cast<std::uint32_t>(block));
+    }
+    double at = 0;
+    if (document["timestamp"].get(at)) return wrong("neither timestamp nor requests");
+    if (!document["hash_ids"].get(ids)) {
+      std::uint64_t prompt = 0, answer = 0;
+      if (document["input_length"].get(prompt)) return wrong("no input_length");
+      (void)document["output_length"].get(answer);
+      return add(at / 1000, prompt, answer, ids, mooncake_block);
+    }
+    if (document["input"].get(text)) return wrong("neither hash_ids nor input");
+    std::string_view answer;
+    (void)document["output"].get(answer);
+    return add_text(at / 1e6, text, answer);
+  }
+
+  Result<void> session(const dom::array& requests, std::uint32_t block) {
+    for (const dom::element request : requests) {
+      dom::array nested, ids;
+      if (!request["requests"].get(nested)) {  // a sub-agent: same ids, same clock
+        Result<void> taken = session(nested, block);
+        if (!taken) return taken;
+        continue;
+      }
+      double at = 0;
+      std::uint64_t prompt = 0, answer = 0;
+      if (request["t"].get(at) || request["in"].get(prompt) || request["hash_ids"].get(ids)) return wrong("a request without t, in or hash_ids");
+      (void)request["out"].get(answer);
+      Result<void> taken = add(at, prompt, answer, ids, block);
+      if (!taken) return taken;
+    }
+    return {};
+  }
+
+  Result<void> add(double at_s, std::uint64_t prompt, std::uint64_t answer, const dom::array& ids, std::uint32_t block) {
+    Result<void> begun = begin(at_s, prompt, answer, block);
+    if (!begun) return begun;
+    for (const dom::element id : ids) {
+      std::uint64_t value = 0;
+      if (id.get(value)) return wrong("a hash id is no number");
+      const auto [at, is_new] = numbers_.try_emplace(value, next_block_);
+      if (is_new) ++next_block_;
+      trace_.blocks.push_back(at->second);
+    }
+    return end();
+  }
+
+  Result<void> add_text(double at_s, std::string_view prompt, std::string_view answer) {
+    constexpr std::size_t token_bytes = sizeof(Token);
+    Result<void> begun = begin(at_s, prompt.size() / token_bytes, answer.size() / token_bytes, 1);
+    if (!begun) return begun;
+    const std::size_t tokens = prompt.size() / token_bytes;
+    const std::size_t old = trace_.blocks.size();
+    trace_.blocks.resize(old + tokens);
+    std::memcpy(trace_.blocks.data() + old, prompt.data(), tokens * token_bytes);
+    return end();
+  }
+
+  Result<void> begin(double at_s, std::uint64_t prompt, std::uint64_t answer, std::uint32_t block) {
+    if (trace_.block_tokens == 0) trace_.block_tokens = block;
+    if (trace_.block_tokens != block) {
+      return wrong(fmt::format("blocks of {} tokens, others of {}: simulate them one after the other", block, trace_.block_tokens));
+    }
+    constexpr std::uint64_t longest = 1 << 30;
+    if (prompt > longest || answer > longest) return wrong("a prompt of more than 2^30 tokens");
+    trace_.requests.push_back(TraceRequest{at_s, static_cast<std::uint32_t>(prompt), static_cast<std::uint32_t>(answer), trace_.blocks.size(), 0});
+    return {};
+  }
+
+  Result<void> end() {
+    TraceRequest& request = trace_.requests.back();
+    request.blocks = static_cast<std::uint32_t>(trace_.blocks.size() - request.first_block);
+    return {};
+  }
+
+  const std::string& path_;
+  Trace& trace_;
+  Token& next_block_;
+  std::size_t first_request_ = trace_.requests.size();
+  std::unordered_map<std::uint64_t, Token> numbers_;
+  dom::parser parser_;
+};
+
+}  // namespace
+
+Result<Trace> read_traces(const std::vector<std::string>& paths) {
+  Trace trace;
+  Token next_block = 0;
+  for (const std::string& path : paths) {
+    FileReader reader(path, trace, next_block);
+    Result<void> read = reader.read();
+    if (!read) return read.error();
+  }
+  const auto earlier = [](const TraceRequest& a, const TraceRequest& b) { return a.at_s < b.at_s; };
+  std::stable_sort(trace.requests.begin(), trace.requests.end(), earlier);
+  if (!trace.requests.empty()) {
+    const double first_s = trace.requests.front().at_s;
+    for (TraceRequest& request : trace.requests) request.at_s -= first_s;
+  }
+  return trace;
+}
+
+}  // namespace cairn
