@@ -1,4 +1,4 @@
-// The command line: `cairn serve`, `cairn check` and the commands about saved states.
+// The command line: `cairn serve`, `cairn check`, the commands about saved states and `cairn simulate`.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -11,6 +11,7 @@
 #include "check.hpp"
 #include "config.hpp"
 #include "serve.hpp"
+#include "simulate_command.hpp"
 #include "store_commands.hpp"
 
 namespace {
@@ -90,11 +91,16 @@ int main(int argc, char** argv) {
   cairn::StoreCommand store_command;
   const std::vector<CLI::App*> store_commands = cairn::add_store_commands(app, store_command);
   for (CLI::App* command : store_commands) add_flags(*command, flags);
+  cairn::SimulateFlags simulation;
+  CLI::App* simulate = app.add_subcommand("simulate", "replay a trace of requests against several budgets: which disk to buy");
+  cairn::add_simulate_flags(*simulate, simulation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;  // --help and --version are no mistakes
   }
+
+  if (simulate->parsed()) return cairn::run_simulate(simulation);
 
   cairn::Result<cairn::Config> config = configuration(flags);
   if (!config) {

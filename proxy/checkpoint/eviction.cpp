@@ -79,6 +79,15 @@ bool Victims::goes_later(const Scored& a, const Scored& b) {
   return a.record->id > b.record->id;
 }
 
+std::uint64_t Victims::bytes_below(const CheckpointRecord& incoming) const {
+  const Scored own = scored(incoming);
+  std::uint64_t bytes = 0;
+  for (const Scored& candidate : heap_) {
+    if (goes_later(own, candidate)) bytes += candidate.record->bytes;
+  }
+  return bytes;
+}
+
 const CheckpointRecord* Victims::worst() {
   while (!heap_.empty()) {
     const Scored now = scored(*heap_.front().record);

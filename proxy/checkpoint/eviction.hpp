@@ -82,6 +82,8 @@ class Victims {
   // All references must outlive it. `worth` may be empty: nothing is known.
   Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const CheckpointRecord* const> candidates,
           std::int64_t now_unix_ms);
+  // Bytes of those that are worth less than this one, which is no candidate: more than these are not given up for it.
+  std::uint64_t bytes_below(const CheckpointRecord& incoming) const;
   // nullptr when none is left.
   const CheckpointRecord* worst();
   // The worst one goes: tells the policy. The caller removes it from the tree before he asks for the next.

@@ -149,36 +149,45 @@ class Replay {
       ++result_.superseded;
     }
     record.uses = uses;
-    make_room(record.bytes);
-
     record.id = static_cast<CheckpointId>(++last_id_);
     for (const std::uint32_t position : positions) {
       tree_.attach(leaf, position, mark_of(record.id), position == blocks ? MarkKind::end : MarkKind::inside);
     }
     bytes_ += record.bytes;
-    result_.written_bytes += record.bytes;
-    ++result_.saves;
     const CheckpointId id = record.id;
+    const std::uint64_t bytes = record.bytes;
     held_.emplace(id, Held{std::move(record), leaf, std::move(positions)});
+    if (!make_room(id)) return;
+    result_.written_bytes += bytes;
+    ++result_.saves;
   }
 
-  void make_room(std::uint64_t incoming) {
-    if (options_.budget_bytes == 0 || bytes_ + incoming <= options_.budget_bytes) return;
-    const std::uint64_t at_least = bytes_ + incoming - options_.budget_bytes;
+  // False: what is to be saved is worth the least itself, and is not saved.
+  bool make_room(CheckpointId incoming) {
+    if (options_.budget_bytes == 0 || bytes_ <= options_.budget_bytes) return true;
+    const std::uint64_t at_least = bytes_ - options_.budget_bytes;
     const auto low = static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes));
-    const std::uint64_t at_most = bytes_ + incoming - std::min(low, bytes_ + incoming);
+    const std::uint64_t at_most = bytes_ - std::min(low, bytes_);
     std::vector<const CheckpointRecord*> candidates;
     candidates.reserve(held_.size());
-    for (const auto& [id, held] : held_) candidates.push_back(&held.record);
+    for (const auto& [id, held] : held_) {
+      if (id != incoming) candidates.push_back(&held.record);
+    }
     Victims victims(policy_, worth_, candidates, now_ms());
+    if (victims.bytes_below(held_.at(incoming).record) < at_least) {
+      remove(incoming);
+      return false;
+    }
     for (std::uint64_t gone = 0; gone < at_most;) {
       const CheckpointRecord* victim = victims.worst();
       if (victim == nullptr || (gone >= at_least && gone + victim->bytes > at_most)) break;
+      const CheckpointId id = victim->id;
       gone += victim->bytes;
       victims.take();
+      remove(id);
       ++result_.evictions;
-      remove(victim->id);
     }
+    return true;
   }
 
   void remove(CheckpointId id) {
