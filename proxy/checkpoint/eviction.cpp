@@ -12,6 +12,13 @@ double idle_ms(const CheckpointRecord& record, std::int64_t now_unix_ms) {
 double bytes_of(const CheckpointRecord& record) { return static_cast<double>(std::max<std::uint64_t>(1, record.bytes)); }
 double efficiency(const CheckpointRecord& record) { return record.cost_to_recompute_s / bytes_of(record); }
 
+// Where nobody knows better: all of it, by its uses, less and less often the longer nobody came.
+StateWorth worth_by_record(const CheckpointRecord& record, std::int64_t now_unix_ms) {
+  constexpr double hour_ms = 3.6e6;
+  const double uses_per_s = static_cast<double>(1 + record.uses) * 1000 / (hour_ms + idle_ms(record, now_unix_ms));
+  return StateWorth{.tokens_per_s = static_cast<double>(std::max(1U, record.token_count)) * uses_per_s};
+}
+
 }  // namespace
 
 double ValuePolicy::score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t) {
@@ -69,7 +76,7 @@ Victims::Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const C
 }
 
 Victims::Scored Victims::scored(const CheckpointRecord& record) const {
-  return Scored{policy_.score(record, worth_ ? worth_(record) : StateWorth{}, now_unix_ms_), &record};
+  return Scored{policy_.score(record, worth_ ? worth_(record) : worth_by_record(record, now_unix_ms_), now_unix_ms_), &record};
 }
 
 // Among equals the one unused longest, then the oldest: a deterministic choice.

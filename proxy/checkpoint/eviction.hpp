@@ -79,7 +79,7 @@ std::unique_ptr<EvictionPolicy> make_policy(std::string_view name);
 // beside a better state is worth something once that is gone.
 class Victims {
  public:
-  // All references must outlive it. `worth` may be empty: nothing is known.
+  // All references must outlive it. `worth` may be empty: judged by its record alone.
   Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const CheckpointRecord* const> candidates,
           std::int64_t now_unix_ms);
   // Bytes of those that are worth less than this one, which is no candidate: more than these are not given up for it.

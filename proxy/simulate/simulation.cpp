@@ -99,7 +99,8 @@ class Replay {
     const auto held = held_.find(found.id);
     if (found.usable > 0 && held != held_.end()) {
       option.checkpoint = static_cast<std::int64_t>(found.id);
-      option.usable = std::min<std::uint32_t>(found.usable * trace_.block_tokens, request.prompt_tokens);
+      // One token is always computed.
+      option.usable = std::min(found.usable * trace_.block_tokens, std::max(request.prompt_tokens, 1U) - 1);
       option.bytes = static_cast<double>(held->second.record.bytes);
       input.restores = {&option, 1};
     }

@@ -1,0 +1,98 @@
+#include "checkpoint/eviction.hpp"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+namespace cairn {
+namespace {
+
+CheckpointRecord state(int id, std::uint64_t bytes, double cost_s, std::int64_t used_ms, std::uint64_t uses = 0) {
+  CheckpointRecord record;
+  record.id = static_cast<CheckpointId>(id);
+  record.token_count = 1000;
+  record.bytes = bytes;
+  record.cost_to_recompute_s = cost_s;
+  record.last_used_unix_ms = used_ms;
+  record.uses = uses;
+  return record;
+}
+
+struct Case {
+  const char* what;
+  const char* policy;
+  CheckpointRecord first, second;
+  StateWorth first_worth, second_worth;
+  int goes;
+};
+
+TEST(EvictionPolicies, WhoGoes) {
+  const StateWorth some{.tokens_per_s = 10};
+  const Case cases[] = {
+      {"unused longest", "lru", state(1, 10, 9, 100, 9), state(2, 10, 1, 200), some, some, 1},
+      {"least seconds a byte", "gdsf", state(1, 10, 1, 200), state(2, 10, 5, 100), some, some, 1},
+      {"fewer uses", "gdsf", state(1, 10, 5, 100, 3), state(2, 10, 5, 200, 0), some, some, 2},
+      {"old and cheap", "marconi", state(1, 10, 1, 100), state(2, 10, 5, 200), some, some, 1},
+      {"what others branch from stays", "marconi", state(1, 10, 1, 100), state(2, 10, 5, 200), {.tokens_per_s = 1, .branched_from = true}, some, 2},
+      {"spares less", "value", state(1, 10, 5, 200), state(2, 10, 5, 100), {.tokens_per_s = 1}, some, 1},
+      {"as much for more bytes", "value", state(1, 10, 5, 100), state(2, 99, 5, 200), some, some, 2},
+      {"cheap to compute", "value", state(1, 10, 5, 100), state(2, 10, 1, 200), some, some, 2},
+      {"useless beside another", "value", state(1, 10, 500, 900, 50), state(2, 99, 5, 100), {}, some, 1},
+      {"equal: unused longest", "value", state(1, 10, 5, 200), state(2, 10, 5, 100), some, some, 2},
+      {"equal: oldest", "value", state(1, 10, 5, 100), state(2, 10, 5, 100), some, some, 1},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(std::string{c.policy} + ": " + c.what);
+    const auto policy = make_policy(c.policy);
+    const WorthOf worth = [&](const CheckpointRecord& record) { return record.id == c.first.id ? c.first_worth : c.second_worth; };
+    const CheckpointRecord* candidates[] = {&c.first, &c.second};
+    Victims victims(*policy, worth, candidates, 1000);
+    ASSERT_NE(victims.worst(), nullptr);
+    EXPECT_EQ(static_cast<int>(victims.worst()->id), c.goes);
+    victims.take();
+    EXPECT_NE(static_cast<int>(victims.worst()->id), c.goes);
+    victims.take();
+    EXPECT_EQ(victims.worst(), nullptr);
+  }
+}
+
+TEST(EvictionPolicies, GdsfForgetsOldMeritsAsItsFloorRises) {
+  GdsfPolicy policy;
+  const CheckpointRecord old = state(1, 10, 40, 0);
+  EXPECT_GT(policy.score(old, {}, 0), policy.score(state(2, 10, 20, 0), {}, 0));
+  policy.evicted(state(3, 10, 30, 0), 5.0);
+  EXPECT_LT(policy.score(old, {}, 0), policy.score(state(4, 10, 20, 0), {}, 0));
+  // Used again, it stands on the new floor.
+  EXPECT_GT(policy.score(state(1, 10, 40, 0, 1), {}, 0), policy.score(state(4, 10, 20, 0), {}, 0));
+}
+
+TEST(EvictionPolicies, UnknownNamesAreNone) { EXPECT_EQ(make_policy("fifo"), nullptr); }
+
+TEST(Victims, AStateIsWorthMoreOnceItsTwinIsGone) {
+  const CheckpointRecord one = state(1, 10, 5, 100), two = state(2, 10, 5, 200), other = state(3, 10, 5, 300);
+  std::map<int, bool> gone;
+  const WorthOf worth = [&](const CheckpointRecord& record) {
+    const int id = static_cast<int>(record.id);
+    if (id == 3) return StateWorth{.tokens_per_s = 1};
+    return StateWorth{.tokens_per_s = gone[1] || gone[2] ? 5.0 : 0.0};
+  };
+  ValuePolicy policy;
+  const CheckpointRecord* candidates[] = {&one, &two, &other};
+  Victims victims(policy, worth, candidates, 1000);
+  ASSERT_EQ(victims.worst(), &one);
+  victims.take();
+  gone[1] = true;
+  EXPECT_EQ(victims.worst(), &other);
+}
+
+TEST(Victims, NothingOfMoreValueIsGivenUpForAnIncomingState) {
+  const CheckpointRecord poor = state(1, 10, 5, 100), rich = state(2, 70, 500, 100), incoming = state(3, 10, 20, 100);
+  const WorthOf worth = [](const CheckpointRecord&) { return StateWorth{.tokens_per_s = 1}; };
+  ValuePolicy policy;
+  const CheckpointRecord* candidates[] = {&poor, &rich};
+  const Victims victims(policy, worth, candidates, 1000);
+  EXPECT_EQ(victims.bytes_below(incoming), 10u);
+}
+
+}  // namespace
+}  // namespace cairn

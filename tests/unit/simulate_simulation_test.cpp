@@ -1,0 +1,228 @@
+#include "simulate/simulation.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <iostream>
+#include <random>
+#include <set>
+
+#include "simulate/report.hpp"
+
+namespace cairn {
+namespace {
+
+constexpr std::uint32_t block = 10;
+
+void add(Trace& trace, double at_s, const Tokens& blocks) {
+  trace.block_tokens = block;
+  trace.requests.push_back(TraceRequest{at_s, static_cast<std::uint32_t>(blocks.size()) * block, 1, trace.blocks.size(), static_cast<std::uint32_t>(blocks.size())});
+  trace.blocks.insert(trace.blocks.end(), blocks.begin(), blocks.end());
+}
+
+// Prompts that repeat, go on from, or leave earlier ones; a second apart, so that no two uses tie.
+Trace random_trace(std::mt19937& random, int requests) {
+  Trace trace;
+  std::vector<Tokens> known;
+  for (int i = 0; i < requests; ++i) {
+    Tokens prompt;
+    if (!known.empty() && random() % 4 != 0) {
+      prompt = known[known.size() - 1 - random() % std::min<std::size_t>(known.size(), 8)];
+      prompt.resize(random() % (prompt.size() + 1));
+    }
+    const std::size_t more = prompt.empty() ? 1 + random() % 6 : random() % 6;
+    for (std::size_t k = 0; k < more; ++k) prompt.push_back(static_cast<Token>(random() % 3));
+    if (prompt.empty()) prompt.push_back(7);
+    known.push_back(prompt);
+    add(trace, i, prompt);
+  }
+  return trace;
+}
+
+// The same by brute force: whole states as sequences, least recently used.
+struct NaiveLru {
+  struct State {
+    Tokens tokens;
+    double used_s = 0;
+    int id = 0;
+  };
+  MemoryKind kind;
+  double bytes_a_state, bytes_a_token;
+  std::uint64_t budget;
+  std::vector<State> states;
+  std::uint64_t reused = 0, evictions = 0;
+  int last_id = 0;
+
+  std::uint64_t bytes_of(const State& state) const { return static_cast<std::uint64_t>(state.tokens.size() * block * bytes_a_token + bytes_a_state); }
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (const State& state : states) sum += bytes_of(state);
+    return sum;
+  }
+  static bool covers(const State& longer, const State& shorter) { return common_prefix(longer.tokens, shorter.tokens) == shorter.tokens.size(); }
+
+  // What it may reuse; which of equal states is used decides what goes later, so the simulation's choice is not predicted
+  // where states tie: only kinds whose best state is unique are compared after evictions.
+  std::uint32_t usable(TokenSpan prompt) const {
+    std::size_t best = 0;
+    for (const State& state : states) {
+      const std::size_t common = common_prefix(state.tokens, prompt);
+      if (kind == MemoryKind::truncatable || common == state.tokens.size()) best = std::max(best, common);
+    }
+    return static_cast<std::uint32_t>(best);
+  }
+  void step(TokenSpan prompt, double now_s) {
+    const std::uint32_t tokens = usable(prompt) * block;
+    reused += std::min(tokens, static_cast<std::uint32_t>(prompt.size()) * block - 1);
+    for (State& state : states) {
+      if (kind == MemoryKind::exact && tokens > 0 && state.tokens.size() * block == tokens && common_prefix(state.tokens, prompt) == state.tokens.size()) state.used_s = now_s;
+    }
+    State fresh{Tokens(prompt.begin(), prompt.end()), now_s, ++last_id};
+    if (budget > 0 && bytes_of(fresh) > budget) return;
+    for (const State& state : states) {
+      if (state.tokens == fresh.tokens) return;
+    }
+    if (kind == MemoryKind::truncatable) {
+      std::erase_if(states, [&](const State& state) { return covers(fresh, state); });
+    }
+    states.push_back(fresh);
+    while (budget > 0 && bytes() > budget) {
+      const auto oldest = std::min_element(states.begin(), states.end(), [](const State& a, const State& b) {
+        return a.used_s != b.used_s ? a.used_s < b.used_s : a.id < b.id;
+      });
+      states.erase(oldest);
+      ++evictions;
+    }
+  }
+};
+
+SimulationOptions options_of(MemoryKind kind, std::uint64_t budget) {
+  SimulationOptions options;
+  options.profile.kind = kind;
+  options.profile.bytes_a_token = 10;
+  options.profile.bytes_a_state = 300;
+  options.profile.prefill_tokens_per_s = 1;
+  options.profile.restore_bytes_per_s = 1e12;
+  options.budget_bytes = budget;
+  return options;
+}
+
+TEST(Simulation, AgreesWithANaiveModelOnRandomTraces) {
+  const auto seed = std::random_device{}();
+  std::cout << "seed " << seed << '\n';
+  std::mt19937 random(seed);
+  for (int round = 0; round < 60; ++round) {
+    const Trace trace = random_trace(random, 150);
+    for (const MemoryKind kind : {MemoryKind::truncatable, MemoryKind::exact}) {
+      // Unbounded for states that can be cut: of equal ones either may be touched.
+      const std::uint64_t budget = kind == MemoryKind::exact ? 1500 + random() % 4000 : 0;
+      NaiveLru model{.kind = kind, .bytes_a_state = 300, .bytes_a_token = 10, .budget = budget};
+      for (const TraceRequest& request : trace.requests) model.step(trace.prompt(request), request.at_s);
+      LruPolicy lru;
+      const SimulationResult result = simulate(trace, options_of(kind, budget), lru);
+      ASSERT_EQ(result.reused_tokens, model.reused) << "round " << round << ' ' << to_string(kind);
+      ASSERT_EQ(result.evictions, model.evictions) << "round " << round << ' ' << to_string(kind);
+      ASSERT_EQ(result.held_bytes, model.bytes()) << "round " << round << ' ' << to_string(kind);
+    }
+  }
+}
+
+TEST(Simulation, NoPolicyExceedsItsBudgetOrTheUnboundedCache) {
+  const auto seed = std::random_device{}();
+  std::cout << "seed " << seed << '\n';
+  std::mt19937 random(seed);
+  const Trace trace = random_trace(random, 600);
+  for (const char* name : {"value", "lru", "gdsf", "marconi"}) {
+    for (const MemoryKind kind : {MemoryKind::truncatable, MemoryKind::checkpointed, MemoryKind::exact}) {
+      SCOPED_TRACE(std::string{name} + " " + std::string{to_string(kind)});
+      SimulationOptions options = options_of(kind, 0);
+      options.profile.interval_tokens = 2 * block;
+      const SimulationResult all = simulate(trace, options, *make_policy(name));
+      EXPECT_EQ(all.evictions, 0u);
+      for (const std::uint64_t budget : {1200u, 4000u, 12000u}) {
+        options.budget_bytes = budget;
+        options.low_water = 0.9;
+        const SimulationResult result = simulate(trace, options, *make_policy(name));
+        EXPECT_LE(result.held_bytes, budget);
+        EXPECT_LE(result.reused_tokens, all.reused_tokens);
+        EXPECT_EQ(result.prompt_tokens, all.prompt_tokens);
+        EXPECT_NEAR(result.computed_s, static_cast<double>(result.prompt_tokens - result.reused_tokens), 1e-3 * all.cold_s);
+      }
+    }
+  }
+}
+
+// One conversation in a stream of prompts that never come back, in room for two states.
+TEST(Simulation, PromptsThatNeverReturnDoNotDriveOutAConversation) {
+  Trace trace;
+  Tokens chat(30, 1);
+  Token fresh = 100;
+  for (int turn = 0; turn < 60; ++turn) {
+    add(trace, turn * 10, chat);
+    chat.push_back(2);
+    for (int other = 0; other < 3; ++other) add(trace, turn * 10 + 1 + other, Tokens(80, fresh++));
+  }
+  SimulationOptions options = options_of(MemoryKind::truncatable, 2 * (90 * block * 10 + 300));
+  ValuePolicy value;
+  LruPolicy lru;
+  const double learned = simulate(trace, options, value).hit_rate();
+  EXPECT_GT(learned, 2 * simulate(trace, options, lru).hit_rate());
+}
+
+TEST(Simulation, WhatIsDearerToRestoreIsComputed) {
+  Trace trace;
+  add(trace, 0, Tokens(10, 1));
+  add(trace, 1, Tokens(10, 1));
+  SimulationOptions options = options_of(MemoryKind::truncatable, 0);
+  options.profile.restore_bytes_per_s = 1;  // 1,300 s for what takes 100 to compute
+  LruPolicy lru;
+  EXPECT_EQ(simulate(trace, options, lru).reused_tokens, 0u);
+}
+
+TEST(Simulation, CheckpointedStatesServeTheirResumePoints) {
+  Trace trace;
+  Tokens prompt{1, 2, 3, 4, 5, 6, 7, 8};
+  add(trace, 0, prompt);
+  prompt[5] = 99;  // shares five blocks
+  add(trace, 1, prompt);
+  SimulationOptions options = options_of(MemoryKind::checkpointed, 0);
+  options.profile.interval_tokens = 2 * block;
+  LruPolicy lru;
+  EXPECT_EQ(simulate(trace, options, lru).reused_tokens, 4 * block);
+  options.profile.interval_tokens = 0;
+  EXPECT_EQ(simulate(trace, options, lru).reused_tokens, 0u);
+}
+
+TEST(ModelProfiles, NamesAndKeys) {
+  EXPECT_EQ(parse_profile("dense-3b-h100")->bytes_a_token, 115e3);
+  const auto made = parse_profile("kind=exact,bytes_a_token=100,prefill_tokens_per_s=5");
+  ASSERT_TRUE(made);
+  EXPECT_EQ(made->kind, MemoryKind::exact);
+  EXPECT_EQ(made->bytes_a_token, 100);
+  EXPECT_EQ(made->bytes_a_state, ModelProfile{}.bytes_a_state);
+  for (const char* bad : {"nonsense", "kind=soft", "bytes_a_token=", "bytes_a_token=1x", "prefill_tokens_per_s=0", "colour=1", "bytes_a_state=-1"}) {
+    EXPECT_FALSE(parse_profile(bad)) << bad;
+  }
+}
+
+TEST(SimulationReports, TableJsonAndChartSayTheSame) {
+  Trace trace;
+  add(trace, 0, Tokens(10, 1));
+  add(trace, 1, Tokens(10, 1));
+  LruPolicy lru;
+  SimulationReport report;
+  report.distinct_tokens = distinct_tokens(trace);
+  EXPECT_EQ(report.distinct_tokens, 100u);
+  report.unbounded = simulate(trace, options_of(MemoryKind::truncatable, 0), lru);
+  report.runs.push_back({"lru", 5000, simulate(trace, options_of(MemoryKind::truncatable, 5000), lru)});
+  EXPECT_THAT(to_table(report), testing::HasSubstr("0.495"));  // one token of the second prompt is computed
+  EXPECT_THAT(to_json(report), testing::HasSubstr(R"("hit_rate":0.495000)"));
+  const std::string chart = to_svg(report, "a < b");
+  EXPECT_THAT(chart, testing::HasSubstr("a &lt; b"));
+  EXPECT_THAT(chart, testing::HasSubstr("<polyline"));
+  EXPECT_THAT(chart, testing::EndsWith("</svg>\n"));
+}
+
+}  // namespace
+}  // namespace cairn

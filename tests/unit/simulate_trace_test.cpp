@@ -1,0 +1,97 @@
+#include "simulate/trace.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace cairn {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class TraceFiles : public testing::Test {
+ protected:
+  std::string file(const std::string& name, const std::string& text) {
+    const std::filesystem::path path = folder_ / name;
+    std::ofstream(path) << text;
+    return path.string();
+  }
+  static Tokens blocks(const Trace& trace, std::size_t request) {
+    const TokenSpan span = trace.prompt(trace.requests[request]);
+    return {span.begin(), span.end()};
+  }
+  void SetUp() override {
+    folder_ = std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::filesystem::path folder_;
+};
+
+TEST_F(TraceFiles, MooncakesLines) {
+  const auto trace = read_traces({file("a.jsonl", R"({"timestamp": 2000, "input_length": 600, "output_length": 7, "hash_ids": [5, 9]}
+{"timestamp": 1000, "input_length": 512, "output_length": 1, "hash_ids": [5]}
+)")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->block_tokens, 512u);
+  ASSERT_EQ(trace->requests.size(), 2u);
+  EXPECT_EQ(trace->requests[0].at_s, 0);
+  EXPECT_EQ(trace->requests[1].at_s, 1);
+  EXPECT_EQ(trace->requests[1].prompt_tokens, 600u);
+  EXPECT_EQ(trace->requests[1].answer_tokens, 7u);
+  EXPECT_EQ(blocks(*trace, 0).front(), blocks(*trace, 1).front());
+}
+
+TEST_F(TraceFiles, SessionsWithSubAgentsAndIdsOfTheirOwn) {
+  const std::string session = R"({"block_size": 64, "requests": [
+    {"t": 5.0, "in": 130, "out": 3, "hash_ids": [1, 2]},
+    {"t": 1.0, "type": "subagent", "requests": [{"t": 2.0, "in": 64, "out": 1, "hash_ids": [1]}]}]})";
+  const auto trace = read_traces({file("a.json", session), file("b.json", session)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->block_tokens, 64u);
+  ASSERT_EQ(trace->requests.size(), 4u);
+  EXPECT_EQ(blocks(*trace, 0).size(), 1u);
+  EXPECT_EQ(blocks(*trace, 0)[0], blocks(*trace, 2)[0]);  // the sub-agent shares its parent's blocks
+  EXPECT_NE(blocks(*trace, 0)[0], blocks(*trace, 1)[0]);  // another session does not
+}
+
+TEST_F(TraceFiles, TextIsFourBytesAToken) {
+  const auto trace = read_traces({file("a.jsonl", R"({"timestamp": 3000000, "input": "abcdefgh!", "output": "1234", "session_id": "x"}
+{"timestamp": 1000000, "input": "abcdXXXX", "output": "", "session_id": "x"})")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->block_tokens, 1u);
+  EXPECT_EQ(trace->requests[1].at_s, 2);
+  EXPECT_EQ(trace->requests[1].prompt_tokens, 2u);
+  EXPECT_EQ(blocks(*trace, 0)[0], blocks(*trace, 1)[0]);
+  EXPECT_NE(blocks(*trace, 0)[1], blocks(*trace, 1)[1]);
+}
+
+TEST_F(TraceFiles, WhatIsNoTraceIsSaid) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"hello", "neither JSON"},
+      {R"({"timestamp": 1, "hash_ids": [1]})", "input_length"},
+      {R"({"timestamp": 1, "input_length": 5, "hash_ids": ["x"]})", "no number"},
+      {R"({"requests": []})", "block_size"},
+      {"{\"timestamp\": 1, \"input_length\": 5, \"hash_ids\": [1]}\n{\"timesta", "line 2"},
+  };
+  for (const auto& [text, said] : cases) {
+    const auto trace = read_traces({file("bad", text)});
+    ASSERT_FALSE(trace) << text;
+    EXPECT_EQ(trace.error().code, ErrorCode::invalid);
+    EXPECT_THAT(trace.error().context, HasSubstr(said));
+  }
+  EXPECT_EQ(read_traces({(folder_ / "missing").string()}).error().code, ErrorCode::io);
+}
+
+TEST_F(TraceFiles, BlocksOfDifferentSizesAreNotMixed) {
+  const auto trace = read_traces({file("a.jsonl", R"({"timestamp": 1, "input_length": 5, "hash_ids": [1]})"),
+                                  file("b.json", R"({"block_size": 64, "requests": [{"t": 0, "in": 5, "hash_ids": [1]}]})")});
+  ASSERT_FALSE(trace);
+  EXPECT_THAT(trace.error().context, HasSubstr("blocks of 64"));
+}
+
+}  // namespace
+}  // namespace cairn
