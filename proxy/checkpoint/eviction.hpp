@@ -30,12 +30,15 @@ class EvictionPolicy {
   // The least goes first. Any scale; comparable within a round.
   virtual double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) = 0;
   virtual void evicted(const CheckpointRecord& /*record*/, double /*score*/) {}
+  // Its scores say of a state just made, too, whether it is worth what it would drive out.
+  virtual bool judges_new_states() const { return false; }
 };
 
 // Seconds of recomputation that a byte is expected to spare for each second it is kept. What no other state offers counts
 // alone, so a state that a longer one of its branch makes useless goes at once.
 class ValuePolicy final : public EvictionPolicy {
  public:
+  bool judges_new_states() const override { return true; }
   double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 };
 

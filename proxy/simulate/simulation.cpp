@@ -175,7 +175,7 @@ class Replay {
       if (id != incoming) candidates.push_back(&held.record);
     }
     Victims victims(policy_, worth_, candidates, now_ms());
-    if (victims.bytes_below(held_.at(incoming).record) < at_least) {
+    if (policy_.judges_new_states() && victims.bytes_below(held_.at(incoming).record) < at_least) {
       remove(incoming);
       return false;
     }
