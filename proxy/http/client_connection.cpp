@@ -24,6 +24,9 @@ constexpr std::size_t read_bytes = 16 * 1024;
 constexpr std::size_t ahead_bytes = 64 * 1024;
 // How often a client that has sent more than that ahead is looked at.
 constexpr milliseconds ahead_interval{50};
+// A client that only ended its sending side looks like one that has left. As with llama-server, what is answered at once it
+// still gets; a stream it does not.
+constexpr milliseconds half_closed_grace{100};
 
 std::string name_of(const tcp::socket& socket) {
   boost::system::error_code error;
@@ -125,7 +128,15 @@ Task<void> ClientConnection::watch() {
     }
     watch_waiting_ = false;
     if (watch_stopping_ || closed_) break;
-    if (!look()) {
+    const Peer peer = look();
+    if (peer == Peer::ended) {
+      watch_waiting_ = true;
+      watch_timer_.expires_after(half_closed_grace);
+      co_await watch_timer_.async_wait(asio::bind_cancellation_slot(watch_signal_.slot(), use_tuple));
+      watch_waiting_ = false;
+      if (watch_stopping_ || closed_) break;
+    }
+    if (peer != Peer::there) {
       const auto on_gone = std::exchange(on_gone_, nullptr);
       if (on_gone) on_gone();
       close();  // also ends a write that waits for a reader who will not come back
@@ -135,14 +146,14 @@ Task<void> ClientConnection::watch() {
   watch_ended_.notify_all();
 }
 
-bool ClientConnection::look() {
-  if (input_.size() >= ahead_bytes) return !half_closed();
+ClientConnection::Peer ClientConnection::look() {
+  if (input_.size() >= ahead_bytes) return half_closed() ? Peer::ended : Peer::there;
   const auto room = input_.prepare(read_bytes);
   const auto count = ::recv(socket_.native_handle(), room.data(), room.size(), MSG_DONTWAIT);
-  if (count == 0) return false;
-  if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+  if (count == 0) return Peer::ended;
+  if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? Peer::there : Peer::reset;
   input_.commit(static_cast<std::size_t>(count));
-  return true;
+  return Peer::there;
 }
 
 // An end of the stream that lies behind unread bytes.

@@ -31,8 +31,9 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   // All of the buffers; waits for as long as the client reads nothing. Calls from two coroutines do not mix their bytes.
   ResultTask<void> write(std::vector<boost::asio::const_buffer> buffers);
 
-  // From here until stop_watch() has returned, `on_gone` is called once when the client has ended or reset its side; the
-  // connection is then closed. Requests sent ahead are read into input() meanwhile. No read_more() in between.
+  // From here until stop_watch() has returned, `on_gone` is called once when the client has reset its side, or a tenth of a
+  // second after it has ended it; the connection is then closed. Requests sent ahead are read into input() meanwhile. No
+  // read_more() in between.
   void start_watch(std::function<void()> on_gone);
   Task<void> stop_watch();
 
@@ -45,8 +46,10 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   bool closed() const { return closed_; }
 
  private:
+  enum class Peer { there, ended, reset };
+
   Task<void> watch();
-  bool look();  // false when the client is gone
+  Peer look();
   bool half_closed() const;
   Error failure(const boost::system::error_code& cause, const char* doing) const;
 

@@ -158,6 +158,7 @@ class CachedBackend {
   Upstream& upstream() { return upstream_; }
   SlotTable& slots() { return slots_; }
   Scheduler& scheduler() { return scheduler_; }
+  BlockingPool& pool() { return pool_; }
   CostModel& costs() { return costs_; }
   const CostModel& costs() const { return costs_; }
   Catalogue* catalogue() { return catalogue_; }

@@ -34,7 +34,7 @@ Task<void> CachedRequest::run(PromptForm form) {
   }
   body_ = std::move(*body);
   record_.enter(Step::parse);
-  const CachedBackend::Presence presence(backend_);
+  presence_.emplace(backend_);
   record_.no_cache = co_await understand(form);
   if (record_.no_cache == NoCacheReason::used) {
     co_await serve_cached();
@@ -46,7 +46,7 @@ Task<void> CachedRequest::run(PromptForm form) {
 
 Task<void> CachedRequest::forward_unpinned(const std::string& body) {
   record_.enter(Step::forward);
-  const CachedBackend::Foreign foreign(backend_);
+  foreign_.emplace(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
   Result<StartGate> gate = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!gate) {
@@ -189,7 +189,8 @@ Task<void> CachedRequest::serve_cached() {
     co_await fail(lease.error());
     co_return;
   }
-  slot_ = lease->slot();
+  lease_ = std::move(*lease);
+  slot_ = lease_.slot();
   Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!entered) {
     co_await fail(entered.error());
@@ -228,14 +229,11 @@ Task<void> CachedRequest::serve_cached() {
   backend_.note_task_started(slot_);
   (void)co_await forward(spliced, gate);
   record_.enter(Step::save);
-  backend_.slots().touch(slot_);
-  const SlotState& state = backend_.slots().at(slot_);
-  backend_.note_lease_ended(std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count());
 }
 
 // The backend's own cache should hold what we have not: it chooses the slot, which it then brings back by itself.
 Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
-  const CachedBackend::Foreign foreign(backend_);
+  foreign_.emplace(backend_);
   record_.source = plan_.source;
   record_.plan_reason = plan_.reason;
   record_.planned_tokens = plan_.base;

@@ -48,7 +48,8 @@ class CachedRequest {
   bool knows_the_key() const;
   void find_candidates();
   void plan_again();
-  void account(const std::optional<Timings>& timings, bool whole);
+  void account(const std::optional<Timings>& timings, bool computed);
+  void backend_is_done();
   void account_unpinned(const Timings& timings);
   MissReason explain() const;
   Task<void> fail(const Error& error);
@@ -66,6 +67,9 @@ class CachedRequest {
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;
   int slot_ = -1;
+  std::optional<CachedBackend::Presence> presence_;
+  std::optional<CachedBackend::Foreign> foreign_;
+  Lease lease_;
   std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
   std::uint32_t base_length_ = 0;  // how long that state was
   std::int64_t first_reused_ = -1;  // cache_n of the first task of this request

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -19,11 +20,20 @@ namespace {
 
 class TapForTimings final : public AnswerTap {
  public:
-  void on_bytes(std::span<const char> bytes) override { tail_.on_bytes(bytes); }
+  using OnEnd = std::function<void(const TapForTimings&, bool whole)>;
+  explicit TapForTimings(OnEnd on_end) : on_end_(std::move(on_end)) {}
+  void on_bytes(std::span<const char> bytes) override {
+    seen_bytes_ += bytes.size();
+    tail_.on_bytes(bytes);
+  }
+  void on_end(bool whole) override { on_end_(*this, whole); }
   const TimingsTail& tail() const { return tail_; }
+  std::uint64_t seen_bytes() const { return seen_bytes_; }
 
  private:
+  OnEnd on_end_;
   TimingsTail tail_;
+  std::uint64_t seen_bytes_ = 0;
 };
 
 // The start gate while a request waits for its task to begin. Shared with the coroutine that watches for that, which ends by
@@ -96,11 +106,20 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     const Error error = head.error();
     if (error.code == ErrorCode::refused || error.code == ErrorCode::closed) backend_.suspect_down();
     if (pinned) account(std::nullopt, false);
+    backend_is_done();
     co_await fail(error);
     co_return false;
   }
   record_.enter(Step::relay);
-  TapForTimings tap;
+  const int status = head->status;
+  // However slow the client reads, the slot is free for others once the backend has said all.
+  TapForTimings tap([this, pinned, status](const TapForTimings& seen, bool whole) {
+    // A request that the backend refused has not touched the slot.
+    const bool computed = seen.seen_bytes() > 0 && !parsed_.return_progress && (whole || parsed_.stream);
+    if (pinned && status / 100 == 2) account(seen.tail().timings(), computed);
+    if (!pinned && plan_.source == Source::backend && seen.tail().timings()) account_unpinned(*seen.tail().timings());
+    backend_is_done();
+  });
   EventStreamOptions events;
   events.silence = backend_.options().comment_after;
   std::optional<ContinuedProgress> progress;
@@ -108,7 +127,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     const double earlier_ms = record_.step_s[static_cast<std::size_t>(Step::prefill)] * 1000;
     events.progress = &progress.emplace(first_reused_, static_cast<std::int64_t>(earlier_ms));
   }
-  Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap, events);
+  Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap, events, &backend_.pool());
   exchange.reset();
   record_.status = head->status;
   bool whole = false;
@@ -120,19 +139,27 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     record_.error = to_string(outcome.error());
   }
   if (downstream_.cancel().cancelled()) record_.status = status_client_left;
-  // A request that the backend refused has not touched the slot.
-  if (pinned && head->status / 100 == 2) account(tap.tail().timings(), whole);
-  if (!pinned && plan_.source == Source::backend && tap.tail().timings()) account_unpinned(*tap.tail().timings());
   co_return whole;
 }
 
-// What the slot holds now, and what the answer proves about our beliefs.
-void CachedRequest::account(const std::optional<Timings>& timings, bool whole) {
+// Whatever is held for the backend's sake is given back.
+void CachedRequest::backend_is_done() {
+  if (lease_ && slot_ >= 0) {
+    backend_.slots().touch(slot_);
+    const SlotState& state = backend_.slots().at(slot_);
+    backend_.note_lease_ended(std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count());
+  }
+  foreign_.reset();
+  presence_.reset();
+  lease_.release();
+}
+
+// What the slot holds now, and what the answer proves about our beliefs. `computed`: the prompt was, although there are no timings.
+void CachedRequest::account(const std::optional<Timings>& timings, bool computed) {
   SlotState& state = backend_.slots().at(slot_);
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   if (!timings) {
     // Once there was an answer the prompt had been computed; progress reports come before that.
-    const bool computed = record_.answer_bytes > 0 && !parsed_.return_progress && (whole || parsed_.stream);
     if (computed) {
       state.known = prompt_;
       state.name_space = static_cast<std::int64_t>(backend_.name_space());

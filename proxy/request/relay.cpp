@@ -11,6 +11,7 @@
 #include "backend/async.hpp"
 #include "backend/http_text.hpp"
 #include "base/wakeup.hpp"
+#include "request/answer_spool.hpp"
 
 namespace cairn {
 
@@ -92,15 +93,28 @@ bool is_event_stream(const RequestHead& request, const ResponseHead& head, const
 
 // The body of an answer on its way, and what those know of each other who write it.
 struct BodyState {
-  BodyState(Exchange& from, Downstream& to, AnswerTap* watcher, ContinuedProgress* rewriter,
+  BodyState(Exchange& from, Downstream& to, AnswerTap* watcher, ContinuedProgress* rewriter, BlockingPool* pool,
             const boost::asio::any_io_executor& executor)
-      : exchange(from), downstream(to), tap(watcher), progress(rewriter), ended(executor), comment_written(executor) {}
+      : exchange(from),
+        downstream(to),
+        tap(watcher),
+        progress(rewriter),
+        spool(pool),
+        moved(executor),
+        ended(executor),
+        comment_written(executor) {}
 
   Exchange& exchange;
   Downstream& downstream;
   AnswerTap* tap;
   ContinuedProgress* progress;
   RelayOutcome outcome;
+
+  AnswerSpool spool;
+  Condition moved;  // something was put into the spool, or taken from it
+  bool all_taken = false;
+  bool client_lost = false;
+  std::optional<Error> backend_lost;
 
   Clock::time_point quiet_since = Clock::now();
   char last_sent = '\n';
@@ -131,35 +145,66 @@ ResultTask<void> finish(BodyState& state) {
   co_return co_await state.downstream.finish();
 }
 
-Task<void> relay_body(BodyState& state) {
+// From the backend into the spool.
+Task<void> take_body(BodyState& state) {
   std::vector<char> piece(piece_bytes);
-  Result<void> written;
-  for (;;) {
+  while (!state.client_lost) {
+    if (state.spool.full()) {
+      co_await state.moved.wait();
+      continue;
+    }
     auto count = co_await state.exchange.read_some(piece);
     state.quiet_since = Clock::now();
     std::span<const char> bytes;
     if (count) bytes = std::span<const char>(piece.data(), *count);
     if (state.tap != nullptr && !bytes.empty()) state.tap->on_bytes(bytes);
     if (state.progress != nullptr) bytes = bytes.empty() ? state.progress->rest() : state.progress->on_bytes(bytes);
-    written = co_await send(state, bytes);
-    if (!count) {
-      state.outcome.broken = count.error();
-      state.downstream.abort();
-      state.ended.notify();
-      co_return;
-    }
-    if (!written || *count == 0) break;
+    if (!bytes.empty()) co_await state.spool.put(bytes);
+    if (!count) state.backend_lost = count.error();
+    state.all_taken = !count || *count == 0;
+    if (state.all_taken) break;
+    state.moved.notify_all();
   }
-  if (written) written = co_await finish(state);
-  state.outcome.complete = written.has_value();
+  if (state.tap != nullptr) state.tap->on_end(state.all_taken && !state.backend_lost);
+  state.moved.notify_all();
+}
+
+// From the spool to the client.
+Task<void> give_body(BodyState& state) {
+  std::vector<char> piece(piece_bytes);
+  Result<void> written;
+  while (written) {
+    auto count = co_await state.spool.take(piece);
+    if (!count) {
+      written = count.error();
+      state.downstream.abort();
+    } else if (*count > 0) {
+      state.moved.notify_all();
+      const std::span<const char> bytes(piece.data(), *count);
+      written = co_await send(state, bytes);
+    } else if (!state.all_taken) {
+      co_await state.moved.wait();
+    } else {
+      break;
+    }
+  }
+  if (written && state.backend_lost) {
+    state.outcome.broken = state.backend_lost;
+    state.downstream.abort();
+  } else {
+    if (written) written = co_await finish(state);
+    state.outcome.complete = written.has_value();
+  }
   if (!written) {
     state.outcome.broken = written.error();
+    state.client_lost = true;
     state.exchange.close();
+    state.moved.notify_all();
   }
   state.ended.notify();
 }
 
-// Beside relay_body(), whose pending read is left alone. The timer is set anew once in `silence`, not at each piece.
+// Beside take_body(), whose pending read is left alone. The timer is set anew once in `silence`, not at each piece.
 Task<void> comment_in_silence(BodyState& state, std::chrono::milliseconds silence) {
   constexpr std::string_view comment = ": waiting\n\n";
   while (!state.ended.notified()) {
@@ -183,26 +228,29 @@ Task<void> comment_in_silence(BodyState& state, std::chrono::milliseconds silenc
 }  // namespace
 
 ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head,
-                                      AnswerTap* tap, EventStreamOptions events) {
+                                      AnswerTap* tap, EventStreamOptions events, BlockingPool* spool) {
   using namespace boost::asio::experimental::awaitable_operators;
   const BodyFraming framing = exchange.answer_framing();
   auto written = co_await downstream.write_head(head, framing);
   if (!written) {
     exchange.close();
+    if (tap != nullptr) tap->on_end(false);
     co_return written.error();
   }
   if (!is_event_stream(downstream.head(), head, framing)) events = {};
   auto executor = co_await boost::asio::this_coro::executor;
-  BodyState state(exchange, downstream, tap, events.progress, executor);
+  BodyState state(exchange, downstream, tap, events.progress, spool, executor);
   state.outcome.status = head.status;
+  Task<void> taking = take_body(state);
+  Task<void> giving = give_body(state);
   if (events.silence.count() == 0) {
-    co_await relay_body(state);
+    auto both = std::move(taking) && std::move(giving);
+    co_await std::move(both);
     co_return state.outcome;
   }
-  Task<void> body = relay_body(state);
   Task<void> comments = comment_in_silence(state, events.silence);
-  auto both = std::move(body) && std::move(comments);
-  co_await std::move(both);
+  auto all = std::move(taking) && std::move(giving) && std::move(comments);
+  co_await std::move(all);
   co_return state.outcome;
 }
 

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "backend/upstream.hpp"
+#include "base/blocking_pool.hpp"
 #include "base/task.hpp"
 #include "request/downstream.hpp"
 #include "request/progress.hpp"
@@ -21,6 +22,8 @@ class AnswerTap {
  public:
   virtual ~AnswerTap() = default;
   virtual void on_bytes(std::span<const char> bytes) = 0;
+  // Once: the backend has no more to say. A slow client may still have much to read. Not `whole`: somebody has left.
+  virtual void on_end(bool whole) = 0;
 };
 
 struct RelayOutcome {
@@ -39,9 +42,10 @@ struct EventStreamOptions {
 };
 
 // The rest of an answer whose head has been read. When the backend dies in the middle, the client's connection is cut; when
-// the client leaves, the exchange is closed at once. `tap` may be null; it sees what the backend sent.
+// the client leaves, the exchange is closed at once. `tap` may be null; it sees what the backend sent. With a `spool` the backend
+// is read to its end however slow the client is (AnswerSpool); without, it goes no faster than the client.
 ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head, AnswerTap* tap,
-                                      EventStreamOptions events = {});
+                                      EventStreamOptions events = {}, BlockingPool* spool = nullptr);
 
 // The whole request as it is, its body going up while the answer may already come down.
 ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, EventStreamOptions events = {});

@@ -92,6 +92,7 @@ class ScriptedBackend:
         self.refuse_restore = False     # 400, and the slot is empty afterwards
         self.refuse_save = False
         self.hold_save = None           # an Event: a slot is not saved before it is set
+        self.filler = []                # contents of events after the first chunk of a client's stream
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
         self.hold_prefill = None        # an Event: a prompt is not computed before it is set
@@ -452,6 +453,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.event({"content": piece, "stop": False})
                 if by_client:
                     self.hold(backend.hold_stream, call)
+                    for content in backend.filler if number == 0 else ():
+                        self.event({"content": content, "stop": False})
             self.event({"content": "", "stop": True, "timings": timings})
             self.event("[DONE]")
             self.wfile.write(b"0\r\n\r\n")

@@ -10,86 +10,8 @@ import threading
 import pytest
 
 from scripted_backend import ScriptedBackend
-from stack import Cairn, call, free_port, wait_until
-
-# A restore must pay: the scripted backend says that a prompt token takes a millisecond.
-LONG = 1500
-
-
-def prompt(count, seed):
-    """`count` bytes; another seed, another prompt."""
-    return random.Random(seed).choices(range(32, 127), k=count)
-
-
-class Rig:
-    """A scripted backend with Cairn in front of it."""
-
-    def __init__(self, folder, watch_log):
-        self.folder = folder
-        self.slot_dir = folder / "slots"
-        self.state_dir = folder / "state"
-        self.slot_dir.mkdir()
-        self.state_dir.mkdir()
-        self.backend_port = free_port()
-        self.cairn_port = free_port()
-        self.backend = None
-        self.cairn = None
-        self.interval = "512"
-        self.log = folder / "cairn.log"
-        watch_log("cairn", self.log)
-
-    def start_backend(self, *, saving=True, **options):
-        self.backend = ScriptedBackend(self.backend_port, self.slot_dir if saving else None, **options)
-        return self.backend
-
-    def start_cairn(self, phase="ready"):
-        flags = ("--checkpoint-interval", self.interval, "--log-level", "debug")
-        self.cairn = Cairn(self.cairn_port, self.backend_port, self.slot_dir, self.state_dir, self.log, flags)
-        self.cairn.wait_phase(phase)
-        return self.cairn
-
-    def start(self, phase="ready", **options):
-        self.start_backend(**options)
-        self.start_cairn(phase)
-        self.backend.forget_calls()
-        return self.backend
-
-    def post(self, body, path="/completion", timeout=60):
-        return call(self.cairn_port, "POST", path, body, timeout=timeout)
-
-    def ask(self, tokens, n_predict=2, **more):
-        """A completion that must succeed."""
-        answer = self.post({"prompt": tokens, "n_predict": n_predict, **more})
-        assert answer.status == 200, answer.body
-        return answer.json()
-
-    def right(self, tokens, **more):
-        """Whether the answer is that of the prompt alone."""
-        return self.ask(tokens, **more)["content"] == self.backend.expected(tokens)
-
-    def settle(self):
-        self.cairn.settle()
-
-    def wait_free(self, seconds=10):
-        def free():
-            status = self.cairn.status()
-            return status["queue"]["leased"] == 0 and status["queue"]["waiting"] == 0
-        wait_until(free, "no slot is leased", seconds)
-
-    def close(self):
-        # Whatever a test still holds is let go first, so that Cairn can end in peace.
-        if self.backend is not None:
-            for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save):
-                if event is not None:
-                    event.set()
-        try:
-            if self.cairn is not None:
-                self.cairn.stop()
-        finally:
-            if self.cairn is not None:
-                self.cairn.kill()
-            if self.backend is not None:
-                self.backend.stop()
+from scripted_rig import LONG, Rig, open_request, prompt, read_all, read_until
+from stack import call, free_port, wait_until
 
 
 @pytest.fixture
@@ -97,36 +19,6 @@ def rig(tmp_path, watch_log):
     rig = Rig(tmp_path, watch_log)
     yield rig
     rig.close()
-
-
-def open_request(port, body, path="/completion"):
-    """Sends a request and leaves the connection open; close the socket to leave."""
-    data = json.dumps(body).encode()
-    client = socket.create_connection(("127.0.0.1", port), timeout=30)
-    client.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-                   % (path.encode(), len(data)) + data)
-    return client
-
-
-def read_until(client, marker):
-    got = b""
-    while marker not in got:
-        piece = client.recv(65536)
-        assert piece, f"the connection ended before {marker!r}: {got!r}"
-        got += piece
-    return got
-
-
-def read_all(client):
-    got = b""
-    while True:
-        try:
-            piece = client.recv(65536)
-        except ConnectionResetError:
-            return got
-        if not piece:
-            return got
-        got += piece
 
 
 # --- the hazard of old builds -----------------------------------------------------------------------------

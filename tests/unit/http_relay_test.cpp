@@ -287,6 +287,8 @@ TEST_F(RelayTest, ASlowReaderGetsEveryByteAndHoldsUpNobody) {
 TEST_F(RelayTest, TheTapSeesEachPieceBeforeTheClient) {
   struct Tap final : AnswerTap {
     void on_bytes(std::span<const char> bytes) override { seen.append(bytes.data(), bytes.size()); }
+    void on_end(bool whole) override { ended_whole = whole; }
+    bool ended_whole = false;
     std::string seen;
   } tap;
   handler_.script = [&](Downstream& downstream) -> Task<void> {
@@ -306,6 +308,7 @@ TEST_F(RelayTest, TheTapSeesEachPieceBeforeTheClient) {
   peer.read_until("0\r\n\r\n");
   EXPECT_EQ(io_.on([&] { return tap.seen; }), "onetwo");
   EXPECT_TRUE(handled(1));
+  EXPECT_TRUE(tap.ended_whole);
 }
 
 class CommentTest : public RelayTest {
