@@ -25,12 +25,13 @@ TABLE = {
         "integration/test_prior_art.py test_files_without_an_entry_are_removed_at_start",
     "prompts matched without case, roles, tools or template arguments":
         "integration/test_prior_art.py test_roles_and_letter_case_are_part_of_a_prompt",
-    "the highest ratio wins instead of the longest prefix": "unit/plan_planner_test.cpp Planner",
+    "the highest ratio wins instead of the longest prefix":
+        "integration/test_prior_art.py test_the_longest_prefix_wins_not_the_highest_ratio",
     "template rendered without tools and chat_template_kwargs":
         "integration/test_prior_art.py test_the_template_sees_the_whole_body",
     "files keyed by model name": "integration/test_scripted.py test_another_model_under_the_same_port",
     "a file of backend A is restored on B": "integration/test_scripted.py test_another_model_while_cairn_was_away",
-    "all metadata read and parsed on every request": "unit/checkpoint_catalogue_test.cpp Catalogue",
+    "all metadata read and parsed on every request": "integration/test_prior_art.py test_no_file_is_read_to_find_a_match",
     "without include_usage the reused tokens read 0":
         "integration/test_prior_art.py test_reuse_is_known_without_include_usage",
     "connection pools poisoned by cancelled reads": "unit/backend_upstream_test.cpp AHalfReadAnswerIsNeverPooled",
@@ -146,3 +147,28 @@ def test_reuse_is_known_without_include_usage(rig):
         rig.settle()
     latest = rig.cairn.status()["latest_requests"][0]
     assert latest["reused_tokens"] >= LONG - 600, latest
+
+
+def test_the_longest_prefix_wins_not_the_highest_ratio(rig):
+    backend = rig.start(state_version=4)
+    shared = prompt(1200, 1)
+    whole_of_a_short_one, part_of_a_long_one = shared[:600], shared + prompt(2000, 2)
+    for tokens in (whole_of_a_short_one, part_of_a_long_one, prompt(LONG, 3)):
+        assert rig.right(tokens)
+        rig.settle()
+    computed = backend.computed
+    assert rig.right(shared + prompt(40, 4))
+    assert backend.computed - computed < 640, "it went on from the short one"
+
+
+def test_no_file_is_read_to_find_a_match(rig):
+    rig.start(state_version=4)
+    first = prompt(LONG, 1)
+    for tokens in (first, prompt(LONG, 2)):
+        assert rig.right(tokens)
+        rig.settle()
+    for path in rig.slot_dir.glob("*.state"):
+        path.rename(path.with_suffix(".away"))
+    assert rig.right(first + prompt(50, 3))
+    latest = rig.cairn.status()["latest_requests"][0]
+    assert latest["plan"] == "restore" and latest["planned_tokens"] >= LONG - 100, latest
