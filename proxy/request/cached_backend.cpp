@@ -81,7 +81,7 @@ void CachedBackend::attach(CheckpointStore& store, Catalogue& catalogue) {
   suspect_down();
 }
 
-void CachedBackend::cut() { background_.cancel(); }
+void CachedBackend::cut() { background_->cancel(); }
 
 Task<void> CachedBackend::stop(milliseconds limit) {
   stopping_.cancel();
@@ -97,6 +97,8 @@ Task<void> CachedBackend::stop(milliseconds limit) {
     Wakeup tick(executor_);
     (void)co_await tick.wait_for(milliseconds{5});
   }
+  // What was cut for requests that did not end is cut; the saves to come are not.
+  if (tasks_ == 0) background_ = std::make_unique<CancelSource>();
   if (phase_ == BackendPhase::ready && can_save()) {
     for (const SlotState& state : std::as_const(slots_).slots()) {
       if (!state.unsaved || state.leased || std::chrono::steady_clock::now() >= deadline) continue;

@@ -228,7 +228,8 @@ class CachedBackend {
   std::shared_ptr<Wakeup> phase_changed_;
   std::shared_ptr<Wakeup> look_now_;
   CancelSource stopping_;  // ends upkeep
-  CancelSource background_;  // for calls that must not end with a client
+  // For calls that must not end with a client.
+  std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();
   bool write_back_scheduled_ = false;
   int tasks_ = 0;  // upkeep coroutines alive
   std::uint64_t foreign_ = 0;

@@ -25,7 +25,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
     co_return verified.error();
   }
   // A request may have waited long since its plan was made: the model may be another one by now.
-  if (!co_await same_process(background_)) {
+  if (!co_await same_process(*background_)) {
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
@@ -53,7 +53,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
     if (!washed) co_return washed.error();
   }
   const auto began = std::chrono::steady_clock::now();
-  Result<SlotAction> restored = co_await api_.restore(slot, name, background_);
+  Result<SlotAction> restored = co_await api_.restore(slot, name, *background_);
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   if (washing && foreign_epoch != foreign_epoch_) {
     (void)co_await wash(slot);
@@ -83,7 +83,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
 
 ResultTask<void> CachedBackend::wash(int slot) {
   note_task_started(slot);
-  Result<void> washed = co_await api_.wash(slot, background_);
+  Result<void> washed = co_await api_.wash(slot, *background_);
   slots_.at(slot).running = false;
   co_return washed;
 }
@@ -94,7 +94,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes
   if (!can_save() || state.known.empty()) co_return Result<void>{};
   // Another model's state under this namespace would be a wrong answer one day.
-  if (!co_await same_process(background_)) {
+  if (!co_await same_process(*background_)) {
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
@@ -105,7 +105,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   if (!reservation) co_return reservation.error();
   const std::string name = reservation->temporary_name();
   const auto began = std::chrono::steady_clock::now();
-  Result<SlotAction> saved = co_await api_.save(slot, name, background_);
+  Result<SlotAction> saved = co_await api_.save(slot, name, *background_);
   if (!saved) {
     (void)co_await store_->discard(std::move(*reservation));
     if (saved.error().code == ErrorCode::unsupported) saving_off_ = true;

@@ -284,6 +284,67 @@ def test_half_closed_client_of_a_stream_has_left(rig):
     rig.wait_free(3)
 
 
+# --- what others have left in a slot ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("step", ["queued", "saving", "prefill"])
+def test_client_that_leaves_destroys_no_unsaved_state(rig, step):
+    """One that came for the only slot, whose state was not saved yet."""
+    backend = rig.start(state_version=4)
+    begun = prompt(LONG, 1)
+    assert rig.right(begun)  # a conversation: what has gone on once is worth saving
+    rig.settle()
+    backend.forget_calls()
+    first = begun + prompt(LONG, 4)
+    backend.hold_stream = threading.Event()
+    backend.hold_save = threading.Event()
+    one = open_request(rig.cairn_port, {"prompt": first, "n_predict": 2, "stream": True})
+    read_until(one, b"data: ")
+    other = open_request(rig.cairn_port, {"prompt": prompt(LONG, 2), "n_predict": 2})
+    wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "the other waits")
+    if step == "queued":
+        other.close()
+        wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 0, "it has left")
+    if step == "prefill":
+        backend.hold_answers_of = "piece"
+        backend.hold_prefill = threading.Event()
+    backend.hold_stream.set()
+    read_until(one, b"[DONE]")
+    one.close()
+    wait_until(lambda: backend.slot_actions("save"), "the first one's state is being saved", 10)
+    if step == "saving":
+        other.close()
+    backend.hold_save.set()
+    if step == "prefill":
+        wait_until(lambda: backend.of(lambda made: made.is_piece and made.body["prompt"][:9] == prompt(LONG, 2)[:9]), "it is computed")
+        other.close()
+        backend.hold_prefill.set()
+    rig.settle()
+    computed = backend.computed
+    assert rig.right(first + prompt(40, 3))
+    assert backend.computed - computed < 640, "the first one's state was lost"
+
+
+def test_shutdown_ends_within_its_limit(rig):
+    """A stream that does not end is cut, and what was computed is saved."""
+    config = rig.folder / "cairn.yaml"
+    config.write_text("shutdown_limit_s: 1\n")
+    rig.flags = ("--config", config)
+    backend = rig.start(state_version=4)
+    backend.hold_stream = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": True})
+    read_until(client, b"data: ")
+    rig.cairn.stop(30)
+    rest = b""
+    try:
+        while piece := client.recv(65536):
+            rest += piece
+    except ConnectionError:
+        pass
+    client.close()
+    assert not ended(rest), "it looks whole"
+    assert list(rig.slot_dir.glob("*.state")), "what its slot held was worth saving"
+
+
 # --- slow readers and crowds ------------------------------------------------------------------------------
 
 def make_long(backend, pieces):
@@ -315,7 +376,8 @@ def test_slow_reader_frees_its_slot_when_the_backend_is_done(rig):
     rig.wait_free(60)
     backend.filler = []
     assert rig.right(prompt(300, 2)), "another is served while the slow one reads"
-    assert resident_mib(rig.cairn.child.pid) - before < 16, "its answer is kept in memory"
+    if "ASAN_OPTIONS" not in os.environ:  # which keeps what was freed
+        assert resident_mib(rig.cairn.child.pid) - before < 16, "its answer is kept in memory"
     got = bytearray(read)
     while not got.endswith(b"0\r\n\r\n"):
         piece = slow.recv(1 << 20)
