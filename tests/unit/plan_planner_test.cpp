@@ -290,6 +290,16 @@ TEST(Planner, LeavesTheChoiceToTheBackendWhenItsCacheShouldHoldMore) {
   EXPECT_EQ(make_plan(input.view())->source, Source::live);
 }
 
+// On a GPU the backend's own cache was priced like a file: every follow-up was computed again beside it.
+TEST(Planner, TheBackendsCacheIsMemoryAndCheaperThanAFastPrefill) {
+  Input input;
+  input.prompt = 6'000;
+  input.slots = {slot(0, 1'000, 1'000)};
+  input.costs = machine(30'000, 3e8, 1e-12, 0.001);  // 0.16 s to compute again, 0.4 s from a file, 0.03 s from memory
+  input.in_backend_cache = 5'900;
+  EXPECT_EQ(make_plan(input.view())->source, Source::backend);
+}
+
 TEST(Planner, ARestoreStallsThoseThatRun) {
   Input input;
   input.prompt = 2'000;
