@@ -209,6 +209,17 @@ ResultTask<std::string> LlamaApi::apply_template(std::string_view body, CancelSo
   co_return string_member(*answer, "prompt", "/apply-template");
 }
 
+ResultTask<std::int64_t> LlamaApi::count_tokens(std::string_view target, std::string_view body, CancelSource& cancel) {
+  Result<std::string> answer = co_await post(target, body, template_timeout, cancel);
+  if (!answer) co_return answer.error();
+  Result<json::value> value = parse(*answer, target);
+  if (!value) co_return value.error();
+  const json::object* object = value->if_object();
+  const std::int64_t count = object != nullptr ? integer_or(*object, "input_tokens", -1) : -1;
+  if (count < 0) co_return bad_answer(target);
+  co_return count;
+}
+
 ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& cancel) {
   json::object request;
   request["tokens"] = json::array(tokens.begin(), tokens.end());

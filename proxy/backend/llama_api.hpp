@@ -80,6 +80,8 @@ class LlamaApi {
 
   // The prompt text of a chat body. `body` is the client's, unchanged.
   ResultTask<std::string> apply_template(std::string_view body, CancelSource& cancel);
+  // How many tokens an endpoint's counterpart at `target` (".../count_tokens") makes of the client's body.
+  ResultTask<std::int64_t> count_tokens(std::string_view target, std::string_view body, CancelSource& cancel);
   ResultTask<std::string> detokenize(TokenSpan tokens, CancelSource& cancel);
   ResultTask<TokenPieces> tokenize(std::string_view content, bool add_special, CancelSource& cancel);
 

@@ -21,11 +21,16 @@ struct Timings {
 // The last `"timings":{…}` in `text`. Inside a JSON string the quotes would be escaped, so a raw match is the object.
 std::optional<Timings> find_timings(std::string_view text);
 
+// The token counts of the last `"usage":{…}` in `text`, Anthropic's or that of OpenAI's responses, over what is known `so_far` (an
+// event stream says the one at its beginning and the other at its end). Without times.
+std::optional<Timings> find_usage(std::string_view text, std::optional<Timings> so_far);
+
 // Watches an answer go by for its timings, which may stand before megabytes of probabilities, and keeps its last bytes.
 class TimingsTail {
  public:
   void on_bytes(std::span<const char> bytes);
-  std::optional<Timings> timings() const { return latest_; }
+  // What `timings` said, else `usage`.
+  std::optional<Timings> timings() const { return latest_ ? latest_ : usage_; }
   std::string_view text() const { return tail_; }
 
  private:
@@ -35,6 +40,7 @@ class TimingsTail {
   static constexpr std::size_t object_bytes = 1024;  // more than a timings object has
   std::string tail_;
   std::optional<Timings> latest_;
+  std::optional<Timings> usage_;
 };
 
 }  // namespace cairn

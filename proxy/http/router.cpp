@@ -25,6 +25,7 @@ struct Row {
 
 constexpr Route chat{RouteKind::cached, PromptForm::chat};
 constexpr Route completion{RouteKind::cached, PromptForm::completion};
+constexpr Route messages{RouteKind::cached, PromptForm::messages};
 constexpr Route unpinned{RouteKind::unpinned, PromptForm::chat};
 
 // The endpoints of llama-server that use a slot, all POST. What is not here passes straight through.
@@ -35,7 +36,7 @@ constexpr std::array table{
     Row{"/v1/completions", completion},
     Row{"/completions", completion},
     Row{"/completion", completion},
-    Row{"/v1/messages", unpinned},
+    Row{"/v1/messages", messages},
     Row{"/v1/responses", unpinned},
     Row{"/responses", unpinned},
     Row{"/infill", unpinned},

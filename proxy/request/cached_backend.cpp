@@ -100,6 +100,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
   // What was cut for requests that did not end is cut; the saves to come are not.
   if (tasks_ == 0) background_ = std::make_unique<CancelSource>();
   if (phase_ == BackendPhase::ready && can_save()) {
+    co_await find_chosen();
     for (const SlotState& state : std::as_const(slots_).slots()) {
       if (!state.unsaved || state.leased || std::chrono::steady_clock::now() >= deadline) continue;
       std::optional<Lease> lease = scheduler_.try_acquire(state.id);
@@ -198,6 +199,7 @@ Task<bool> CachedBackend::look() {
   last_task_ = -1;
   memo_.reset();
   suffixes_.clear();
+  derivations_.reset();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
@@ -271,12 +273,7 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
       Result<std::string> lora = co_await api_.lora_adapters(cancel);
       same = lora && *lora == probe_.lora;
     }
-    if (same) {
-      for (const SlotInfo& info : *infos) {
-        if (info.id < 0 || info.id >= static_cast<int>(slots_.slots().size())) continue;
-        slots_.believe_length(info.id, info.n_prompt_tokens);
-      }
-    }
+    if (same) believe(*infos);
   }
   if (!same && phase_ == BackendPhase::ready) {
     spdlog::warn("the backend is not the one that was probed any more: probing it again");
@@ -325,15 +322,25 @@ void CachedBackend::note_foreign_started(bool other_weights) {
   }
 }
 
+void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
+  std::vector<SlotTable::Length> lengths;
+  for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens});
+  slots_.believe_lengths(lengths);
+}
+
+// Where tasks ran whose slot the backend chose, unless that is known already.
+Task<void> CachedBackend::find_chosen() {
+  const auto slots = std::as_const(slots_).slots();
+  if (std::none_of(slots.begin(), slots.end(), [](const SlotState& state) { return state.chosen_for_us; })) co_return;
+  Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
+  if (infos) believe(*infos);
+}
+
 Task<void> CachedBackend::look_at_slots() {
   // While something runs is not the moment to ask; a slot that was overwritten shows when it is next used.
   if (phase_ == BackendPhase::ready && scheduler_.leased() == 0 && foreign_ == 0) {
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
-    if (infos) {
-      for (const SlotInfo& info : *infos) {
-        if (info.id >= 0 && info.id < static_cast<int>(slots_.slots().size())) slots_.believe_length(info.id, info.n_prompt_tokens);
-      }
-    }
+    if (infos) believe(*infos);
   }
   schedule_write_back();
 }
@@ -382,6 +389,7 @@ Task<void> CachedBackend::write_back() {
   (void)co_await pause.wait_for(quiet_before_write_back());
   write_back_scheduled_ = false;
   if (stopping_.cancelled()) co_return;
+  if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) co_await find_chosen();
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
     // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
     if (scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;

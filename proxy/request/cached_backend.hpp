@@ -25,6 +25,7 @@
 #include "plan/admission.hpp"
 #include "plan/cost_model.hpp"
 #include "plan/planner.hpp"
+#include "request/derivations.hpp"
 #include "request/generation_suffix.hpp"
 #include "request/probe.hpp"
 #include "request/token_memo.hpp"
@@ -165,6 +166,7 @@ class CachedBackend {
   CheckpointStore* store() { return store_; }
   TokenMemo& memo() { return memo_; }
   GenerationSuffixes& suffixes() { return suffixes_; }
+  Derivations& derivations() { return derivations_; }
   const CacheOptions& options() const { return options_; }
   boost::asio::any_io_executor executor() const { return executor_; }
 
@@ -189,6 +191,8 @@ class CachedBackend {
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
+  void believe(const std::vector<SlotInfo>& infos);
+  Task<void> find_chosen();
   Task<void> look_at_slots();
   Task<void> watch();
   Task<bool> look();  // one probe; true when it answered
@@ -210,6 +214,7 @@ class CachedBackend {
   LlamaApi api_;
   TokenMemo memo_;
   GenerationSuffixes suffixes_;
+  Derivations derivations_;
   CostModel costs_;
 
   BackendPhase phase_ = BackendPhase::connecting;

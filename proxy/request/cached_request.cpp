@@ -95,7 +95,9 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   }
 
   record_.enter(Step::tokenize);
-  Result<Tokens> tokens = form == PromptForm::chat ? co_await tokenize_chat() : co_await tokenize_completion();
+  const bool derived = !parsed_.chat.empty();
+  const bool is_chat = derived || form == PromptForm::chat;
+  Result<Tokens> tokens = is_chat ? co_await tokenize_chat(derived ? parsed_.chat : body_) : co_await tokenize_completion();
   if (!tokens) {
     if (tokens.error().code == ErrorCode::refused) backend_.suspect_down();
     co_return NoCacheReason::template_failed;
@@ -103,6 +105,7 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   prompt_ = std::move(*tokens);
   record_.prompt_tokens = static_cast<std::int64_t>(prompt_.size());
   if (prompt_.empty()) co_return NoCacheReason::empty_prompt;
+  if (derived && !co_await derived_right()) co_return NoCacheReason::other_prompt;
   const std::int64_t context = backend_.probe().meta.n_ctx;
   if (context > 0 && static_cast<std::int64_t>(prompt_.size()) >= context) co_return NoCacheReason::too_long;
   co_return NoCacheReason::used;
@@ -116,14 +119,30 @@ bool CachedRequest::knows_the_key() const {
   return fields.get("Authorization") == "Bearer " + key || fields.get("X-Api-Key") == key;
 }
 
-ResultTask<Tokens> CachedRequest::tokenize_chat() {
+// Whether the backend makes as long a prompt of this body, as long as that is open.
+Task<bool> CachedRequest::derived_right() {
+  Derivations& derivations = backend_.derivations();
+  if (!derivations.open(parsed_.form)) co_return true;
+  Result<std::int64_t> counted = co_await backend_.api().count_tokens("/v1/messages/count_tokens", body_, downstream_.cancel());
+  if (!counted) co_return true;  // it cannot say: the answer will
+  if (*counted == static_cast<std::int64_t>(prompt_.size())) {
+    derivations.agreed(parsed_.form);
+    co_return true;
+  }
+  spdlog::warn("the backend makes a prompt of {} tokens of the body of {}, and not {}: passed on uncached", *counted, record_.path,
+               prompt_.size());
+  derivations.differed(parsed_.form);
+  co_return false;
+}
+
+ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   LlamaApi& api = backend_.api();
-  Result<std::string> text = co_await api.apply_template(body_, downstream_.cancel());
+  Result<std::string> text = co_await api.apply_template(chat, downstream_.cancel());
   if (!text) co_return text.error();
   const bool add_special = true;
   Result<Tokens> tokens = co_await backend_.memo().tokenize(*text, add_special, downstream_.cancel());
   if (!tokens) co_return tokens.error();
-  const std::size_t suffix_bytes = co_await backend_.suffixes().suffix_bytes(api, body_, *text, downstream_.cancel());
+  const std::size_t suffix_bytes = co_await backend_.suffixes().suffix_bytes(api, chat, *text, downstream_.cancel());
   if (suffix_bytes > 0) suffix_tokens_ = static_cast<std::uint32_t>(backend_.memo().tokens_in_tail(*text, suffix_bytes));
   co_return tokens;
 }
@@ -210,6 +229,7 @@ Task<void> CachedRequest::serve_cached() {
   backend_.slots().at(slot_).piece_end = plan_.base;
   backend_.scheduler().reconsider();  // whoever waits for a stop that this plan has passed
   if (in_pieces() && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  if (!parsed_.takes_slot && !downstream_.cancel().cancelled()) co_await make_findable();
   backend_.slots().at(slot_).in_pieces = false;
   backend_.scheduler().reconsider();  // or for one that was not made
 
@@ -221,11 +241,12 @@ Task<void> CachedRequest::serve_cached() {
   }
   const bool add_cache_prompt = !parsed_.cache_prompt.has_value();
   std::string spliced;
-  if (parsed_.id_slot) {
+  if (parsed_.id_slot || !parsed_.takes_slot) {
     spliced = body_;
   } else {
     spliced = splice_slot(body_, slot_, add_cache_prompt);
   }
+  if (!parsed_.takes_slot) foreign_.emplace(backend_);
   backend_.note_task_started(slot_);
   (void)co_await forward(spliced, gate);
   record_.enter(Step::save);

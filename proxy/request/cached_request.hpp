@@ -26,7 +26,8 @@ class CachedRequest {
 
  private:
   Task<NoCacheReason> understand(PromptForm form);
-  ResultTask<Tokens> tokenize_chat();
+  ResultTask<Tokens> tokenize_chat(const std::string& chat);
+  Task<bool> derived_right();
   ResultTask<Tokens> tokenize_completion();
   Task<void> serve_cached();
   // The best plan over the idle slots; sets plan_.
@@ -41,6 +42,9 @@ class CachedRequest {
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();
   Task<void> compute_pieces(StartGate& gate);
+  // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
+  Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);
+  Task<void> make_findable();
   // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun. True when the
   // client got the answer whole.
   Task<bool> forward(const std::string& body, StartGate& gate);

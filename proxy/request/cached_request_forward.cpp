@@ -51,8 +51,8 @@ struct GateWatch {
   CancelSource polling;
 };
 
-// `slot` -1: any that none of ours runs in.
-Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot) {
+// `slot`: where it should run. `anywhere`: or in any that none of ours runs in.
+Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot, bool anywhere) {
   constexpr std::chrono::milliseconds pause{20};
   while (watch->gate && !co_await watch->ended.wait_for(pause)) {
     // Asked only while somebody waits: polling puts off the backend's notice of a client that left.
@@ -62,7 +62,7 @@ Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot) {
     const auto& known = watch->backend.slots().slots();
     for (const SlotInfo& info : *infos) {
       const bool ours = info.id >= 0 && info.id < static_cast<int>(known.size()) && known[static_cast<std::size_t>(info.id)].running;
-      if (info.processing && (info.id == slot || (slot < 0 && !ours))) watch->gate.release();
+      if (info.processing && (info.id == slot || (anywhere && !ours))) watch->gate.release();
     }
   }
 }
@@ -70,7 +70,7 @@ Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot) {
 }  // namespace
 
 Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
-  const bool pinned = slot_ >= 0;
+  const bool leased = slot_ >= 0;
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;
   framing.length = body.size();
@@ -80,7 +80,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
 
   auto watch = std::make_shared<GateWatch>(backend_, std::move(gate));
   if (watch->gate) {
-    boost::asio::co_spawn(backend_.executor(), release_when_started(watch, slot_), boost::asio::detached);
+    boost::asio::co_spawn(backend_.executor(), release_when_started(watch, slot_, !leased || !parsed_.takes_slot), boost::asio::detached);
   }
 
   for (int attempt = 0; attempt < 2; ++attempt) {
@@ -105,7 +105,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   if (!head) {
     const Error error = head.error();
     if (error.code == ErrorCode::refused || error.code == ErrorCode::closed) backend_.suspect_down();
-    if (pinned) account(std::nullopt, false);
+    if (leased) account(std::nullopt, false);
     backend_is_done();
     co_await fail(error);
     co_return false;
@@ -113,11 +113,15 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   record_.enter(Step::relay);
   const int status = head->status;
   // However slow the client reads, the slot is free for others once the backend has said all.
-  TapForTimings tap([this, pinned, status](const TapForTimings& seen, bool whole) {
+  TapForTimings tap([this, leased, status](const TapForTimings& seen, bool whole) {
     // A request that the backend refused has not touched the slot.
     const bool computed = seen.seen_bytes() > 0 && !parsed_.return_progress && (whole || parsed_.stream);
-    if (pinned && status / 100 == 2) account(seen.tail().timings(), computed);
-    if (!pinned && plan_.source == Source::backend && seen.tail().timings()) account_unpinned(*seen.tail().timings());
+    if (leased && status / 100 == 2) {
+      account(seen.tail().timings(), computed);
+      SlotState& state = backend_.slots().at(slot_);
+      if (!whole) state.unknown_tail = std::max(state.unknown_tail, 1U);  // counts that came before the end say nothing of it
+    }
+    if (!leased && plan_.source == Source::backend && seen.tail().timings()) account_unpinned(*seen.tail().timings());
     backend_is_done();
   });
   EventStreamOptions events;
@@ -149,15 +153,16 @@ void CachedRequest::backend_is_done() {
     const SlotState& state = backend_.slots().at(slot_);
     backend_.note_lease_ended(std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count());
   }
-  foreign_.reset();
   presence_.reset();
   lease_.release();
+  foreign_.reset();  // looks at the slots once none is in use
 }
 
 // What the slot holds now, and what the answer proves about our beliefs. `computed`: the prompt was, although there are no timings.
 void CachedRequest::account(const std::optional<Timings>& timings, bool computed) {
   SlotState& state = backend_.slots().at(slot_);
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  state.chosen_for_us = !parsed_.takes_slot;
   if (!timings) {
     // Once there was an answer the prompt had been computed; progress reports come before that.
     if (computed) {
@@ -173,7 +178,9 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     return;
   }
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
-  if (!learned_) {
+  // Where the backend chose the slot, little reuse may mean another slot.
+  const bool says_something = parsed_.takes_slot || timings->cache_n >= static_cast<std::int64_t>(plan_.base);
+  if (!learned_ && says_something) {
     learned_ = true;
     backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_,
                               timings->cache_n);
@@ -184,13 +191,20 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
                                    timings->prompt_ms / 1000.0);
   if (timings->cache_n + timings->prompt_n != static_cast<std::int64_t>(prompt)) {
     // The backend's prompt was another than we thought: our tokens are not what the slot holds.
-    spdlog::warn("the backend counted {} prompt tokens where we had {}: its tokenization is not remembered any more",
-                 timings->cache_n + timings->prompt_n, prompt);
-    backend_.memo().distrust();
+    const std::int64_t counted = timings->cache_n + timings->prompt_n;
+    if (parsed_.chat.empty()) {
+      spdlog::warn("the backend counted {} prompt tokens where we had {}: its tokenization is not remembered any more", counted, prompt);
+      backend_.memo().distrust();
+    } else {
+      spdlog::warn("the backend counted {} prompt tokens where we derived {} from the body of {}", counted, prompt, record_.path);
+      backend_.derivations().differed(parsed_.form);
+    }
+    record_.miss = MissReason::other_prompt;
     backend_.slots().forget(slot_);
     state.unknown_tail = prompt;
     return;
   }
+  if (!parsed_.chat.empty()) backend_.derivations().agreed(parsed_.form);
   cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
   if (backend_.kind() != MemoryKind::truncatable) {
     const std::uint32_t ubatch = backend_.options().ubatch_tokens;

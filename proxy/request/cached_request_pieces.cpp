@@ -46,6 +46,26 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   return input;
 }
 
+Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expected_base) {
+  const TokenSpan piece{prompt_.data(), end};
+  Result<Timings> timings = co_await backend_.prefill(slot_, piece, expected_base, downstream_.cancel());
+  if (!timings) {
+    // The backend judges the client's own request next; whatever is wrong with it, it says so itself.
+    if (!downstream_.cancel().cancelled()) spdlog::debug("a piece was not computed: {}", to_string(timings.error()));
+    co_return false;
+  }
+  ++record_.pieces;
+  ++pieces_since_save_;
+  computed_in_pieces_ += timings->prompt_n;
+  if (first_reused_ < 0) first_reused_ = timings->cache_n;
+  if (!learned_) {
+    learned_ = true;
+    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), expected_base, base_common_, base_length_,
+                              timings->cache_n);
+  }
+  co_return true;
+}
+
 // The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
 Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
@@ -56,22 +76,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     const Stop stop = stops.front();
-    const TokenSpan piece{prompt_.data(), stop.at};
-    Result<Timings> timings = co_await backend_.prefill(slot_, piece, done, downstream_.cancel());
-    if (!timings) {
-      // The backend judges the client's own request next; whatever is wrong with it, it says so itself.
-      if (!downstream_.cancel().cancelled()) spdlog::debug("a piece was not computed: {}", to_string(timings.error()));
-      co_return;
-    }
-    ++record_.pieces;
-    ++pieces_since_save_;
-    computed_in_pieces_ += timings->prompt_n;
-    if (first_reused_ < 0) first_reused_ = timings->cache_n;
-    if (!learned_) {
-      learned_ = true;
-      backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), done, base_common_, base_length_,
-                                timings->cache_n);
-    }
+    if (!co_await compute_piece(stop.at, done)) co_return;
     done = stop.at;
     // Somebody may have come to wait for it meanwhile.
     const std::vector<Stop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
@@ -90,6 +95,32 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   const AdmissionInput spent = admission(done);
   const double share_s = spent.policy->budget * spent.costs->prefill_seconds(plan_.base, spent.prompt);
   backend_.add_stop_credit(share_s - spent.overhead_s - spent.pieces * spent.costs->boundary_seconds() - spent.saves_s);
+}
+
+// The backend takes no word of ours for the slot of this request. It takes the idle one that shares the longest beginning with the
+// prompt, if that is a tenth of the prompt at least, and the one used longest ago otherwise: ours must be the first of these, or
+// what was put there is worth nothing.
+Task<void> CachedRequest::make_findable() {
+  constexpr std::size_t least_share = 10;  // --slot-prompt-similarity 0.1
+  const auto slots = std::as_const(backend_.slots()).slots();
+  if (slots.size() == 1) co_return;
+  const auto held = static_cast<std::uint32_t>(common_prefix(backend_.slots().at(slot_).known, prompt_));
+  std::size_t wanted = prompt_.size() / least_share + 2;
+  for (const SlotState& other : slots) {
+    // One that waits at the start gate is idle to the backend.
+    if (other.id != slot_ && !other.running) wanted = std::max(wanted, common_prefix(other.known, prompt_) + 1);
+  }
+  if (held >= wanted) co_return;
+  const CostModel& costs = backend_.costs();
+  if (wanted >= prompt_.size() || costs.prefill_seconds(0, held) <= costs.boundary_seconds()) {
+    co_await backend_.save_before_foreign(downstream_.cancel());  // it may take another
+    co_return;
+  }
+  record_.enter(Step::prefill);
+  // Where the next turn is likely to leave this prompt, since one stop is made anyway.
+  const AdmissionInput input = admission(held);
+  const auto end = static_cast<std::uint32_t>(std::max(wanted, prompt_.size() - std::min<std::size_t>(input.before_end, prompt_.size())));
+  (void)co_await compute_piece(std::min(end, input.prompt - 1), held);
 }
 
 }  // namespace cairn

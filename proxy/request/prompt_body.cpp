@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 #include <simdjson.h>
 
+#include <utility>
+
+#include "request/chat_conversion.hpp"
+
 namespace cairn {
 
 namespace {
@@ -81,6 +85,7 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
   if (document.get_object().get(object) != simdjson::SUCCESS) return unreadable("not an object");
   PromptBody body;
   body.form = form;
+  body.takes_slot = form != PromptForm::messages;
   for (auto field : object) {
     std::string_view key;
     ondemand::value value;
@@ -91,11 +96,13 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
     std::int64_t number = 0;
     if (key == "stream") {
       if (value.get_bool().get(flag) == simdjson::SUCCESS) body.stream = flag;
-    } else if (key == "return_progress") {
-      if (value.get_bool().get(flag) == simdjson::SUCCESS) body.return_progress = flag;
     } else if (key == "cache_prompt") {
       // Whatever it is, the client said something: we do not say it again.
       body.cache_prompt = value.get_bool().get(flag) == simdjson::SUCCESS ? flag : true;
+    } else if (form == PromptForm::messages) {
+      continue;  // the backend takes over nothing of the rest
+    } else if (key == "return_progress") {
+      if (value.get_bool().get(flag) == simdjson::SUCCESS) body.return_progress = flag;
     } else if (key == "id_slot") {
       body.id_slot = value.get_int64().get(number) == simdjson::SUCCESS ? static_cast<int>(number) : -1;
     } else if (key == "n" || key == "n_cmpl" || key == "best_of") {
@@ -118,6 +125,12 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
       body.has_messages = true;
       body.has_media = mentions_media(raw);
     }
+  }
+  if (form == PromptForm::messages) {
+    Result<ConvertedChat> converted = chat_of_messages(text);
+    if (!converted) return converted.error();
+    body.chat = std::move(converted->body);
+    body.has_media = converted->has_media;
   }
   if (form == PromptForm::chat && !body.has_messages) return unreadable("no messages");
   if (form == PromptForm::completion && body.prompt.empty() && !body.several && !body.has_media) return unreadable("no prompt");

@@ -2,6 +2,7 @@
 // Pure. Errors: downstream malformed is never returned to a client: what Cairn cannot read is passed on for the backend to judge.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -17,10 +18,14 @@ namespace cairn {
 enum class PromptForm {
   chat,        // messages, rendered by the backend's template
   completion,  // `prompt`: text, token ids, or a list of either
+  messages,    // Anthropic's, which the backend turns into a chat
 };
+inline constexpr std::size_t prompt_form_count = 3;
 
 struct PromptBody {
   PromptForm form = PromptForm::chat;
+  bool takes_slot = true;  // false: the backend chooses the slot, whatever `id_slot` says
+  std::string chat;        // of a body that the backend turns into a chat: that chat (JSON)
   bool stream = false;
   bool return_progress = false;
   std::optional<int> id_slot;

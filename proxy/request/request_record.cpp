@@ -30,6 +30,7 @@ std::string_view to_string(NoCacheReason reason) {
     case NoCacheReason::too_long: return "too_long";
     case NoCacheReason::empty_prompt: return "empty_prompt";
     case NoCacheReason::other_key: return "other_key";
+    case NoCacheReason::other_prompt: return "other_prompt_than_derived";
   }
   return "?";
 }
@@ -45,6 +46,7 @@ std::string_view to_string(MissReason reason) {
     case MissReason::cleared: return "slot_cleared_by_backend";
     case MissReason::restore_failed: return "restore_failed";
     case MissReason::broken_promise: return "not_reused_by_backend";
+    case MissReason::other_prompt: return "other_prompt_than_derived";
   }
   return "?";
 }

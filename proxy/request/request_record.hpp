@@ -35,6 +35,7 @@ enum class NoCacheReason {
   too_long,            // more tokens than the slot's context
   empty_prompt,
   other_key,           // not the key that Cairn's own calls carry
+  other_prompt,        // the backend makes another prompt of the body than we do
 };
 std::string_view to_string(NoCacheReason reason);
 
@@ -49,6 +50,7 @@ enum class MissReason {
   cleared,          // the backend had emptied the slot
   restore_failed,
   broken_promise,   // the state was there and the backend did not reuse it
+  other_prompt,     // the backend's prompt had another number of tokens than ours
 };
 std::string_view to_string(MissReason reason);
 

@@ -27,6 +27,7 @@ void SlotTable::forget(int id) {
   slot.resume_points.clear();
   slot.unsaved = false;
   slot.doubtful = false;
+  slot.chosen_for_us = false;
   slot.recoverable = 0;
   slot.compute_s = 0;
 }
@@ -52,6 +53,27 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n) {
   const bool wrong = slot.held() != 0;
   forget(id);
   return wrong;
+}
+
+void SlotTable::believe_lengths(std::span<const Length> lengths) {
+  const auto unexpected = [this](const Length& one) { return one.tokens.value_or(0) != at(one.id).held(); };
+  const auto ours = [this](const Length& one) { return one.id >= 0 && one.id < static_cast<int>(count_) && !at(one.id).leased; };
+  for (const Length& one : lengths) {
+    if (!ours(one) || !std::exchange(at(one.id).chosen_for_us, false) || !unexpected(one)) continue;
+    const SlotState& from = at(one.id);
+    const auto there = std::find_if(lengths.begin(), lengths.end(), [&](const Length& other) {
+      return other.id != one.id && ours(other) && unexpected(other) && other.tokens == static_cast<std::int64_t>(from.held());
+    });
+    if (there == lengths.end()) continue;
+    SlotState& to = at(there->id);
+    const int id = to.id;
+    to = from;
+    to.id = id;
+    forget(one.id);
+  }
+  for (const Length& one : lengths) {
+    if (ours(one)) believe_length(one.id, one.tokens);
+  }
 }
 
 void add_piece_resume_points(std::vector<std::uint32_t>& points, std::uint32_t from, std::uint32_t to,

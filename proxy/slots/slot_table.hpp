@@ -25,6 +25,7 @@ struct SlotState {
   std::uint32_t piece_end = 0;  // beyond this one
   std::chrono::steady_clock::time_point leased_at{};
   std::vector<Stop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
+  bool chosen_for_us = false;   // the backend chose the slot of the task whose end is believed to be here
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
@@ -64,6 +65,13 @@ class SlotTable {
   // GET /slots says the slot holds `n` tokens (nullopt: it has processed nothing since the backend started). Believed over what we remember.
   // True when our belief was wrong.
   bool believe_length(int id, std::optional<std::int64_t> n);
+  struct Length {
+    int id = 0;
+    std::optional<std::int64_t> tokens;
+  };
+  // The same for all that were listed. A task whose slot the backend chose may have run elsewhere: where another slot holds just as
+  // many tokens as that task left, unlike before, the belief moves there.
+  void believe_lengths(std::span<const Length> lengths);
   void touch(int id) { at(id).last_used = ++clock_; }
 
  private:

@@ -110,5 +110,51 @@ TEST(TimingsTail, ProbabilitiesAfterTheTimings) {
   expect_the_numbers(tail.timings());
 }
 
+TEST(FindUsage, OfBothKinds) {
+  const auto messages = find_usage(R"({"usage":{"cache_read_input_tokens":690,"input_tokens":31,"output_tokens":3}})", std::nullopt);
+  ASSERT_TRUE(messages);
+  EXPECT_EQ(messages->cache_n, 690);
+  EXPECT_EQ(messages->prompt_n, 31);
+  EXPECT_EQ(messages->predicted_n, 3);
+  EXPECT_EQ(messages->prompt_ms, 0);
+  const auto response = find_usage(
+      R"("usage":{"input_tokens":186,"output_tokens":3,"total_tokens":189,"input_tokens_details":{"cached_tokens":80}}})", std::nullopt);
+  ASSERT_TRUE(response);
+  EXPECT_EQ(response->cache_n, 80);
+  EXPECT_EQ(response->prompt_n, 106);
+  EXPECT_EQ(response->predicted_n, 3);
+}
+
+TEST(FindUsage, WhatSaysNothingOfThePrompt) {
+  const Timings known{.cache_n = 5, .prompt_n = 6};
+  for (const char* text : {"", "{}", R"("usage":{"input_tokens":3)", R"("usage":null)", R"("usage":{"input_tokens":x}})",
+                           R"({"text":"\"usage\":{\"input_tokens\":9}"})", R"("usage":{"prompt_tokens":9,"completion_tokens":1})"}) {
+    EXPECT_FALSE(find_usage(text, std::nullopt)) << text;
+    const auto still = find_usage(text, known);
+    ASSERT_TRUE(still) << text;
+    EXPECT_EQ(still->prompt_n, 6) << text;
+  }
+  EXPECT_FALSE(find_usage(R"("usage":{"output_tokens":9})", std::nullopt));
+}
+
+TEST(TimingsTail, AnthropicsStreamCountsThePromptFirstAndTheAnswerLast) {
+  const std::string stream =
+      R"(data: {"type":"message_start","message":{"usage":{"cache_read_input_tokens":600,"input_tokens":7,"output_tokens":0}}})" "\n\n" +
+      std::string(40'000, ' ') +
+      R"(data: {"type":"content_block_delta","delta":{"text":"\"usage\":{\"input_tokens\":1}"}})" "\n\n"
+      R"(data: {"type":"message_delta","usage":{"output_tokens":12}})" "\n\n";
+  for (const std::size_t cut : {1UL, 7UL, 1000UL, 100'000UL}) {
+    TimingsTail tail;
+    for (std::size_t at = 0; at < stream.size(); at += cut) {
+      const std::string piece = stream.substr(at, cut);
+      tail.on_bytes(piece);
+    }
+    ASSERT_TRUE(tail.timings()) << cut;
+    EXPECT_EQ(tail.timings()->cache_n, 600) << cut;
+    EXPECT_EQ(tail.timings()->prompt_n, 7) << cut;
+    EXPECT_EQ(tail.timings()->predicted_n, 12) << cut;
+  }
+}
+
 }  // namespace
 }  // namespace cairn

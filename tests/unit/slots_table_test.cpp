@@ -175,5 +175,38 @@ TEST(ResumePoints, CuttingKeepsThoseUpToTheCut) {
   EXPECT_THAT(points, IsEmpty());
 }
 
+TEST(SlotTable, ATaskWhoseSlotTheBackendChoseIsFoundByItsLength) {
+  SlotTable table(3);
+  fill(table.at(0), 100, 7);
+  table.at(0).chosen_for_us = true;
+  fill(table.at(1), 30);
+  const SlotTable::Length lengths[] = {{0, 12}, {1, 30}, {2, 107}, {9, 107}};
+  table.believe_lengths(lengths);
+  EXPECT_TRUE(is_empty(table.at(0)));
+  EXPECT_EQ(table.at(1).held(), 30u);
+  EXPECT_EQ(table.at(2).id, 2);
+  EXPECT_EQ(table.at(2).known.size(), 100u);
+  EXPECT_EQ(table.at(2).unknown_tail, 7u);
+  EXPECT_TRUE(table.at(2).unsaved);
+  EXPECT_FALSE(table.at(2).chosen_for_us);
+}
+
+TEST(SlotTable, ATaskStaysWhereItWasBelieved) {
+  const auto held = [](bool chosen, std::optional<std::int64_t> own, std::optional<std::int64_t> other, bool other_leased) {
+    SlotTable table(2);
+    fill(table.at(0), 100);
+    table.at(0).chosen_for_us = chosen;
+    table.at(1).leased = other_leased;
+    const SlotTable::Length lengths[] = {{0, own}, {1, other}};
+    table.believe_lengths(lengths);
+    EXPECT_FALSE(table.at(0).chosen_for_us && !chosen);
+    return std::pair{table.at(0).held(), table.at(1).held()};
+  };
+  EXPECT_EQ(held(true, 100, 100, false), (std::pair{100u, 0u})) << "it is where it should be";
+  EXPECT_EQ(held(false, 0, 100, false), (std::pair{0u, 0u})) << "it was put there";
+  EXPECT_EQ(held(true, 0, 100, true), (std::pair{0u, 0u})) << "the other one is in use";
+  EXPECT_EQ(held(true, 0, std::nullopt, false), (std::pair{0u, 0u})) << "it is nowhere";
+}
+
 }  // namespace
 }  // namespace cairn
