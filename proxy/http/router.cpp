@@ -26,6 +26,7 @@ struct Row {
 constexpr Route chat{RouteKind::cached, PromptForm::chat};
 constexpr Route completion{RouteKind::cached, PromptForm::completion};
 constexpr Route messages{RouteKind::cached, PromptForm::messages};
+constexpr Route responses{RouteKind::cached, PromptForm::responses};
 constexpr Route unpinned{RouteKind::unpinned, PromptForm::chat};
 
 // The endpoints of llama-server that use a slot, all POST. What is not here passes straight through.
@@ -37,8 +38,8 @@ constexpr std::array table{
     Row{"/completions", completion},
     Row{"/completion", completion},
     Row{"/v1/messages", messages},
-    Row{"/v1/responses", unpinned},
-    Row{"/responses", unpinned},
+    Row{"/v1/responses", responses},
+    Row{"/responses", responses},
     Row{"/infill", unpinned},
     Row{"/embedding", unpinned},
     Row{"/embeddings", unpinned},
@@ -48,6 +49,8 @@ constexpr std::array table{
     Row{"/v1/rerank", unpinned},
     Row{"/v1/reranking", unpinned},
     Row{"/v1/audio/transcriptions", unpinned},
+    Row{"/audio/transcriptions", unpinned},
+    Row{"/v1/systemone", unpinned},
 };
 
 }  // namespace

@@ -123,7 +123,8 @@ bool CachedRequest::knows_the_key() const {
 Task<bool> CachedRequest::derived_right() {
   Derivations& derivations = backend_.derivations();
   if (!derivations.open(parsed_.form)) co_return true;
-  Result<std::int64_t> counted = co_await backend_.api().count_tokens("/v1/messages/count_tokens", body_, downstream_.cancel());
+  const std::string_view counter = parsed_.form == PromptForm::messages ? "/v1/messages/count_tokens" : "/v1/responses/input_tokens";
+  Result<std::int64_t> counted = co_await backend_.api().count_tokens(counter, body_, downstream_.cancel());
   if (!counted) co_return true;  // it cannot say: the answer will
   if (*counted == static_cast<std::int64_t>(prompt_.size())) {
     derivations.agreed(parsed_.form);

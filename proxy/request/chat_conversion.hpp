@@ -17,5 +17,7 @@ struct ConvertedChat {
 
 // Anthropic's /v1/messages.
 Result<ConvertedChat> chat_of_messages(std::string_view body);
+// OpenAI's /v1/responses.
+Result<ConvertedChat> chat_of_responses(std::string_view body);
 
 }  // namespace cairn

@@ -126,8 +126,8 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
       body.has_media = mentions_media(raw);
     }
   }
-  if (form == PromptForm::messages) {
-    Result<ConvertedChat> converted = chat_of_messages(text);
+  if (form == PromptForm::messages || form == PromptForm::responses) {
+    Result<ConvertedChat> converted = form == PromptForm::messages ? chat_of_messages(text) : chat_of_responses(text);
     if (!converted) return converted.error();
     body.chat = std::move(converted->body);
     body.has_media = converted->has_media;

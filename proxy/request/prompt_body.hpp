@@ -19,8 +19,9 @@ enum class PromptForm {
   chat,        // messages, rendered by the backend's template
   completion,  // `prompt`: text, token ids, or a list of either
   messages,    // Anthropic's, which the backend turns into a chat
+  responses,   // OpenAI's `input` items, likewise
 };
-inline constexpr std::size_t prompt_form_count = 3;
+inline constexpr std::size_t prompt_form_count = 4;
 
 struct PromptBody {
   PromptForm form = PromptForm::chat;

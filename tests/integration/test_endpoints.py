@@ -81,3 +81,95 @@ def test_second_turn_of_messages(make_stack, model, flags):
     read, computed = one.turn(stream=True)
     assert read > 400 and computed < 250, (read, computed)
     assert_derived(stack)
+
+
+# --- /v1/responses ----------------------------------------------------------------------------------------
+
+def ask_responses(stack, body, path="/v1/responses"):
+    """(output items, tokens read from the cache, prompt tokens)"""
+    answer = call(stack.port, "POST", path, body)
+    assert answer.status == 200, answer.body
+    response = events(answer)[-1]["response"] if body.get("stream") else answer.json()
+    counted = response["usage"]
+    return response["output"], counted["input_tokens_details"]["cached_tokens"], counted["input_tokens"]
+
+
+@pytest.mark.parametrize("model", KINDS[:2] if quick_run() else KINDS)
+def test_second_turn_of_responses(make_stack, model):
+    stack = make_stack(model, backend_flags=("-np", "2", "-c", "16384"))
+    inputs = {seed: [] for seed in (400, 500, 600)}
+
+    def turn(seed, path="/v1/responses", stream=False):
+        inputs[seed].append({"role": "user", "content": prose(60, seed + len(inputs[seed]))})
+        body = {"model": "m", "max_output_tokens": 8, "temperature": 0, "stream": stream, "instructions": prose(400, seed),
+                "input": inputs[seed]}
+        output, read, prompt = ask_responses(stack, body, path)
+        inputs[seed] += output
+        stack.cairn.settle()
+        return read, prompt - read
+
+    for seed in inputs:
+        turn(seed)
+    for seed, path, stream in ((400, "/v1/responses", True), (500, "/responses", False), (600, "/responses", True)):
+        read, computed = turn(seed, path, stream)
+        assert read > 400 and computed < 200, (read, computed)
+    stack.restart()
+    read, computed = turn(400)
+    assert read > 400 and computed < 250, (read, computed)
+    assert_derived(stack)
+
+
+# --- what Cairn derives is what the backend computes ------------------------------------------------------
+
+TOOL = {"type": "object", "properties": {"path": {"type": "string"}, "depth": {"type": "number", "default": 0.5}}, "required": ["path"]}
+
+
+def rich_messages():
+    return {"system": "Be brief.", "tools": [{"name": "list", "description": "lists files", "input_schema": TOOL}, {"name": "stop"}],
+            "tool_choice": {"type": "auto"}, "messages": [
+                {"role": "user", "content": [{"type": "text", "text": prose(80, 1)}]},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "where are they?", "signature": "x"}, {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "list", "input": {"path": "/\u00e9\"", "depth": 1.0, "deep": [1e20, None, {}]}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "a.txt"}, {"type": "text", "text": "b.txt"}]},
+                    {"type": "text", "text": "And now?"}]}]}
+
+
+def rich_responses():
+    return {"instructions": "Be brief.", "reasoning": {"effort": "low"},
+            "tools": [{"type": "function", "name": "list", "description": "lists files", "parameters": TOOL}, {"type": "web_search"}], "input": [
+                {"role": "developer", "content": "Use tools."}, {"role": "user", "content": [{"type": "input_text", "text": prose(80, 1)}]},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "where are they?"}]},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+                {"type": "function_call", "call_id": "t1", "name": "list", "arguments": '{"path": "/", "depth": 1.0}'},
+                {"type": "function_call_output", "call_id": "t1", "output": "a.txt b.txt"}, {"role": "user", "content": "And now?"}]}
+
+
+@pytest.mark.parametrize("model", ["llama", "llama-think"])
+def test_tools_and_thoughts_make_the_same_prompt(make_stack, model):
+    stack = make_stack(model, backend_flags=("-np", "2", "-c", "8192"))
+    for path, counter, body in (("/v1/messages", "/v1/messages/count_tokens", {**rich_messages(), "max_tokens": 4}),
+                                ("/v1/responses", "/v1/responses/input_tokens", {**rich_responses(), "max_output_tokens": 4})):
+        counted = call(stack.backend_port, "POST", counter, body).json()["input_tokens"]
+        assert call(stack.port, "POST", path, body).status == 200
+        stack.cairn.settle()
+        latest = next(one for one in stack.cairn.status()["latest_requests"] if one["path"] == path)
+        assert latest["prompt_tokens"] == counted
+        answer = call(stack.port, "POST", path, body)
+        assert answer.status == 200
+        read = usage(answer).get("cache_read_input_tokens") or usage(answer)["input_tokens_details"]["cached_tokens"]
+        assert read > 0.9 * counted, (path, read, counted)
+    assert_derived(stack)
+
+
+@pytest.mark.parametrize("path, body", [
+    ("/v1/messages", {"max_tokens": 2, "messages": [{"role": "user", "content": [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}, {"type": "text", "text": "what?"}]}]}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]}]}),
+])
+def test_images_are_passed_on(make_stack, path, body):
+    stack = make_stack("llama", backend_flags=("-np", "2", "-c", "8192"))
+    through, direct = (call(port, "POST", path, body) for port in (stack.port, stack.backend_port))
+    assert (through.status, through.body) == (direct.status, direct.body)
+    assert metric(stack, f'cairn_requests_total{{status="{through.status}",cache="media"}}') == 1

@@ -107,6 +107,70 @@ TEST(ChatOfMessages, WhatCannotBeReadIsLeftToTheBackend) {
   EXPECT_TRUE(chat_of_messages(schema)) << "schemas nest deeper than parsers allow by default";
 }
 
+TEST(ChatOfResponses, IsWhatTheBackendMakesOfThem) {
+  const std::vector<Row> rows{
+      {"text", R"({"input":"hi","max_output_tokens":3})", R"({"messages":[{"role":"user","content":"hi"}]})"},
+      {"instructions", R"({"input":"hi","instructions":"be"})",
+       R"({"messages":[{"role":"system","content":"be"},{"role":"user","content":"hi"}]})"},
+      {"null instructions are some", R"({"input":[],"instructions":null})", R"({"messages":[{"role":"system","content":""}]})"},
+      {"items of text",
+       R"({"input":[{"role":"developer","content":"dev"},{"role":"user","content":[{"type":"input_text","text":"a","foo":1},{"type":"input_text","text":"b"}],"type":"message","status":"completed","id":"x"}]})",
+       R"({"messages":[{"role":"developer","content":[{"text":"dev","type":"text"}]},{"role":"user","content":[{"text":"a","type":"text"},{"text":"b","type":"text"}],"id":"x"}]})"},
+      {"answers in a row are one",
+       R"({"input":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"A","annotations":[]}],"id":"1","status":"completed"},{"type":"message","role":"assistant","content":"B"}]})",
+       R"({"messages":[{"role":"assistant","content":[{"text":"A","type":"text"},{"text":"B","type":"text"}],"id":"1"}]})"},
+      {"a thought, an answer and its calls are one",
+       R"({"input":[{"type":"reasoning","id":"rs","summary":[],"content":[{"type":"reasoning_text","text":"R"},{"type":"reasoning_text","text":"S"}]},{"type":"message","role":"assistant","content":[{"type":"output_text","text":"A"}],"id":"1"},{"type":"function_call","call_id":"c","name":"f","arguments":"{\"a\":1.50}","id":"fc"},{"type":"function_call","call_id":"d","name":"g","arguments":""},{"type":"function_call_output","call_id":"c","output":"o"},{"type":"function_call_output","call_id":"d","output":[{"type":"input_text","text":"p","z":1}]}]})",
+       R"({"messages":[{"role":"assistant","content":[{"text":"A","type":"text"}],"reasoning_content":"R","tool_calls":[{"function":{"arguments":"{\"a\":1.50}","name":"f"},"id":"c","type":"function"},{"function":{"arguments":"","name":"g"},"id":"d","type":"function"}]},{"content":"o","role":"tool","tool_call_id":"c"},{"content":[{"type":"text","text":"p","z":1}],"role":"tool","tool_call_id":"d"}]})"},
+      {"a call before the answer",
+       R"({"input":[{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"reasoning","summary":[],"content":[{"text":"R"}]},{"type":"message","role":"assistant","content":[{"type":"output_text","text":"A"}]}]})",
+       R"({"messages":[{"role":"assistant","tool_calls":[{"function":{"arguments":"{}","name":"f"},"id":"c","type":"function"}],"reasoning_content":"R","content":[{"text":"A","type":"text"}]}]})"},
+      {"a lone thought", R"({"input":[{"type":"reasoning","summary":[],"content":[{"text":"R"}]}]})",
+       R"({"messages":[{"role":"assistant","content":[],"reasoning_content":"R"}]})"},
+      {"tools",
+       R"({"input":"x","tools":[{"type":"function","name":"f","description":"d","parameters":{"x":1.0},"strict":null},{"type":"web_search"},{"type":"function","name":"g"}],"tool_choice":{"type":"function","name":"f"}})",
+       R"({"tool_choice":{"type":"function","name":"f"},"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"x":1.0},"strict":null}},{"type":"function","function":{"name":"g","strict":true}}]})"},
+      {"no function among them", R"({"input":"x","tools":[{"type":"web_search"}]})", R"({"messages":[{"role":"user","content":"x"}]})"},
+      {"the rest is handed on",
+       R"({"input":"x","messages":[1],"text":{"format":{}},"reasoning":{"effort":"high","summary":"auto"},"previous_response_id":null,"chat_template_kwargs":{"enable_thinking":false}})",
+       R"({"text":{"format":{}},"previous_response_id":null,"chat_template_kwargs":{"enable_thinking":false},"messages":[{"role":"user","content":"x"}],"reasoning_effort":"high"})"},
+  };
+  for (const Row& row : rows) {
+    const Result<ConvertedChat> chat = chat_of_responses(row.body);
+    ASSERT_TRUE(chat) << row.what;
+    EXPECT_EQ(json(chat->body), json(row.chat)) << row.what << ": " << chat->body;
+    EXPECT_FALSE(chat->has_media) << row.what;
+  }
+}
+
+TEST(ChatOfResponses, WhatTheBackendRefusesIsLeftToIt) {
+  for (const char* text :
+       {"", "{}", R"({"input":{"a":1}})", R"({"input":5})", R"({"input":"x","previous_response_id":"r"})", R"({"input":"x","tools":{}})",
+        R"({"input":["x"]})", R"({"input":[{"role":"assistant","content":"no type"}]})", R"({"input":[{"type":"item_reference","id":"x"}]})",
+        R"({"input":[{"role":"user"}]})", R"({"input":[{"role":"user","content":[{"type":"text","text":"a"}]}]})",
+        R"({"input":[{"role":"user","content":[{"type":"input_file","file_id":"x"}]}]})",
+        R"({"input":[{"type":"message","role":"assistant","content":[{"type":"refusal","refusal":"no"}]}]})",
+        R"({"input":[{"type":"reasoning","summary":[{"type":"summary_text","text":"S"}]}]})",
+        R"({"input":[{"type":"reasoning","summary":[],"content":[]}]})", R"({"input":[{"type":"reasoning","content":[{"text":"R"}]}]})",
+        R"({"input":[{"type":"function_call","call_id":"c","name":"f"}]})", R"({"input":[{"type":"function_call_output","call_id":"c"}]})",
+        R"({"input":[{"type":"function_call_output","call_id":"c","output":[{"type":"output_text","text":"a"}]}]})",
+        R"({"input":[{"type":"custom_tool_call","call_id":"c","name":"f","input":"q"}]})"}) {
+    const auto chat = chat_of_responses(text);
+    ASSERT_FALSE(chat) << text;
+    EXPECT_EQ(chat.error().code, ErrorCode::malformed) << text;
+  }
+}
+
+TEST(ChatOfResponses, ImagesAreNotOurs) {
+  for (const char* item : {R"({"role":"user","content":[{"type":"input_text","text":"a"},{"type":"input_image","image_url":"u"}]})",
+                           R"({"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"u"}]})"}) {
+    const auto body = parse_prompt_body(PromptForm::responses, std::string(R"({"input":[)") + item + "]}");
+    ASSERT_TRUE(body) << item;
+    EXPECT_TRUE(body->has_media) << item;
+    EXPECT_TRUE(body->takes_slot);
+  }
+}
+
 // The backend drops what it does not take over into the chat: an id_slot, a number of answers, adapters.
 TEST(PromptBody, OfMessagesOnlyStreamAndCachePromptAreRead) {
   const auto body = parse_prompt_body(
