@@ -44,10 +44,11 @@ std::optional<Timings> find_timings(std::string_view text) {
 }
 
 std::optional<Timings> find_usage(std::string_view text, std::optional<Timings> so_far) {
-  constexpr std::string_view key = "\"usage\":{";
+  constexpr std::string_view key = "\"usage\":";
   const std::size_t at = text.rfind(key);
   if (at == std::string_view::npos) return so_far;
-  const std::size_t open = at + key.size() - 1;
+  const std::size_t open = text.find_first_not_of(' ', at + key.size());
+  if (open == std::string_view::npos || text[open] != '{') return so_far;
   std::size_t close = open;
   for (int depth = 0; close < text.size(); ++close) {  // its strings hold no braces
     if (text[close] == '{') ++depth;

@@ -95,6 +95,8 @@ class ScriptedBackend:
         self.filler = []                # contents of events after the first chunk of a client's stream
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
+        self.counts_tokens = True       # /v1/messages/count_tokens is there
+        self.unseen = ""                # what it puts before each prompt of /v1/messages
         self.hold_prefill = None        # an Event: a prompt is not computed before it is set
         self.hold_stream = None         # an Event: after the first chunk of an answer
         self.hold_answers_of = "client"  # "client": the client's own requests are held; "piece": Cairn's pieces
@@ -347,7 +349,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.reply({"prompt": self.render(body)})
             elif path.startswith("/slots/action/"):
                 self.slot_action(parts, body)
-            elif path in ("/completion", "/v1/completions", "/v1/chat/completions"):
+            elif path == "/v1/messages/count_tokens" and backend.counts_tokens:
+                self.reply({"input_tokens": len(self.prompt_of(Call("POST", "/v1/messages", body)))})
+            elif path in ("/completion", "/v1/completions", "/v1/chat/completions", "/v1/messages"):
                 self.completion(call)
             else:
                 self.refuse("File Not Found", 404, "not_found_error")
@@ -394,21 +398,25 @@ class _Handler(BaseHTTPRequestHandler):
             slot.believed, slot.real = [], []
             self.reply({"id_slot": slot.id, "n_erased": 0})
 
+    def prompt_of(self, call):
+        if call.path == "/v1/messages":
+            system = [{"role": "system", "content": call.body["system"]}] if "system" in call.body else []
+            return list((self.backend.unseen + self.render({"messages": system + call.body["messages"]})).encode())
+        if call.path == "/v1/chat/completions":
+            return list(self.render(call.body).encode())
+        prompt = call.body["prompt"]
+        return list(prompt.encode()) if isinstance(prompt, str) else prompt
+
     def completion(self, call):
         backend = self.backend
         body = call.body
-        if call.path == "/v1/chat/completions":
-            prompt = list(self.render(body).encode())
-        else:
-            prompt = body["prompt"]
-            if isinstance(prompt, str):
-                prompt = list(prompt.encode())
+        prompt = self.prompt_of(call)
         if len(prompt) >= backend.n_ctx:
             return self.refuse("the request exceeds the available context size", 400, "exceed_context_size_error")
         by_client = body.get("n_predict") != 0 and "n_probs" not in body
         self.stream_begun = False
         held = by_client if backend.hold_answers_of == "client" else call.is_piece
-        slot = backend.pick(body.get("id_slot"), prompt)
+        slot = backend.pick(None if call.path == "/v1/messages" else body.get("id_slot"), prompt)
         with slot.lock:
             backend.start_task(slot)
             try:
@@ -460,7 +468,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
             return
         answer = {"content": text, "timings": timings}
-        if call.path != "/completion":
+        if call.path == "/v1/messages":
+            answer = {"content": [{"type": "text", "text": text}],
+                      "usage": {"cache_read_input_tokens": base, "input_tokens": len(prompt) - base, "output_tokens": predicted}}
+        elif call.path != "/completion":
             answer = {"choices": [{"index": 0, "text": text, "message": {"role": "assistant", "content": text}}],
                       "timings": timings}
         if "n_probs" in body:

@@ -2,9 +2,11 @@
 both processes were restarted; and that Cairn's idea of its prompt is the backend's."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from scripted_rig import LONG, Rig, prompt
 from stack import KINDS, call, prose, quick_run
 
 ANTHROPIC = {"anthropic-version": "2023-06-01"}
@@ -173,3 +175,100 @@ def test_images_are_passed_on(make_stack, path, body):
     through, direct = (call(port, "POST", path, body) for port in (stack.port, stack.backend_port))
     assert (through.status, through.body) == (direct.status, direct.body)
     assert metric(stack, f'cairn_requests_total{{status="{through.status}",cache="media"}}') == 1
+
+
+# --- what only a scripted backend does --------------------------------------------------------------------
+
+@pytest.fixture
+def rig(tmp_path, watch_log):
+    rig = Rig(tmp_path, watch_log)
+    yield rig
+    rig.close()
+
+
+def text(count, seed):
+    return bytes(prompt(count, seed)).decode()
+
+
+def ask_scripted(rig, *contents, system="", unseen=""):
+    """Its usage; the answer must be that of the prompt alone."""
+    roles = ("user", "assistant")
+    body = {"max_tokens": 1, "messages": [{"role": roles[n % 2], "content": one} for n, one in enumerate(contents)]}
+    if system:
+        body["system"] = system
+    answer = rig.post(body, "/v1/messages")
+    assert answer.status == 200, answer.body
+    rendered = f"{unseen}{f'<system>{system}</>' if system else ''}"
+    rendered += "".join(f"<{roles[n % 2]}>{one}</>" for n, one in enumerate(contents)) + "<assistant>"
+    assert answer.json()["content"][0]["text"] == rig.backend.expected(list(rendered.encode()))
+    rig.settle()
+    return usage(answer)
+
+
+def metrics(rig):
+    return call(rig.cairn_port, "GET", "/cairn/metrics").body.decode()
+
+
+def test_another_prompt_than_derived_is_passed_on_before_anything_is_computed(rig):
+    backend = rig.start(state_version=4, slots=2)
+    backend.unseen = "<hidden>"
+    ask_scripted(rig, text(LONG, 1), unseen="<hidden>")
+    assert not backend.of(lambda call: call.is_piece)
+    assert 'cairn_requests_total{status="200",cache="other_prompt_than_derived"} 1' in metrics(rig)
+    # It is asked each time until it has been right often; then the cache is used.
+    backend.unseen = ""
+    ask_scripted(rig, text(LONG, 2))
+    assert ask_scripted(rig, text(LONG, 2), "well", "more")["cache_read_input_tokens"] >= LONG
+
+
+def test_another_prompt_than_derived_shows_in_the_answer_where_nobody_counts(rig):
+    backend = rig.start(state_version=4, slots=2)
+    backend.counts_tokens = False
+    backend.unseen = "<hidden>"
+    ask_scripted(rig, text(LONG, 1), unseen="<hidden>")
+    assert 'cairn_misses_total{reason="other_prompt_than_derived"} 1' in metrics(rig)
+    ask_scripted(rig, text(LONG, 1), "well", "more", unseen="<hidden>")
+
+
+@pytest.mark.parametrize("state_version", [2, 4])
+def test_a_state_is_put_where_the_backend_looks_for_it(rig, state_version):
+    """Two conversations behind one system prompt, more conversations than slots, and prompts of which a tenth is known."""
+    rig.start(state_version=state_version, slots=2)
+    system = text(LONG, 1)
+    first, second = text(300, 2), text(300, 3)
+    ask_scripted(rig, first, system=system)
+    ask_scripted(rig, second, system=system)
+    for seed in (4, 5):
+        ask_scripted(rig, text(LONG, seed))
+    assert ask_scripted(rig, first, "well", "more", system=system)["cache_read_input_tokens"] >= LONG + 300
+    assert ask_scripted(rig, second, "well", "more", system=system)["cache_read_input_tokens"] >= LONG + 300
+    for seed in (6, 7):
+        ask_scripted(rig, text(LONG, seed))
+    # A twentieth of the prompt is known: less than what makes the backend choose a slot.
+    before = rig.backend.computed
+    ask_scripted(rig, text(19 * LONG, 8), system=system)
+    assert rig.backend.computed - before <= 19 * LONG + 200
+
+
+def test_many_conversations_at_once(make_stack):
+    """More than there are slots, each answer right whichever slot the backend chose."""
+    stack = make_stack("llama", backend_flags=("-np", "3", "-c", "12288"))
+    cold = {}
+    for seed in range(700, 705):
+        body = messages_body([{"role": "user", "content": prose(60, seed)}], seed=1 + seed % 2)
+        cold[seed] = ask_messages(stack, body)[0]
+    conversations = {seed: [{"role": "user", "content": prose(60, seed)}] for seed in cold}
+
+    def one(seed):
+        answers = []
+        for _ in range(3):
+            content, counted = ask_messages(stack, messages_body(conversations[seed], seed=1 + seed % 2))
+            answers.append((content, counted["cache_read_input_tokens"]))
+        return answers
+
+    with ThreadPoolExecutor(len(conversations)) as pool:
+        for seed, answers in zip(conversations, pool.map(one, conversations), strict=True):
+            assert all(content == cold[seed] for content, _ in answers)
+            assert all(read > 0 for _, read in answers)
+    stack.cairn.settle()
+    assert_derived(stack)

@@ -111,7 +111,7 @@ TEST(TimingsTail, ProbabilitiesAfterTheTimings) {
 }
 
 TEST(FindUsage, OfBothKinds) {
-  const auto messages = find_usage(R"({"usage":{"cache_read_input_tokens":690,"input_tokens":31,"output_tokens":3}})", std::nullopt);
+  const auto messages = find_usage(R"({"usage": {"cache_read_input_tokens": 690, "input_tokens":31,"output_tokens":3}})", std::nullopt);
   ASSERT_TRUE(messages);
   EXPECT_EQ(messages->cache_n, 690);
   EXPECT_EQ(messages->prompt_n, 31);
