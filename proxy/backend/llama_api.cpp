@@ -220,6 +220,17 @@ ResultTask<std::int64_t> LlamaApi::count_tokens(std::string_view target, std::st
   co_return count;
 }
 
+ResultTask<std::string> LlamaApi::infill_prompt(std::string_view body, CancelSource& cancel) {
+  Result<std::string> answer = co_await post("/infill", body, template_timeout, cancel);
+  if (!answer) {
+    constexpr int not_implemented = 501;
+    Error error = answer.error();
+    if (error.status == not_implemented) error.code = ErrorCode::unsupported;
+    co_return error;
+  }
+  co_return string_member(*answer, "prompt", "/infill");
+}
+
 ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& cancel) {
   json::object request;
   request["tokens"] = json::array(tokens.begin(), tokens.end());
@@ -230,11 +241,12 @@ ResultTask<std::string> LlamaApi::detokenize(TokenSpan tokens, CancelSource& can
   co_return string_member(*answer, "content", "/detokenize");
 }
 
-ResultTask<TokenPieces> LlamaApi::tokenize(std::string_view content, bool add_special, CancelSource& cancel) {
+ResultTask<TokenPieces> LlamaApi::tokenize(std::string_view content, bool add_special, CancelSource& cancel,
+                                                bool parse_special) {
   json::object request;
   request["content"] = json::string_view{content.data(), content.size()};
   request["add_special"] = add_special;
-  request["parse_special"] = true;
+  request["parse_special"] = parse_special;
   request["with_pieces"] = true;
   const std::string body = json::serialize(request);
   Result<std::string> answer = co_await post("/tokenize", body, template_timeout, cancel);

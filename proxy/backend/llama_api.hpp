@@ -83,7 +83,10 @@ class LlamaApi {
   // How many tokens an endpoint's counterpart at `target` (".../count_tokens") makes of the client's body.
   ResultTask<std::int64_t> count_tokens(std::string_view target, std::string_view body, CancelSource& cancel);
   ResultTask<std::string> detokenize(TokenSpan tokens, CancelSource& cancel);
-  ResultTask<TokenPieces> tokenize(std::string_view content, bool add_special, CancelSource& cancel);
+  ResultTask<TokenPieces> tokenize(std::string_view content, bool add_special, CancelSource& cancel, bool parse_special = true);
+  // The prompt text that a body of /infill leads to; `body` asks for no answer, and computes it. Errors: unsupported, where the
+  // model knows no infilling.
+  ResultTask<std::string> infill_prompt(std::string_view body, CancelSource& cancel);
 
   // `filename` is a plain name inside --slot-save-path. Errors: unsupported without that flag.
   ResultTask<SlotAction> save(int slot, std::string_view filename, CancelSource& cancel);

@@ -27,6 +27,7 @@ constexpr Route chat{RouteKind::cached, PromptForm::chat};
 constexpr Route completion{RouteKind::cached, PromptForm::completion};
 constexpr Route messages{RouteKind::cached, PromptForm::messages};
 constexpr Route responses{RouteKind::cached, PromptForm::responses};
+constexpr Route infill{RouteKind::cached, PromptForm::infill};
 constexpr Route unpinned{RouteKind::unpinned, PromptForm::chat};
 
 // The endpoints of llama-server that use a slot, all POST. What is not here passes straight through.
@@ -40,7 +41,7 @@ constexpr std::array table{
     Row{"/v1/messages", messages},
     Row{"/v1/responses", responses},
     Row{"/responses", responses},
-    Row{"/infill", unpinned},
+    Row{"/infill", infill},
     Row{"/embedding", unpinned},
     Row{"/embeddings", unpinned},
     Row{"/v1/embeddings", unpinned},

@@ -200,6 +200,7 @@ Task<bool> CachedBackend::look() {
   memo_.reset();
   suffixes_.clear();
   derivations_.reset();
+  infill_layout_.reset();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/llama_api.hpp"
@@ -27,6 +28,7 @@
 #include "plan/planner.hpp"
 #include "request/derivations.hpp"
 #include "request/generation_suffix.hpp"
+#include "request/infill.hpp"
 #include "request/probe.hpp"
 #include "request/token_memo.hpp"
 #include "slots/scheduler.hpp"
@@ -167,6 +169,9 @@ class CachedBackend {
   TokenMemo& memo() { return memo_; }
   GenerationSuffixes& suffixes() { return suffixes_; }
   Derivations& derivations() { return derivations_; }
+  // nullopt: not asked yet; an error: it cannot be told.
+  const std::optional<Result<InfillLayout>>& infill_layout() const { return infill_layout_; }
+  void set_infill_layout(Result<InfillLayout> layout) { infill_layout_ = std::move(layout); }
   const CacheOptions& options() const { return options_; }
   boost::asio::any_io_executor executor() const { return executor_; }
 
@@ -215,6 +220,7 @@ class CachedBackend {
   TokenMemo memo_;
   GenerationSuffixes suffixes_;
   Derivations derivations_;
+  std::optional<Result<InfillLayout>> infill_layout_;
   CostModel costs_;
 
   BackendPhase phase_ = BackendPhase::connecting;

@@ -95,17 +95,22 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   }
 
   record_.enter(Step::tokenize);
-  const bool derived = !parsed_.chat.empty();
-  const bool is_chat = derived || form == PromptForm::chat;
-  Result<Tokens> tokens = is_chat ? co_await tokenize_chat(derived ? parsed_.chat : body_) : co_await tokenize_completion();
+  Result<Tokens> tokens = Tokens{};
+  if (form == PromptForm::completion) {
+    tokens = co_await tokenize_completion();
+  } else if (form == PromptForm::infill) {
+    tokens = co_await tokenize_infill();
+  } else {
+    tokens = co_await tokenize_chat(form == PromptForm::chat ? body_ : parsed_.chat);
+  }
   if (!tokens) {
     if (tokens.error().code == ErrorCode::refused) backend_.suspect_down();
-    co_return NoCacheReason::template_failed;
+    co_return tokens.error().code == ErrorCode::unsupported ? NoCacheReason::other_prompt : NoCacheReason::template_failed;
   }
   prompt_ = std::move(*tokens);
   record_.prompt_tokens = static_cast<std::int64_t>(prompt_.size());
   if (prompt_.empty()) co_return NoCacheReason::empty_prompt;
-  if (derived && !co_await derived_right()) co_return NoCacheReason::other_prompt;
+  if (is_derived(form) && !co_await derived_right()) co_return NoCacheReason::other_prompt;
   const std::int64_t context = backend_.probe().meta.n_ctx;
   if (context > 0 && static_cast<std::int64_t>(prompt_.size()) >= context) co_return NoCacheReason::too_long;
   co_return NoCacheReason::used;
@@ -122,7 +127,8 @@ bool CachedRequest::knows_the_key() const {
 // Whether the backend makes as long a prompt of this body, as long as that is open.
 Task<bool> CachedRequest::derived_right() {
   Derivations& derivations = backend_.derivations();
-  if (!derivations.open(parsed_.form)) co_return true;
+  // Nobody counts the tokens of an infill beforehand.
+  if (!derivations.open(parsed_.form) || parsed_.form == PromptForm::infill) co_return true;
   const std::string_view counter = parsed_.form == PromptForm::messages ? "/v1/messages/count_tokens" : "/v1/responses/input_tokens";
   Result<std::int64_t> counted = co_await backend_.api().count_tokens(counter, body_, downstream_.cancel());
   if (!counted) co_return true;  // it cannot say: the answer will
@@ -164,6 +170,31 @@ ResultTask<Tokens> CachedRequest::tokenize_completion() {
     all.insert(all.end(), tokens->begin(), tokens->end());
   }
   co_return all;
+}
+
+ResultTask<Tokens> CachedRequest::tokenize_infill() {
+  CancelSource& cancel = downstream_.cancel();
+  if (!backend_.infill_layout()) {
+    // Asking takes some slot.
+    const CachedBackend::Foreign foreign(backend_);
+    co_await backend_.save_before_foreign(cancel);
+    const Result<StartGate> gate = co_await backend_.gate_if_needed(cancel);
+    if (!gate) co_return gate.error();
+    co_await backend_.save_idle_slots(-1);
+    backend_.note_foreign_started(false);
+    Result<InfillLayout> learned = co_await learn_infill_layout(backend_.api(), cancel);
+    const bool answered = learned || learned.error().code == ErrorCode::unsupported || learned.error().code == ErrorCode::rejected ||
+                          learned.error().code == ErrorCode::malformed;
+    if (!answered) co_return learned.error();
+    backend_.set_infill_layout(std::move(learned));
+  }
+  const Result<InfillLayout>& layout = *backend_.infill_layout();
+  if (!layout) co_return layout.error();
+  const InfillLayout own = *layout;  // a probe may come between
+  Result<std::optional<Tokens>> tokens = co_await infill_tokens(parsed_.infill, own, backend_.probe().meta.n_ctx, backend_.memo(), cancel);
+  if (!tokens) co_return tokens.error();
+  if (!*tokens) co_return downstream_error(ErrorCode::unsupported, "the backend shortens the files in front");
+  co_return std::move(**tokens);
 }
 
 // The text on both sides of where the prompt left a known one, for the log.

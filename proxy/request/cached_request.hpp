@@ -29,6 +29,7 @@ class CachedRequest {
   ResultTask<Tokens> tokenize_chat(const std::string& chat);
   Task<bool> derived_right();
   ResultTask<Tokens> tokenize_completion();
+  ResultTask<Tokens> tokenize_infill();
   Task<void> serve_cached();
   // The best plan over the idle slots; sets plan_.
   // nullopt: it waits for a better slot, as far as it is `patient`.

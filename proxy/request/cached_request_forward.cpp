@@ -192,7 +192,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   if (timings->cache_n + timings->prompt_n != static_cast<std::int64_t>(prompt)) {
     // The backend's prompt was another than we thought: our tokens are not what the slot holds.
     const std::int64_t counted = timings->cache_n + timings->prompt_n;
-    if (parsed_.chat.empty()) {
+    if (!is_derived(parsed_.form)) {
       spdlog::warn("the backend counted {} prompt tokens where we had {}: its tokenization is not remembered any more", counted, prompt);
       backend_.memo().distrust();
     } else {
@@ -204,7 +204,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     state.unknown_tail = prompt;
     return;
   }
-  if (!parsed_.chat.empty()) backend_.derivations().agreed(parsed_.form);
+  if (is_derived(parsed_.form)) backend_.derivations().agreed(parsed_.form);
   cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
   if (backend_.kind() != MemoryKind::truncatable) {
     const std::uint32_t ubatch = backend_.options().ubatch_tokens;

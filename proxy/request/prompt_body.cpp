@@ -132,6 +132,11 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
     body.chat = std::move(converted->body);
     body.has_media = converted->has_media;
   }
+  if (form == PromptForm::infill) {
+    Result<InfillBody> infill = parse_infill_body(text);
+    if (!infill) return infill.error();
+    body.infill = std::move(*infill);
+  }
   if (form == PromptForm::chat && !body.has_messages) return unreadable("no messages");
   if (form == PromptForm::completion && body.prompt.empty() && !body.several && !body.has_media) return unreadable("no prompt");
   return body;

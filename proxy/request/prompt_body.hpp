@@ -12,6 +12,7 @@
 
 #include "base/result.hpp"
 #include "prefix/tokens.hpp"
+#include "request/infill_body.hpp"
 
 namespace cairn {
 
@@ -20,13 +21,19 @@ enum class PromptForm {
   completion,  // `prompt`: text, token ids, or a list of either
   messages,    // Anthropic's, which the backend turns into a chat
   responses,   // OpenAI's `input` items, likewise
+  infill,      // text before and behind a gap, and other files
 };
-inline constexpr std::size_t prompt_form_count = 4;
+inline constexpr std::size_t prompt_form_count = 5;
+// Whether the prompt is derived by Cairn from a rule of the backend's, and not told by it.
+constexpr bool is_derived(PromptForm form) {
+  return form == PromptForm::messages || form == PromptForm::responses || form == PromptForm::infill;
+}
 
 struct PromptBody {
   PromptForm form = PromptForm::chat;
   bool takes_slot = true;  // false: the backend chooses the slot, whatever `id_slot` says
   std::string chat;        // of a body that the backend turns into a chat: that chat (JSON)
+  InfillBody infill;
   bool stream = false;
   bool return_progress = false;
   std::optional<int> id_slot;

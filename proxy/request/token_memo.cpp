@@ -19,12 +19,12 @@ constexpr int most_failed_splits = 3;
 bool is_continuation_byte(char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; }
 }  // namespace
 
-TokenMemo::Split TokenMemo::best_split(std::string_view text, bool add_special) const {
+TokenMemo::Split TokenMemo::best_split(std::string_view text, bool add_special, bool parse_special) const {
   Split best;
   if (!trusted_ || failed_splits_ >= most_failed_splits || text.size() < worth_splitting_bytes) return best;
   std::size_t best_common = 0;
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->add_special != add_special || entry->ends.empty()) continue;
+    if (entry->add_special != add_special || entry->parse_special != parse_special || entry->ends.empty()) continue;
     const std::size_t limit = std::min(text.size(), entry->text.size());
     const auto parted = std::mismatch(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(limit), entry->text.begin());
     const auto common = static_cast<std::size_t>(parted.first - text.begin());
@@ -51,26 +51,27 @@ TokenMemo::Split TokenMemo::best_split(std::string_view text, bool add_special) 
   return best;
 }
 
-ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special, CancelSource& cancel) {
+ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special, CancelSource& cancel, bool parse_special) {
   for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-    if (entry->add_special == add_special && entry->text == text) {
+    if (entry->add_special == add_special && entry->parse_special == parse_special && entry->text == text) {
       entries_.splice(entries_.begin(), entries_, entry);
       ++repeats_;
       co_return entries_.front().tokens;
     }
   }
 
-  const Split split = best_split(text, add_special);
+  const Split split = best_split(text, add_special, parse_special);
   if (split.found) {
     // The entry may be forgotten while we wait: copy what is kept.
     Entry grown;
     grown.add_special = add_special;
+    grown.parse_special = parse_special;
     grown.text = text;
     const Entry& old = *split.entry;
     grown.tokens.assign(old.tokens.begin(), old.tokens.begin() + static_cast<std::ptrdiff_t>(split.keep_tokens));
     grown.ends.assign(old.ends.begin(), old.ends.begin() + static_cast<std::ptrdiff_t>(split.keep_tokens));
     const std::string_view tail_text = std::string_view{text}.substr(split.from_byte);
-    Result<TokenPieces> tail = co_await api_.tokenize(tail_text, false, cancel);
+    Result<TokenPieces> tail = co_await api_.tokenize(tail_text, false, cancel, parse_special);
     if (!tail) co_return tail.error();
     // In step: from some token of the probe on, new and old agree to the end of the probe.
     std::size_t byte = split.from_byte;
@@ -105,12 +106,13 @@ ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special
   }
 
   if (split.found) ++failed_splits_;
-  Result<TokenPieces> whole = co_await api_.tokenize(text, add_special, cancel);
+  Result<TokenPieces> whole = co_await api_.tokenize(text, add_special, cancel, parse_special);
   if (!whole) co_return whole.error();
   ++whole_texts_;
   Entry entry;
   entry.text = text;
   entry.add_special = add_special;
+  entry.parse_special = parse_special;
   entry.tokens = whole->tokens;
   entry.ends.reserve(whole->tokens.size());
   std::size_t byte = 0;

@@ -24,7 +24,8 @@ class TokenMemo {
   // A text that shares a long beginning with a remembered one is tokenized from some tokens before the point where they
   // part: tokenizers decide locally, so the new tokens fall in step with the old ones within a few; where they do not,
   // the whole text is tokenized.
-  ResultTask<Tokens> tokenize(const std::string& text, bool add_special, CancelSource& cancel);
+  // Without `parse_special` what looks like one of the model's own tokens is text.
+  ResultTask<Tokens> tokenize(const std::string& text, bool add_special, CancelSource& cancel, bool parse_special = true);
 
   // How many of the last tokens of a text just tokenized reach into its last `bytes`; 0 when that is not known.
   std::size_t tokens_in_tail(std::string_view text, std::size_t bytes) const;
@@ -42,6 +43,7 @@ class TokenMemo {
   struct Entry {
     std::string text;
     bool add_special = false;
+    bool parse_special = true;
     Tokens tokens;
     std::vector<std::uint32_t> ends;  // ends[i]: bytes of text covered by tokens[0..i]; empty: not splittable
     std::size_t bytes() const { return text.size() + 8 * tokens.size() + sizeof(Entry); }
@@ -55,7 +57,7 @@ class TokenMemo {
     std::size_t probe_tokens = 0;  // the last of them, tokenized again to see that they come out the same
     std::size_t from_byte = 0;     // where the new tokenization begins
   };
-  Split best_split(std::string_view text, bool add_special) const;
+  Split best_split(std::string_view text, bool add_special, bool parse_special) const;
   void remember(Entry entry);
   void clear();
 

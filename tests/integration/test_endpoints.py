@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from scripted_rig import LONG, Rig, prompt
-from stack import KINDS, call, prose, quick_run
+from stack import KINDS, Backend, call, free_port, prose, quick_run
 
 ANTHROPIC = {"anthropic-version": "2023-06-01"}
 
@@ -118,6 +118,62 @@ def test_second_turn_of_responses(make_stack, model):
     read, computed = turn(400)
     assert read > 400 and computed < 250, (read, computed)
     assert_derived(stack)
+
+
+# --- /infill ----------------------------------------------------------------------------------------------
+
+def infill_flags(tokens):
+    """The test models know no infilling: tokens of theirs stand in for what code models have."""
+    return ("--override-kv", ",".join(f"tokenizer.ggml.fim_{part}_token_id=int:{token}" for part, token in tokens.items()))
+
+
+@pytest.fixture(scope="module")
+def special_tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    backend = Backend("llama", free_port(), None, folder / "backend.log", ("-c", "512"))
+    try:
+        begin, start, end = backend.tokenize("<|endoftext|><|im_start|><|im_end|>")
+    finally:
+        backend.kill()
+    return {"pre": begin, "suf": start, "mid": end}
+
+
+@pytest.mark.parametrize("model, named", [("llama", False), ("llama", True), ("granitehybrid", True)])
+def test_an_editor_that_types_on(make_stack, special_tokens, model, named):
+    tokens = dict(special_tokens)
+    if named:
+        tokens.update(rep=special_tokens["pre"], sep=special_tokens["mid"])
+    stack = make_stack(model, backend_flags=("-np", "2", "-c", "16384", *infill_flags(tokens)))
+
+    def type_on(seed, written, files=True):
+        body = {"input_prefix": prose(200, seed) + written, "input_suffix": "\n<|im_end|> ends " + prose(30, seed + 1), "prompt": "  ",
+                "n_predict": 4, "temperature": 0}
+        if files:
+            body["input_extra"] = [{"filename": f"{seed}.txt", "text": prose(300, seed + 2)}, {"text": prose(20, seed + 3)}]
+        outcome = stack.ask(body, "/infill")
+        stack.cairn.settle()
+        return outcome.timings
+
+    for seed in (800, 810, 820):
+        type_on(seed, "")
+    for seed in (800, 810, 820):
+        timings = type_on(seed, " and on")
+        assert timings["cache_n"] > 600 and timings["prompt_n"] < 220, timings
+    alone = type_on(830, "", files=False)
+    assert alone["cache_n"] + alone["prompt_n"] > 250
+    stack.restart()
+    timings = type_on(800, " and on it goes")
+    assert timings["cache_n"] > 600 and timings["prompt_n"] < 300, timings
+    # What surrounds the gap is cut to a batch.
+    assert type_on(840, prose(3000, 5))["prompt_n"] > 0
+    assert_derived(stack)
+
+
+def test_a_model_without_infilling_says_so_itself(make_stack):
+    stack = make_stack("llama", backend_flags=("-np", "2", "-c", "4096"))
+    body = {"input_prefix": "a", "input_suffix": "b"}
+    through, direct = (call(port, "POST", "/infill", body) for port in (stack.port, stack.backend_port))
+    assert (through.status, through.body) == (direct.status, direct.body) and through.status == 501
 
 
 # --- what Cairn derives is what the backend computes ------------------------------------------------------

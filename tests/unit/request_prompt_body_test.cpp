@@ -119,6 +119,33 @@ TEST(PromptBody, OtherMembers) {
   EXPECT_FALSE(with(R"("lora":null)").has_lora);
 }
 
+TEST(PromptBody, Infill) {
+  const auto infill = [](std::string_view text) { return parse_prompt_body(PromptForm::infill, text); };
+  const auto body = infill(
+      R"({"input_prefix":"a\n","input_suffix":"b","prompt":" c","input_extra":[{"filename":"x.h","text":"one"},{"text":"two","time":3}],"id_slot":1,"stream":true})");
+  ASSERT_TRUE(body);
+  EXPECT_EQ(body->infill.prefix, "a\n");
+  EXPECT_EQ(body->infill.suffix, "b");
+  EXPECT_EQ(body->infill.prompt, " c");
+  ASSERT_EQ(body->infill.files.size(), 2u);
+  EXPECT_EQ(body->infill.files[0].name, "x.h");
+  EXPECT_EQ(body->infill.files[0].text, "one");
+  EXPECT_EQ(body->infill.files[1].name, "tmp") << "as the backend calls what has no name";
+  EXPECT_TRUE(body->stream && body->takes_slot);
+  EXPECT_EQ(body->id_slot, 1);
+  EXPECT_TRUE(infill(R"({"input_prefix":"","input_suffix":"","prompt":null,"input_extra":null})"));
+  EXPECT_TRUE(infill(R"({"input_prefix":"","input_suffix":"","input_extra":[]})"));
+  for (const char* text : {"", "[]", "{}", R"({"input_prefix":"a"})", R"({"input_suffix":"a"})", R"({"input_prefix":null,"input_suffix":"a"})",
+                           R"({"input_prefix":[5,"a"],"input_suffix":"a"})", R"({"input_prefix":"a","input_suffix":"a","prompt":[1]})",
+                           R"({"input_prefix":"a","input_suffix":"a","input_extra":"x"})", R"({"input_prefix":"a","input_suffix":"a","input_extra":[{}]})",
+                           R"({"input_prefix":"a","input_suffix":"a","input_extra":[{"text":5}]})",
+                           R"({"input_prefix":"a","input_suffix":"a","input_extra":[{"text":"a","filename":5}]})"}) {
+    const auto refused = infill(text);
+    ASSERT_FALSE(refused) << text;
+    EXPECT_EQ(refused.error().code, ErrorCode::malformed) << text;
+  }
+}
+
 // The backend's parser keeps the last of several members with one name.
 TEST(PromptBody, OfDuplicatesTheLastCounts) {
   EXPECT_FALSE(completion(R"({"stream":true,"prompt":"a","stream":false})")->stream);
