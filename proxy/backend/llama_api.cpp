@@ -326,6 +326,8 @@ ResultTask<SlotAction> LlamaApi::restore(int slot, std::string_view filename, Ca
   return slot_action(slot, "restore", filename, cancel);
 }
 
+ResultTask<SlotAction> LlamaApi::erase(int slot, CancelSource& cancel) { return slot_action(slot, "erase", {}, cancel); }
+
 ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel) {
   const std::string body = fmt::format(
       R"({{"prompt":{},"n_predict":0,"id_slot":{},"cache_prompt":true,"stream":true,"return_progress":true,)"

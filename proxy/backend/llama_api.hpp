@@ -93,6 +93,8 @@ class LlamaApi {
   // A failed restore leaves the slot empty.
   ResultTask<SlotAction> restore(int slot, std::string_view filename, CancelSource& cancel);
 
+  ResultTask<SlotAction> erase(int slot, CancelSource& cancel);
+
   // Computes exactly these tokens in a slot and generates nothing. A stream with progress, because only such a request is
   // cancelled promptly when we close it. `on_progress(processed, total)` in tokens.
   using Progress = std::function<void(std::int64_t processed, std::int64_t total)>;

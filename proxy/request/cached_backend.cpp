@@ -201,6 +201,8 @@ Task<bool> CachedBackend::look() {
   suffixes_.clear();
   derivations_.reset();
   infill_layout_.reset();
+  other_weights_seen_ = false;
+  adapter_spaces_.clear();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
@@ -315,6 +317,8 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
 }
 
 void CachedBackend::note_foreign_started(bool other_weights) {
+  // It may begin later, in a slot that is in use now.
+  for (std::size_t i = 0; other_weights && i < slots_.slots().size(); ++i) note_other_weights(static_cast<int>(i));
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // With adapters of its own it leaves our tokens with another model's state behind.
     if (state.running || !(probe_.clears_idle || (other_weights && !state.leased))) continue;

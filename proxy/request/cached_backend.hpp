@@ -100,6 +100,16 @@ class CachedBackend {
                         std::uint32_t state_length, std::int64_t reused);
   // What saved states could bring back of `tokens`.
   std::uint32_t recoverable(TokenSpan tokens) const;
+  // Whatever the slot holds is gone. A prompt of the model's own must not go on from tokens that another request's adapters
+  // computed: llama-server notices only where a request names its adapters (build 11669).
+  ResultTask<void> empty(int slot);
+  // A request with adapters of its own runs in the slot.
+  void note_other_weights(int slot);
+  // A request of the model's own reused `reused` tokens of `prompt` in the slot, before the belief about it is renewed: more than was
+  // there came from the backend's own cache, where the states of other adapters are told apart by nothing.
+  void check_weights(int slot, TokenSpan prompt, std::int64_t reused);
+  // Where states of requests with these adapters belong: in slots only, they are not saved. Below 0.
+  std::int64_t name_space_of(const std::string& lora);
   // Marks a slot's new content as worth saving, or not.
   void note_slot_content(int slot);
 
@@ -249,6 +259,8 @@ class CachedBackend {
     std::vector<std::uint32_t> resume_points;
   };
   std::deque<Cleared> backend_cache_;  // latest first
+  bool other_weights_seen_ = false;    // its own cache may hold states of requests with adapters of their own, by tokens alone
+  std::map<std::string, std::int64_t> adapter_spaces_;
   int backend_cache_strikes_ = 0;
   double lease_s_ = 0;
   double stop_credit_s_ = 0;

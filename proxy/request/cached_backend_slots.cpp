@@ -88,6 +88,38 @@ ResultTask<void> CachedBackend::wash(int slot) {
   co_return washed;
 }
 
+ResultTask<void> CachedBackend::empty(int slot) {
+  // A wash would be a task: the server puts what the slot holds into its RAM cache then, and brings it back to the next one.
+  // Older builds keep context checkpoints through an erase.
+  Result<void> emptied;
+  if (probe_.state_version >= 4) {
+    Result<SlotAction> erased = co_await api_.erase(slot, *background_);
+    if (!erased) emptied = erased.error();
+  } else {
+    emptied = co_await wash(slot);
+  }
+  slots_.forget(slot);
+  if (emptied) slots_.at(slot).other_weights = false;
+  co_return emptied;
+}
+
+void CachedBackend::note_other_weights(int slot) {
+  slots_.at(slot).other_weights = true;
+  other_weights_seen_ = true;
+}
+
+void CachedBackend::check_weights(int slot, TokenSpan prompt, std::int64_t reused) {
+  const SlotState& state = slots_.at(slot);
+  const auto common = static_cast<std::int64_t>(common_prefix(state.known, prompt));
+  const bool whole = common == static_cast<std::int64_t>(state.known.size());
+  if (other_weights_seen_ && reused > common + (whole ? state.unknown_tail : 0)) note_other_weights(slot);
+}
+
+std::int64_t CachedBackend::name_space_of(const std::string& lora) {
+  const auto next = -1 - static_cast<std::int64_t>(adapter_spaces_.size());
+  return adapter_spaces_.try_emplace(lora, next).first->second;
+}
+
 ResultTask<void> CachedBackend::save(int slot) {
   SlotState& state = slots_.at(slot);
   const std::uint64_t generation = generation_;
@@ -179,6 +211,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
     state.unsaved = false;
     co_return timings.error();
   }
+  check_weights(slot, tokens, timings->cache_n);
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
   state.doubtful = false;
@@ -248,7 +281,7 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
 
-bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && backend_cache_strikes_ < strikes_to_distrust; }
+bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && !other_weights_seen_ && backend_cache_strikes_ < strikes_to_distrust; }
 
 std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
   if (!trusts_backend_cache()) return 0;
@@ -284,7 +317,7 @@ void CachedBackend::note_slot_content(int slot) {
   state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });
   if (state.doubtful) note_backend_cache(state.known, state.resume_points);
   const bool pays = restore_s < costs_.prefill_seconds(0, held);
-  state.unsaved = can_save() && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
+  state.unsaved = can_save() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }
 
 std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {

@@ -54,7 +54,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
     co_return;
   }
   co_await backend_.save_idle_slots(-1);
-  backend_.note_foreign_started(record_.no_cache == NoCacheReason::lora);
+  backend_.note_foreign_started(!own_weights());
   (void)co_await forward(body, *gate);
 }
 
@@ -85,7 +85,6 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   parsed_ = std::move(*parsed);
   if (parsed_.has_media) co_return NoCacheReason::media;
   if (parsed_.several) co_return NoCacheReason::several_prompts;
-  if (parsed_.has_lora) co_return NoCacheReason::lora;
   if (parsed_.cache_prompt == false) co_return NoCacheReason::client_refused;
   if (parsed_.id_slot.value_or(0) < 0) co_return NoCacheReason::client_refused;
   if (!knows_the_key()) co_return NoCacheReason::other_key;
@@ -93,6 +92,9 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   if (!co_await backend_.still_the_same(downstream_.cancel()) && !co_await backend_.wait_ready()) {
     co_return NoCacheReason::backend_not_ready;
   }
+
+  // What the backend clears there comes back only to requests that leave the slot to it.
+  if (!own_weights() && backend_.probe().clears_idle) co_return NoCacheReason::lora;
 
   record_.enter(Step::tokenize);
   Result<Tokens> tokens = Tokens{};
@@ -212,13 +214,17 @@ Task<void> CachedRequest::show_difference() {
   if (other_text) record_.other_text = std::move(*other_text);
 }
 
+std::int64_t CachedRequest::name_space() const {
+  return own_weights() ? static_cast<std::int64_t>(backend_.name_space()) : backend_.name_space_of(parsed_.lora);
+}
+
 bool CachedRequest::in_pieces() const {
-  return prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
+  return own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
 }
 
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
-  if (prompt_.size() >= backend_.options().shortest_prompt_tokens) {
+  if (own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens) {
     known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_ms());
     record_.known_tokens = known_.matched_tokens;
     if (!known_.other.empty()) {
@@ -319,6 +325,15 @@ Task<void> CachedRequest::bring_back() {
   record_.planned_tokens = plan_.base;
   record_.checkpoint = plan_.checkpoint;
   record_.enter(Step::restore);
+  if (own_weights() && state.other_weights) {
+    Result<void> emptied = co_await backend_.empty(slot_);
+    if (!emptied) record_.error = to_string(emptied.error());
+  }
+  if (!own_weights() && state.name_space != name_space()) {
+    backend_.slots().forget(slot_);  // so does the backend
+    backend_.slots().at(slot_).name_space = name_space();
+  }
+  if (!own_weights()) backend_.note_other_weights(slot_);
   if (plan_.source == Source::restore) {
     Result<void> restored = co_await backend_.restore(slot_, static_cast<CheckpointId>(plan_.checkpoint));
     if (!restored) {

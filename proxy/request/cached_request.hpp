@@ -36,6 +36,8 @@ class CachedRequest {
   std::optional<int> choose(std::span<const int> idle, bool patient);
   std::vector<WaitOption> waits_worth(bool patient, std::uint32_t own_base) const;
   bool in_pieces() const;  // it may be computed in pieces
+  bool own_weights() const { return parsed_.lora.empty(); }  // the model as it was probed
+  std::int64_t name_space() const;                           // of its state in a slot
   void ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const;
   void ask_for_stops() const;
   AdmissionInput admission(std::uint32_t done) const;

@@ -167,7 +167,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     // Once there was an answer the prompt had been computed; progress reports come before that.
     if (computed) {
       state.known = prompt_;
-      state.name_space = static_cast<std::int64_t>(backend_.name_space());
+      state.name_space = name_space();
     } else {
       // It holds our tokens up to the last piece for certain, and something beyond.
       state.known.resize(common_prefix(state.known, prompt_));
@@ -205,6 +205,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     return;
   }
   if (is_derived(parsed_.form)) backend_.derivations().agreed(parsed_.form);
+  if (own_weights()) backend_.check_weights(slot_, prompt_, timings->cache_n);
   cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
   if (backend_.kind() != MemoryKind::truncatable) {
     const std::uint32_t ubatch = backend_.options().ubatch_tokens;
@@ -219,10 +220,10 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   state.known = prompt_;
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
-  if (backend_.catalogue() != nullptr && timings->predicted_n > 0) {
+  if (own_weights() && backend_.catalogue() != nullptr && timings->predicted_n > 0) {
     backend_.catalogue()->answered(backend_.name_space(), prompt_, static_cast<std::uint32_t>(timings->predicted_n));
   }
-  state.name_space = static_cast<std::int64_t>(backend_.name_space());
+  state.name_space = name_space();
   // A conversation that has gone on once goes on again.
   constexpr double conversation = 0.95;
   state.proven = known_.continues;
@@ -246,6 +247,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
 MissReason CachedRequest::explain() const {
   // New: beyond what any earlier prompt shared. A few tokens either way are no miss.
   constexpr std::int64_t tolerance = 16;
+  if (!own_weights()) return MissReason::none;  // nothing is kept of what was known
   const auto could = static_cast<std::int64_t>(std::min<std::size_t>(known_.matched_tokens, prompt_.size() - 1));
   if (record_.reused_tokens + tolerance >= could) return could == 0 ? MissReason::new_prompt : MissReason::none;
   if (restore_failed_) return MissReason::restore_failed;

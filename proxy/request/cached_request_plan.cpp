@@ -15,7 +15,7 @@ constexpr std::size_t candidates_considered = 4;
 // it would have to compute the same.
 std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t own_base) const {
   std::vector<WaitOption> waits;
-  if (parsed_.id_slot || slot_ >= 0) return waits;
+  if (parsed_.id_slot || slot_ >= 0 || !own_weights()) return waits;
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const CostModel& costs = backend_.costs();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) {
@@ -60,7 +60,7 @@ void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) c
 
 // All slots are in use: whichever comes free shall have a state where this prompt leaves the one under way.
 void CachedRequest::ask_for_stops() const {
-  if (parsed_.id_slot) return;
+  if (parsed_.id_slot || !own_weights()) return;
   const CostModel& costs = backend_.costs();
   const bool several = backend_.slots().slots().size() > 1;
   for (SlotState& busy : backend_.slots().slots()) {
@@ -78,7 +78,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   }
   if (backend_.slots().slots().empty()) return std::nullopt;
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
-  const auto name_space = static_cast<std::int64_t>(backend_.name_space());
+  const std::int64_t space = name_space();
   std::vector<SlotOption> options;
   for (const int id : idle) {
     if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
@@ -91,7 +91,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.proven = state.proven;
     option.clean = backend_.probe().state_version >= 4;
     option.last_used = state.last_used;
-    if (state.name_space == name_space && !state.doubtful) {
+    if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
     }
@@ -119,7 +119,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   for (const RestoreOption& option : restores) own_base = std::max(own_base, option.usable);
   const std::vector<WaitOption> waits = waits_worth(patient, own_base);
   input.waits = waits;
-  if (!parsed_.id_slot) input.in_backend_cache = backend_.in_backend_cache(prompt_);
+  if (!parsed_.id_slot && own_weights()) input.in_backend_cache = backend_.in_backend_cache(prompt_);
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
   if (plan->source == Source::wait) {
@@ -131,7 +131,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   if (slot_ < 0) {
     // Whoever is asked next sees already what this one is about to compute.
     SlotState& ours = backend_.slots().at(plan_.slot);
-    ours.target = std::make_shared<const Tokens>(prompt_);
+    if (own_weights()) ours.target = std::make_shared<const Tokens>(prompt_);
     ours.in_pieces = in_pieces() && plan_.source != Source::backend;
     ours.piece_end = plan_.base;
   }
@@ -140,7 +140,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
 
 void CachedRequest::find_candidates() {
   candidates_.clear();
-  if (prompt_.size() < backend_.options().shortest_prompt_tokens || !backend_.restores_work()) return;
+  if (!own_weights() || prompt_.size() < backend_.options().shortest_prompt_tokens || !backend_.restores_work()) return;
   candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered);
 }
 

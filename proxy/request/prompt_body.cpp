@@ -111,7 +111,9 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
       ondemand::array list;
       if (value.get_array().get(list) == simdjson::SUCCESS) {
         std::size_t count = 0;
-        if (list.count_elements().get(count) == simdjson::SUCCESS && count > 0) body.has_lora = true;
+        std::string_view raw;
+        const bool read = list.count_elements().get(count) == simdjson::SUCCESS && list.raw_json().get(raw) == simdjson::SUCCESS;
+        body.lora = read && count > 0 ? std::string{raw} : std::string{};
       }
     } else if (key == "prompt" && form == PromptForm::completion) {
       body.prompt.clear();  // of duplicates the backend takes the last

@@ -41,7 +41,7 @@ struct PromptBody {
   // For completions: the parts of the one prompt, in order. A batch of several prompts has `several` set instead.
   std::vector<std::variant<std::string, Token>> prompt;
   bool several = false;      // more than one prompt, or n > 1: more than one slot
-  bool has_lora = false;     // adapters of its own: another model for this request
+  std::string lora;          // adapters of its own (JSON as it came): another model for this request; empty: none
   bool has_media = false;    // images, audio: tokens we cannot see
   bool has_messages = false;
 };

@@ -29,7 +29,7 @@ enum class NoCacheReason {
   unreadable_body,     // left for the backend to judge
   several_prompts,     // a batch, or n > 1
   media,               // tokens that we cannot see
-  lora,                // adapters of its own
+  lora,                // adapters of its own, where slots do not keep their state
   client_refused,      // cache_prompt: false
   template_failed,     // /apply-template or /tokenize did not answer
   too_long,            // more tokens than the slot's context

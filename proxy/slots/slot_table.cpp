@@ -18,6 +18,7 @@ void SlotTable::reset(int count) {
     slots_.push_back(std::move(slot));
   }
   forget_all();
+  for (SlotState& slot : slots_) slot.other_weights = false;
 }
 
 void SlotTable::forget(int id) {
@@ -62,7 +63,7 @@ void SlotTable::believe_lengths(std::span<const Length> lengths) {
     if (!ours(one) || !std::exchange(at(one.id).chosen_for_us, false) || !unexpected(one)) continue;
     const SlotState& from = at(one.id);
     const auto there = std::find_if(lengths.begin(), lengths.end(), [&](const Length& other) {
-      return other.id != one.id && ours(other) && unexpected(other) && other.tokens == static_cast<std::int64_t>(from.held());
+      return other.id != one.id && ours(other) && !at(other.id).other_weights && unexpected(other) && other.tokens == static_cast<std::int64_t>(from.held());
     });
     if (there == lengths.end()) continue;
     SlotState& to = at(there->id);

@@ -26,6 +26,7 @@ struct SlotState {
   std::chrono::steady_clock::time_point leased_at{};
   std::vector<Stop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
   bool chosen_for_us = false;   // the backend chose the slot of the task whose end is believed to be here
+  bool other_weights = false;   // what it holds to the backend may come from a request with adapters of its own
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)

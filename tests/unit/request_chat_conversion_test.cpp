@@ -178,7 +178,7 @@ TEST(PromptBody, OfMessagesOnlyStreamAndCachePromptAreRead) {
   ASSERT_TRUE(body);
   EXPECT_TRUE(body->stream);
   EXPECT_EQ(body->cache_prompt, false);
-  EXPECT_FALSE(body->takes_slot || body->id_slot || body->several || body->has_lora || body->return_progress);
+  EXPECT_FALSE(body->takes_slot || body->id_slot || body->several || !body->lora.empty() || body->return_progress);
   EXPECT_FALSE(body->chat.empty());
 }
 

@@ -73,7 +73,7 @@ TEST(PromptBody, Chat) {
   const auto body = chat(R"({"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"return_progress":true,"prompt":7})");
   ASSERT_TRUE(body);
   EXPECT_TRUE(body->has_messages && body->stream && body->return_progress);
-  EXPECT_FALSE(body->several || body->has_lora || body->has_media);
+  EXPECT_FALSE(body->several || !body->lora.empty() || body->has_media);
   EXPECT_TRUE(body->prompt.empty());
   EXPECT_FALSE(body->id_slot || body->cache_prompt);
   EXPECT_TRUE(chat(R"({"messages":[]})"));
@@ -114,9 +114,9 @@ TEST(PromptBody, OtherMembers) {
   EXPECT_TRUE(with(R"("best_of":3)").several);
   EXPECT_FALSE(with(R"("n":null)").several);
   EXPECT_FALSE(with(R"("n_predict":100)").several);
-  EXPECT_TRUE(with(R"("lora":[{"id":0,"scale":0.5}])").has_lora);
-  EXPECT_FALSE(with(R"("lora":[])").has_lora);
-  EXPECT_FALSE(with(R"("lora":null)").has_lora);
+  EXPECT_EQ(with(R"("lora":[{"id":0,"scale":0.5}])").lora, R"([{"id":0,"scale":0.5}])");
+  EXPECT_EQ(with(R"("lora":[])").lora, "");
+  EXPECT_EQ(with(R"("lora":null)").lora, "");
 }
 
 TEST(PromptBody, Infill) {
