@@ -66,7 +66,7 @@ class Conversation:
 
 
 @pytest.mark.parametrize("model", KINDS)
-@pytest.mark.parametrize("flags", [("-np", "2"), ()][:1 if quick_run() else 2], ids=["np2", "default"])
+@pytest.mark.parametrize("flags", [("-np", "2"), ()][:1 if quick_run() else 2], ids=lambda flags: "np2" if flags else "default")
 def test_second_turn_of_messages(make_stack, model, flags):
     stack = make_stack(model, backend_flags=(*flags, "-c", "16384"))
     one, two, three = (Conversation(stack, seed) for seed in (100, 200, 300))
