@@ -191,6 +191,19 @@ TEST(SlotTable, ATaskWhoseSlotTheBackendChoseIsFoundByItsLength) {
   EXPECT_FALSE(table.at(2).chosen_for_us);
 }
 
+TEST(SlotTable, NoBeliefMovesToASlotThatOtherAdaptersMayHaveUsed) {
+  SlotTable table(2);
+  fill(table.at(0), 100);
+  table.at(0).chosen_for_us = true;
+  table.at(1).other_weights = true;
+  const SlotTable::Length lengths[] = {{0, 3}, {1, 100}};
+  table.believe_lengths(lengths);
+  EXPECT_TRUE(is_empty(table.at(0)) && is_empty(table.at(1)));
+  EXPECT_TRUE(table.at(1).other_weights) << "forgetting tokens does not make them the model's own";
+  table.reset(2);
+  EXPECT_FALSE(table.at(1).other_weights) << "another process has run nothing yet";
+}
+
 TEST(SlotTable, ATaskStaysWhereItWasBelieved) {
   const auto held = [](bool chosen, std::optional<std::int64_t> own, std::optional<std::int64_t> other, bool other_leased) {
     SlotTable table(2);
