@@ -113,7 +113,11 @@ Task<void> CachedRequest::make_findable() {
   if (held >= wanted) co_return;
   const CostModel& costs = backend_.costs();
   if (wanted >= prompt_.size() || costs.prefill_seconds(0, held) <= costs.boundary_seconds()) {
-    co_await backend_.save_before_foreign(downstream_.cancel());  // it may take another
+    // Where another was used longer ago it may take that one.
+    const bool oldest = std::all_of(slots.begin(), slots.end(), [&](const SlotState& other) {
+      return other.id == slot_ || other.running || other.last_used >= slots[static_cast<std::size_t>(slot_)].last_used;
+    });
+    if (!oldest) co_await backend_.save_before_foreign(downstream_.cancel());
     co_return;
   }
   record_.enter(Step::prefill);
