@@ -12,6 +12,7 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 
 // Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
 std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
+std::string returns_key(NamespaceId name_space) { return fmt::format("return_times:{}", static_cast<std::int64_t>(name_space)); }
 std::string offsets_key(NamespaceId name_space) { return fmt::format("end_offsets:{}", static_cast<std::int64_t>(name_space)); }
 CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
 }  // namespace
@@ -39,7 +40,7 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
     tree->trim(max_tree_tokens_ - std::min<std::uint64_t>(max_tree_tokens_, max_tree_tokens_ / 8 + prompt.size()));
   }
   const PrefixTree::InsertResult inserted = tree->insert(prompt, now_ms);
-  values_[name_space].observe(*tree, inserted, static_cast<std::uint32_t>(prompt.size()), static_cast<double>(now_ms) / 1000);
+  values_of(name_space).observe(*tree, inserted, static_cast<std::uint32_t>(prompt.size()), static_cast<double>(now_ms) / 1000);
   Known known;
   known.matched_tokens = inserted.matched_tokens;
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
@@ -57,7 +58,7 @@ void Catalogue::answered(NamespaceId name_space, TokenSpan prompt, std::uint32_t
   const auto tree = trees_.find(name_space);
   if (tree == trees_.end()) return;
   const PrefixTree::Match match = tree->second->match(prompt);
-  if (match.matched_tokens == prompt.size()) values_[name_space].answered(match.node, answer_tokens);
+  if (match.matched_tokens == prompt.size()) values_of(name_space).answered(match.node, answer_tokens);
 }
 
 Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
@@ -68,10 +69,20 @@ Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
   return at->second;
 }
 
-ResultTask<void> Catalogue::keep_end_offsets(NamespaceId name_space) {
+ResultTask<void> Catalogue::keep_learned(NamespaceId name_space) {
   Recent& recent = recent_of(name_space);
   if (!std::exchange(recent.changed, false)) co_return Result<void>{};
-  co_return co_await store_.put_setting(offsets_key(name_space), recent.offsets.to_text());
+  auto kept = co_await store_.put_setting(offsets_key(name_space), recent.offsets.to_text());
+  if (!kept) co_return kept;
+  co_return co_await store_.put_setting(returns_key(name_space), values_of(name_space).learned());
+}
+
+StateValues& Catalogue::values_of(NamespaceId name_space) {
+  const auto [at, is_new] = values_.try_emplace(name_space);
+  if (is_new) {
+    if (const std::optional<std::string> kept = store_.setting(returns_key(name_space))) at->second.load(*kept);
+  }
+  return at->second;
 }
 
 bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
@@ -218,7 +229,7 @@ std::vector<CheckpointId> Catalogue::add(CheckpointId id, TokenSpan tokens, std:
 
 void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms) {
   std::unique_ptr<PrefixTree>& tree = trees_[record.namespace_id];
-  (void)values_[record.namespace_id];
+  (void)values_of(record.namespace_id);
   if (!tree) tree = std::make_unique<PrefixTree>();
   const PrefixTree::InsertResult inserted = tree->insert(tokens, now_ms);
   Place place;

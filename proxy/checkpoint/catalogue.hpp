@@ -38,9 +38,10 @@ class Catalogue {
   // That prompt was answered with so many tokens: long answers are gone on from more seldom, or more often.
   void answered(NamespaceId name_space, TokenSpan prompt, std::uint32_t answer_tokens);
 
-  // Where next prompts of this namespace leave the one before. Kept in the store's settings.
+  // Where next prompts of this namespace leave the one before.
   const EndOffsets& end_offsets(NamespaceId name_space) { return recent_of(name_space).offsets; }
-  ResultTask<void> keep_end_offsets(NamespaceId name_space);
+  // Writes what was learned of this namespace's prompts (ends, return times) into the store's settings; the next process begins with it.
+  ResultTask<void> keep_learned(NamespaceId name_space);
 
   struct Candidate {
     CheckpointId checkpoint{};
@@ -96,6 +97,7 @@ class Catalogue {
     bool changed = false;        // since they were kept
   };
   Recent& recent_of(NamespaceId name_space);
+  StateValues& values_of(NamespaceId name_space);
   // True when it went on from one of the latest prompts.
   bool learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) const;
 

@@ -69,12 +69,17 @@ void StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult
   if (places_.size() >= forget_at_) forget_some(tree);
   Place fresh;
   fresh.traits.prompt_tokens = length * tokens_a_unit;
+  fresh.traits.fresh_tokens = (length - std::min(length, inserted.matched_tokens)) * tokens_a_unit;
   const NodeId before = predecessor(tree, inserted, length);
   if (before != PrefixTree::kNone) {
     Place& earlier = places_.at(before);
     returns_.returned(earlier.watch, now_s);
     fresh.traits.turn = earlier.traits.turn + 1;
     fresh.traits.gap_s = now_s - earlier.seen_s;
+    fresh.traits.mean_gap_s = (earlier.traits.mean_gap_s * earlier.traits.turn + fresh.traits.gap_s) / fresh.traits.turn;
+    const std::uint32_t shared = std::min(inserted.matched_tokens, earlier.length);
+    fresh.traits.last_answer_tokens = earlier.traits.answer_tokens;
+    fresh.traits.kept = static_cast<double>(shared) / earlier.length;
     if (before != inserted.leaf) {
       earlier.next = inserted.leaf;
       earlier.left_at = inserted.matched_tokens;
@@ -87,12 +92,12 @@ void StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult
     if (!known) parting = Place{.length = inserted.matched_tokens, .visits = 1};
     if (parting.visits > 0) {
       returns_.returned(parting.watch, now_s);
-      parting.of = ReturnTimes::class_of_branch(parting.visits++);
+      parting.of = ReturnTimes::kind_of_branch(parting.visits++);
       parting.seen_s = now_s;
       parting.watch = returns_.begin(parting.of, now_s);
     }
   }
-  fresh.of = ReturnTimes::class_of(fresh.traits);
+  fresh.of = ReturnTimes::kind_of(fresh.traits);
   fresh.seen_s = now_s;
   fresh.length = length;
   fresh.watch = returns_.begin(fresh.of, now_s);
@@ -103,7 +108,7 @@ void StateValues::answered(NodeId leaf, std::uint32_t answer_tokens) {
   const auto found = places_.find(leaf);
   if (found == places_.end() || found->second.visits > 0) return;
   found->second.traits.answer_tokens = answer_tokens;
-  found->second.of = ReturnTimes::class_of(found->second.traits);
+  found->second.of = ReturnTimes::kind_of(found->second.traits);
   returns_.reclassify(found->second.watch, found->second.of);
 }
 
@@ -138,8 +143,7 @@ StateWorth StateValues::worth(const PrefixTree& tree, NodeId leaf, std::span<con
   std::uint32_t shared = end;
   if (place == nullptr) {
     // Known from the index alone.
-    const PromptTraits traits{.turn = static_cast<std::uint32_t>(std::min<std::uint64_t>(uses, 16)), .gap_s = 60, .prompt_tokens = end};
-    add(end, returns_.rate(ReturnTimes::class_of(traits), now_s - last_used_s));
+    add(end, returns_.rate(ReturnTimes::kind_of_saved(uses, end), now_s - last_used_s));
   } else {
     for (int step = 0; step < most_steps && place->next != PrefixTree::kNone; ++step) {
       const Place* next = at(tree, place->next);

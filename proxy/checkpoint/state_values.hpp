@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 
 #include "checkpoint/eviction.hpp"
@@ -27,13 +29,17 @@ class StateValues {
   StateWorth worth(const PrefixTree& tree, NodeId leaf, std::span<const std::uint32_t> positions, std::uint32_t mark,
                    MemoryKind kind, std::uint64_t uses, double last_used_s, double now_s) const;
 
+  // The return times learned, for the next process; load() returns false, and changes nothing, when it is none of these texts.
+  std::string learned() const { return returns_.to_text(); }
+  bool load(std::string_view text) { return returns_.load(text); }
+
   std::size_t places() const { return places_.size(); }
 
  private:
   // Where prompts have ended or parted.
   struct Place {
     PromptTraits traits;
-    ReturnTimes::Class of = 0;
+    ReturnTimes::Kind of;
     ReturnTimes::Watch watch = ReturnTimes::none;
     double seen_s = 0;
     std::uint32_t length = 0;

@@ -110,7 +110,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
     }
   }
   keep_facts();
-  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
+  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) {
     (void)co_await store_->put_setting(rates_key(), costs_.to_json());
     (void)co_await store_->flush();
@@ -414,7 +414,7 @@ Task<void> CachedBackend::write_back() {
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }
   }
-  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_end_offsets(probe_.name_space);
+  if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) (void)co_await store_->put_setting(rates_key(), costs_.to_json());
 }
 

@@ -285,6 +285,22 @@ TEST_F(CatalogueTest, EvictionDetachesToo) {
   EXPECT_EQ(evicted, 10 - kept);  // found in a review: the entry is gone before the catalogue hears of it
 }
 
+TEST_F(CatalogueTest, ReturnTimesLearnedOutliveTheProcess) {
+  const std::string key = "return_times:1";
+  for (int turn = 0; turn < 20; ++turn) catalogue->learn(ours, tokens_of_length(100 + turn * 10), turn * 10'000);
+  ASSERT_TRUE(fixture.await(catalogue->keep_learned(ours)));
+  const auto learned = store().setting(key);
+  ASSERT_TRUE(learned);
+  reopen();
+  constexpr NamespaceId fresh{2};
+  for (const NamespaceId name_space : {ours, fresh}) {
+    catalogue->learn(name_space, text("another prompt"), 0);
+    ASSERT_TRUE(fixture.await(catalogue->keep_learned(name_space)));
+  }
+  EXPECT_EQ(store().setting(key), learned);
+  EXPECT_NE(store().setting("return_times:2"), learned);
+}
+
 TEST_F(CatalogueTest, TheTreeStaysWithinItsBoundAndKeepsWhatIsSaved) {
   catalogue = std::make_unique<Catalogue>(store(), 2000);
   const CheckpointId a = save("a saved prompt", truncatable);

@@ -6,18 +6,18 @@ namespace cairn {
 namespace {
 
 constexpr PromptTraits first_turn{.turn = 0, .gap_s = 0, .prompt_tokens = 1000, .answer_tokens = 10};
-constexpr PromptTraits later_turn{.turn = 2, .gap_s = 20, .prompt_tokens = 1000, .answer_tokens = 10};
+constexpr PromptTraits later_turn{.turn = 2, .gap_s = 20, .mean_gap_s = 20, .prompt_tokens = 1000, .fresh_tokens = 100, .answer_tokens = 10};
 
 TEST(ReturnTimes, UnlearnedRateFallsWithAge) {
   const ReturnTimes times;
-  const auto of = ReturnTimes::class_of(first_turn);
+  const auto of = ReturnTimes::kind_of(first_turn);
   for (double age_s = 1; age_s < 100000; age_s *= 3) EXPECT_GT(times.rate(of, age_s), times.rate(of, age_s * 3)) << age_s;
 }
 
 TEST(ReturnTimes, WhatReturnsIsWorthMoreThanWhatNeverDoes) {
   ReturnTimes times;
-  const auto returning = ReturnTimes::class_of(later_turn);
-  const auto single = ReturnTimes::class_of(first_turn);
+  const auto returning = ReturnTimes::kind_of(later_turn);
+  const auto single = ReturnTimes::kind_of(first_turn);
   for (int i = 0; i < 500; ++i) {
     const double now_s = i * 20.0;
     const auto watch = times.begin(returning, now_s);
@@ -29,7 +29,7 @@ TEST(ReturnTimes, WhatReturnsIsWorthMoreThanWhatNeverDoes) {
 
 TEST(ReturnTimes, SomethingThatReturnsAfterAMinuteIsWorthMoreJustBeforeThanAtFirst) {
   ReturnTimes times;
-  const auto of = ReturnTimes::class_of(first_turn);
+  const auto of = ReturnTimes::kind_of(first_turn);
   for (int i = 0; i < 500; ++i) {
     const auto watch = times.begin(of, i * 70.0);
     times.returned(watch, i * 70.0 + 60);
@@ -40,7 +40,7 @@ TEST(ReturnTimes, SomethingThatReturnsAfterAMinuteIsWorthMoreJustBeforeThanAtFir
 
 TEST(ReturnTimes, AReturnCountsOnceAndUnknownWatchesNotAtAll) {
   ReturnTimes once, thrice;
-  const auto of = ReturnTimes::class_of(first_turn);
+  const auto of = ReturnTimes::kind_of(first_turn);
   for (ReturnTimes* times : {&once, &thrice}) {
     const auto watch = times->begin(of, 0);
     times->returned(watch, 5);
@@ -52,9 +52,9 @@ TEST(ReturnTimes, AReturnCountsOnceAndUnknownWatchesNotAtAll) {
   EXPECT_EQ(once.rate(of, 4), thrice.rate(of, 4));
 }
 
-TEST(ReturnTimes, AThinClassLeansOnTheWiderOne) {
+TEST(ReturnTimes, AKindNeverSeenLeansOnTheTraitsThatItShares) {
   ReturnTimes times;
-  const auto seen = ReturnTimes::class_of(later_turn);
+  const auto seen = ReturnTimes::kind_of(later_turn);
   PromptTraits other = later_turn;
   other.prompt_tokens = 50000;
   for (int i = 0; i < 300; ++i) {
@@ -62,13 +62,13 @@ TEST(ReturnTimes, AThinClassLeansOnTheWiderOne) {
     times.returned(watch, i * 10.0 + 4);
   }
   const ReturnTimes fresh;
-  EXPECT_GT(times.rate(ReturnTimes::class_of(other), 0), 2 * fresh.rate(ReturnTimes::class_of(other), 0));
+  EXPECT_GT(times.rate(ReturnTimes::kind_of(other), 0), 2 * fresh.rate(ReturnTimes::kind_of(other), 0));
 }
 
-TEST(ReturnTimes, ReclassifiedPromptsCountForTheirNewClass) {
+TEST(ReturnTimes, ReclassifiedPromptsCountForTheirNewKind) {
   ReturnTimes times;
-  const auto guessed = ReturnTimes::class_of(first_turn);
-  const auto real = ReturnTimes::class_of(later_turn);
+  const auto guessed = ReturnTimes::kind_of(first_turn);
+  const auto real = ReturnTimes::kind_of(later_turn);
   for (int i = 0; i < 300; ++i) {
     times.begin(guessed, i * 10.0);  // never returns
     const auto watch = times.begin(guessed, i * 10.0);
@@ -76,6 +76,66 @@ TEST(ReturnTimes, ReclassifiedPromptsCountForTheirNewClass) {
     times.returned(watch, i * 10.0 + 4);
   }
   EXPECT_GT(times.rate(real, 0), 2 * times.rate(guessed, 0));
+}
+
+TEST(ReturnTimes, TraitsThatTellNothingApartDoNotCoverOneThatDoes) {
+  ReturnTimes times;
+  const auto kind = [](std::uint32_t fresh, std::uint32_t answer) {
+    PromptTraits prompt = later_turn;
+    prompt.fresh_tokens = fresh;
+    prompt.answer_tokens = answer;
+    return ReturnTimes::kind_of(prompt);
+  };
+  for (int i = 0; i < 400; ++i) {
+    const double now_s = i * 30.0;
+    const std::uint32_t answer = i % 2 == 0 ? 20 : 900;
+    const auto watch = times.begin(kind(100, answer), now_s);
+    times.begin(kind(20'000, answer), now_s);
+    times.returned(watch, now_s + 20);
+  }
+  // Also with an answer that was never seen.
+  for (const std::uint32_t answer : {20U, 900U, 5000U}) EXPECT_GT(times.rate(kind(100, answer), 10), 10 * times.rate(kind(20'000, answer), 10)) << answer;
+}
+
+TEST(ReturnTimes, PausesOfTheConversationSayWhenItReturns) {
+  ReturnTimes times;
+  const auto kind = [](double pause_s) {
+    PromptTraits prompt = later_turn;
+    prompt.gap_s = prompt.mean_gap_s = pause_s;
+    return ReturnTimes::kind_of(prompt);
+  };
+  double now_s = 0;
+  for (int i = 0; i < 400; ++i, now_s += 700) {
+    const auto quick = times.begin(kind(10), now_s);
+    const auto slow = times.begin(kind(600), now_s);
+    times.returned(quick, now_s + 10);
+    times.returned(slow, now_s + 600);
+  }
+  EXPECT_GT(times.rate(kind(10), 5), 10 * times.rate(kind(600), 5));
+  EXPECT_LT(times.rate(kind(10), 400), times.rate(kind(600), 400));
+}
+
+TEST(ReturnTimes, WhatWasLearnedIsReadBack) {
+  ReturnTimes times;
+  const auto kind = ReturnTimes::kind_of(later_turn);
+  for (int i = 0; i < 100; ++i) times.returned(times.begin(kind, i * 20.0), i * 20.0 + 9);
+  ReturnTimes again;
+  EXPECT_NE(again.rate(kind, 5), times.rate(kind, 5));
+  ASSERT_TRUE(again.load(times.to_text()));
+  EXPECT_NEAR(again.rate(kind, 5) / times.rate(kind, 5), 1, 0.05);  // its table may be some returns younger
+  EXPECT_EQ(again.to_text(), times.to_text());
+}
+
+TEST(ReturnTimes, OtherTextsAreRefusedAndChangeNothing) {
+  ReturnTimes times;
+  const std::string before = times.to_text();
+  std::string endless = before, long_one = before + " 1", negative = before;
+  endless.replace(endless.find(' ') + 1, 1, "nan");
+  negative.replace(negative.rfind(' ') + 1, 1, "-");
+  for (const std::string& text : {std::string{}, std::string{"2"}, std::string{"1 0.5"}, endless, long_one, negative}) {
+    EXPECT_FALSE(times.load(text)) << text.substr(0, 40);
+    EXPECT_EQ(times.to_text(), before);
+  }
 }
 
 }  // namespace
