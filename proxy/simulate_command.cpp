@@ -4,9 +4,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
+#include <thread>
 
 #include "config.hpp"
 #include "simulate/report.hpp"
@@ -26,6 +29,20 @@ Result<std::uint64_t> budget_of(const std::string& text, double distinct_bytes) 
     return error;
   }
   return static_cast<std::uint64_t>(distinct_bytes * percent / 100);
+}
+
+// Fills in the results. The runs share nothing but the trace.
+void simulate_side_by_side(const Trace& trace, const SimulationOptions& options, std::vector<SimulationReport::Run>& runs) {
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < runs.size(); i = next++) {
+      SimulationOptions own = options;
+      own.budget_bytes = runs[i].budget_bytes;
+      runs[i].result = simulate(trace, own, *make_policy(runs[i].policy));
+    }
+  };
+  std::vector<std::jthread> workers(std::min<std::size_t>(runs.size(), std::max(1U, std::thread::hardware_concurrency())));
+  for (std::jthread& worker : workers) worker = std::jthread(work);
 }
 
 Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
@@ -51,14 +68,13 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
     budgets.push_back(*budget);
   }
   std::sort(budgets.begin(), budgets.end());
-  report.unbounded = simulate(*trace, options, *make_policy("lru"));
+  std::vector<SimulationReport::Run> runs{{"lru", 0, {}}};
   for (const std::string& name : flags.policies) {
-    for (const std::uint64_t budget : budgets) {
-      const std::unique_ptr<EvictionPolicy> policy = make_policy(name);
-      options.budget_bytes = budget;
-      report.runs.push_back(SimulationReport::Run{name, budget, simulate(*trace, options, *policy)});
-    }
+    for (const std::uint64_t budget : budgets) runs.push_back(SimulationReport::Run{name, budget, {}});
   }
+  simulate_side_by_side(*trace, options, runs);
+  report.unbounded = runs.front().result;
+  report.runs.assign(std::make_move_iterator(runs.begin() + 1), std::make_move_iterator(runs.end()));
   return report;
 }
 

@@ -63,7 +63,7 @@ constexpr int most_sum_steps = 60;
 
 }  // namespace
 
-ReturnTimes::ReturnTimes() : terms_(all_terms), in_bucket_(buckets) {
+ReturnTimes::ReturnTimes() : terms_(all_terms), in_bucket_(buckets), rates_((2 * most_sum_steps + 1) * (pauses + 1)) {
   const auto prior = static_cast<float>(std::log(prior_chance / (1 - prior_chance)));
   for (std::size_t i = 0; i < all_terms; ++i) {
     terms_[i] = i < first_beside ? Term{prior, prior_age_variance} : Term{0, prior_trait_variance};
@@ -206,7 +206,7 @@ double ReturnTimes::trait_sum(const Kind& kind) const {
 }
 
 const std::vector<float>& ReturnTimes::rates_of(int step, std::uint8_t pause) const {
-  Rates& rates = rates_[(step + most_sum_steps) * (pauses + 1) + pause];
+  Rates& rates = rates_[static_cast<std::size_t>(step + most_sum_steps) * (pauses + 1) + pause];
   if (rates.version == version_) return rates.rate;
   rates.version = version_;
   std::array<double, buckets> chance{};

@@ -7,7 +7,6 @@
 #include <deque>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace cairn {
@@ -94,7 +93,7 @@ class ReturnTimes {
   std::uint32_t version_ = 1;
   double returns_ = 0;
   double returns_at_version_ = 0;
-  mutable std::unordered_map<int, Rates> rates_;
+  mutable std::vector<Rates> rates_;  // made when they are asked for
 };
 
 }  // namespace cairn
