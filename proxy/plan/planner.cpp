@@ -86,6 +86,8 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       plan.checkpoint = option.checkpoint;
       plan.base = option.usable;
       plan.expected_s = restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
+      // Whatever is lost with the slot is lost either way: this very slot would answer sooner from what it holds.
+      if (plan.expected_s >= costs.prefill_seconds(slot.usable, input.prompt)) continue;
       plan.reason = "a saved state reaches further";
       Loss loss = overwrite_loss(input, slot, 0);
       loss.seconds += restore_s * input.running;
