@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Writes a tiny random-weight model that llama-server loads, for tests and the demonstration.
 
-    make_model.py KIND OUT.gguf [--seed N] [--ctx N] [--template plain|think]
+    make_model.py KIND OUT.gguf [--seed N] [--ctx N] [--template plain|think] [--size tiny|3b]
 
 KIND is llama (full attention), gemma3 (sliding window), granitehybrid (Mamba-2 with attention in two of
 ten layers) or mamba2 (purely recurrent). Needs numpy and python3-gguf: get_llama_server brings both.
-The same arguments always give the same bytes, on the same numpy.
+The same arguments always give the same bytes, on the same numpy. `--size 3b`, of llama and granitehybrid, is for a GPU: as heavy
+as a field model of that size (115 KB of keys and values a token; 8 KB, and 76 MB a recurrent state), with as small a vocabulary.
 
 Measured with llama-server 0.7.0 build 11669 on two x86 cores, seed 1; prompts of GPL-3 and Python text. "Pieces": the same
 tokens fed 1,024 at a time with n_predict 0; "top 20": the largest difference among the log-probabilities of the 20 likeliest
@@ -34,6 +35,8 @@ import numpy as np
 import gguf
 
 EMBED = 256            # width of the residual stream
+LAYERS = {"llama": 8, "gemma3": 8, "granitehybrid": 10, "mamba2": 8}
+ATTENTION_LAYERS = (3, 8)  # of granitehybrid
 HEADS = 2
 KV_HEADS = 1
 HEAD_DIM = 64
@@ -47,6 +50,13 @@ WINDOW = 512
 LOGIT_STD = 2.5        # spread of the logits: sharp enough that a wrong state shows, not so that it is chaotic
 SCORE_STD = 2.0        # spread of attention scores: a head looks at some tens of tokens, not at the mean of all
 FORBIDDEN_LOGIT = -30.0
+
+# What differs in the models of --size 3b.
+BIG = {
+    "llama": {"EMBED": 3072, "HEADS": 24, "KV_HEADS": 8, "HEAD_DIM": 128, "FEED_FORWARD": 8192, "LAYERS": {"llama": 28}},
+    "granitehybrid": {"EMBED": 2048, "HEADS": 32, "KV_HEADS": 8, "FEED_FORWARD": 8192, "LAYERS": {"granitehybrid": 40},
+                      "ATTENTION_LAYERS": (5, 15, 25, 35), "SSM_INNER": 4096, "SSM_STATE": 128, "SSM_HEADS": 64},
+}
 
 # --- vocabulary -------------------------------------------------------------------------------------------
 
@@ -286,9 +296,21 @@ def add_vocabulary(writer, template):
 class Weights:
     """Random tensors for one model. Shapes are numpy's: outputs first, inputs last."""
 
-    def __init__(self, writer, seed):
+    def __init__(self, writer, seed, pool_size=0):
         self.writer = writer
         self.random = np.random.default_rng(seed)
+        self.pool = None
+        self.pool_size = pool_size
+
+    def normal(self, *shape):
+        """Of a big model's billions of weights only some are drawn: each matrix is another stretch of the same ones."""
+        count = int(np.prod(shape))
+        if not self.pool_size:
+            return self.random.standard_normal(shape)
+        if self.pool is None:
+            self.pool = self.random.standard_normal(self.pool_size, dtype=np.float32)
+        start = int(self.random.integers(self.pool_size - count))
+        return self.pool[start:start + count].reshape(shape)
 
     def add(self, name, array):
         self.writer.add_tensor(name, np.ascontiguousarray(array, dtype=np.float32))
@@ -298,7 +320,7 @@ class Weights:
 
     def matrix(self, outputs, inputs, gain=1.0):
         """Unit-variance inputs give outputs of standard deviation `gain`."""
-        return self.random.standard_normal((outputs, inputs)) * (gain / np.sqrt(inputs))
+        return self.normal(outputs, inputs) * float(gain / np.sqrt(inputs))
 
     def into_residual(self, inputs, gain):
         """A projection back into the residual stream; its first row is zero (see `edges`)."""
@@ -309,7 +331,7 @@ class Weights:
     def edges(self, vocabulary, forbidden, embedding_scale=1.0, logit_scale=1.0):
         """Embedding, last norm and output. The first channel of the stream is a constant that no layer
         writes to, so that the output matrix can use it as a bias against forbidden tokens."""
-        embedding = self.random.standard_normal((vocabulary, EMBED))
+        embedding = self.normal(vocabulary, EMBED).copy()
         embedding[:, 0] = 1.0
         self.add_half("token_embd.weight", embedding / embedding_scale)
         norm = np.ones(EMBED)
@@ -363,7 +385,7 @@ def add_ssm_header(writer):
 
 
 def write_llama(writer, weights, vocabulary, forbidden):
-    layers = 8
+    layers = LAYERS["llama"]
     writer.add_block_count(layers)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
@@ -381,7 +403,7 @@ def write_llama(writer, weights, vocabulary, forbidden):
 
 
 def write_gemma3(writer, weights, vocabulary, forbidden):
-    layers = 8  # the fifth of each six attends to everything, the others to the window
+    layers = LAYERS["gemma3"]  # the fifth of each six attends to everything, the others to the window
     writer.add_block_count(layers)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
@@ -405,12 +427,11 @@ def write_gemma3(writer, weights, vocabulary, forbidden):
 
 
 def write_granitehybrid(writer, weights, vocabulary, forbidden):
-    layers = 10
-    attention_layers = (3, 8)
+    layers = LAYERS["granitehybrid"]
     writer.add_block_count(layers)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv([KV_HEADS if layer in attention_layers else 0 for layer in range(layers)])
+    writer.add_head_count_kv([KV_HEADS if layer in ATTENTION_LAYERS else 0 for layer in range(layers)])
     writer.add_key_length(HEAD_DIM)
     writer.add_value_length(HEAD_DIM)
     writer.add_rope_dimension_count(HEAD_DIM)
@@ -424,7 +445,7 @@ def write_granitehybrid(writer, weights, vocabulary, forbidden):
     for layer in range(layers):
         block = f"blk.{layer}"
         weights.add(f"{block}.attn_norm.weight", np.ones(EMBED))
-        if layer in attention_layers:
+        if layer in ATTENTION_LAYERS:
             weights.attention(block, SCORE_STD, 0.7)
         else:
             weights.mamba2(block, 0.5)
@@ -432,7 +453,7 @@ def write_granitehybrid(writer, weights, vocabulary, forbidden):
 
 
 def write_mamba2(writer, weights, vocabulary, forbidden):
-    layers = 8
+    layers = LAYERS["mamba2"]
     writer.add_block_count(layers)
     writer.add_feed_forward_length(0)
     writer.add_head_count(0)
@@ -459,18 +480,24 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ctx", type=int, default=65536, help="trained context length")
     parser.add_argument("--template", choices=sorted(SUFFIX), default="plain")
+    parser.add_argument("--size", choices=["tiny", "3b"], default="tiny")
     options = parser.parse_args()
+    if options.size == "3b":
+        if options.kind not in BIG:
+            parser.error(f"--size 3b: {' or '.join(BIG)}")
+        globals().update(BIG[options.kind])
 
     unfinished = f"{options.out}.{os.getpid()}.tmp"
     writer = gguf.GGUFWriter(unfinished, options.kind)
-    writer.add_name(f"tiny-{options.kind}")
+    writer.add_name(f"{options.size}-{options.kind}")
     writer.add_context_length(options.ctx)
     writer.add_embedding_length(EMBED)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     vocabulary, forbidden = add_vocabulary(writer, options.template)
     writer.add_vocab_size(vocabulary)
-    KINDS[options.kind](writer, Weights(writer, options.seed), vocabulary, forbidden)
+    pool_size = 0 if options.size == "tiny" else 40_000_000
+    KINDS[options.kind](writer, Weights(writer, options.seed, pool_size), vocabulary, forbidden)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
