@@ -16,6 +16,7 @@
 #include "checkpoint/store.hpp"
 #include "request/probe.hpp"
 #include "served_store.hpp"
+#include "tls_files.hpp"
 
 namespace cairn {
 
@@ -31,6 +32,15 @@ Task<int> run(const Config& config) {
   line("backend", config.backend);
   line("slot dir", config.slot_dir.empty() ? "-" : config.slot_dir);
   line("state dir", config.state_dir.empty() ? "-" : config.state_dir);
+
+  const Result<TlsFiles> tls = load_tls(config);
+  if (!tls) {
+    advice(tls.error().context);
+    co_return 1;
+  }
+  if (tls->listen) line("certificate", fmt::format("{} {}", config.tls_certificate, tls->listen->validity()));
+  if (tls->listen && tls->listen->expired()) advice("clients will refuse an expired certificate (tls_certificate)");
+  if (tls->backend && !config.backend_tls_verify) advice("backend_tls_verify is off: whoever answers there is taken for the backend");
 
   PosixFileLayer files;
   BlockingPool pool(2);
@@ -54,7 +64,9 @@ Task<int> run(const Config& config) {
   }
 
   fmt::print("backend\n");
-  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
+  UpstreamOptions upstream_options;
+  upstream_options.tls = tls->backend;
+  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), std::move(upstream_options));
   LlamaApi api(*upstream, config.backend_api_key);
   CancelSource never;
   Result<bool> healthy = co_await api.healthy(never);

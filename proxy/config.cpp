@@ -31,12 +31,6 @@ Result<Number> parse_number(std::string_view text, Number least, Number most) {
   return value;
 }
 
-Result<bool> parse_bool(std::string_view text) {
-  if (text == "true" || text == "yes" || text == "on") return true;
-  if (text == "false" || text == "no" || text == "off") return false;
-  return invalid(fmt::format("'{}' is neither true nor false", text));
-}
-
 // Takes a value's text into the configuration.
 using Setter = std::function<Result<void>(Config&, const std::string&)>;
 
@@ -78,6 +72,11 @@ const std::map<std::string, Setter>& setters() {
       {"listen", into(&Config::listen, &listen_text)},
       {"backend", into(&Config::backend, &backend_url)},
       {"backend_api_key", into(&Config::backend_api_key, &text_as_is)},
+      {"own_api_key", into(&Config::own_api_key, &text_as_is)},
+      {"tls_certificate", into(&Config::tls_certificate, &text_as_is)},
+      {"tls_key", into(&Config::tls_key, &text_as_is)},
+      {"backend_ca", into(&Config::backend_ca, &text_as_is)},
+      {"backend_tls_verify", into(&Config::backend_tls_verify, &parse_bool)},
       {"slot_dir", into(&Config::slot_dir, &text_as_is)},
       {"state_dir", into(&Config::state_dir, &text_as_is)},
       {"budget", into(&Config::budget_bytes, &parse_size)},
@@ -102,6 +101,12 @@ const std::map<std::string, Setter>& setters() {
 }  // namespace
 
 Result<std::uint32_t> parse_count(std::string_view text) { return parse_number<std::uint32_t>(text, 1, 1'000'000); }
+
+Result<bool> parse_bool(std::string_view text) {
+  if (text == "true" || text == "yes" || text == "on") return true;
+  if (text == "false" || text == "no" || text == "off") return false;
+  return invalid(fmt::format("'{}' is neither true nor false", text));
+}
 
 Result<std::string> parse_log_level(std::string_view text) {
   for (const std::string_view known : {"debug", "info", "warn", "error"}) {
@@ -217,6 +222,13 @@ Result<void> validate(const Config& config) {
   if (config.slot_dir.empty() != config.state_dir.empty()) {
     return invalid(config.slot_dir.empty() ? "slot_dir: missing (state_dir alone is of no use)"
                                            : "state_dir: missing (where Cairn keeps its index)");
+  }
+  if (config.tls_certificate.empty() != config.tls_key.empty()) {
+    return invalid(config.tls_key.empty() ? "tls_key: missing (it may be the same file as tls_certificate)"
+                                          : "tls_certificate: missing (tls_key alone is of no use)");
+  }
+  if (!backend->tls && !config.backend_ca.empty()) {
+    return invalid(fmt::format("backend_ca: the backend is {}, without TLS", config.backend));
   }
   return {};
 }

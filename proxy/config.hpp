@@ -19,6 +19,11 @@ struct Config {
   std::string slot_dir;   // what the backend got as --slot-save-path, as this process sees it
   std::string state_dir;  // Cairn's own data
   std::string backend_api_key;
+  std::string own_api_key;        // for /cairn/…; empty: whoever can connect may ask
+  std::string tls_certificate;    // PEM; with tls_key: clients come by https://
+  std::string tls_key;
+  std::string backend_ca;         // PEM; whom to trust as the backend; empty: the system's authorities
+  bool backend_tls_verify = true;
   std::uint64_t budget_bytes = 20ull << 30;
   std::uint64_t min_free_bytes = 2ull << 30;
   std::optional<std::uint32_t> checkpoint_interval_tokens;  // 0: none inside a prompt; nullopt: chosen from what things cost
@@ -54,6 +59,7 @@ Result<std::uint32_t> parse_count(std::string_view text);    // 1 or more
 Result<std::string> parse_log_level(std::string_view text);  // debug, info, warn, error
 // Tokens, "off" (0), or "auto" (nullopt).
 Result<std::optional<std::uint32_t>> parse_interval(std::string_view text);
+Result<bool> parse_bool(std::string_view text);  // true, yes, on, …
 Result<double> parse_share(std::string_view text);  // "3%", "0.03"
 // Tokens ("1024"), or a time ("500ms", "2s").
 struct Recomputation {

@@ -20,6 +20,7 @@ namespace {
 struct Flags {
   std::string config_path;
   std::optional<std::string> listen, backend, slot_dir, state_dir, budget, min_free, interval, log_level, api_key, ubatch;
+  std::optional<std::string> own_key, tls_certificate, tls_key, backend_ca, backend_tls_verify;
 };
 
 void add_flags(CLI::App& command, Flags& flags) {
@@ -34,6 +35,11 @@ void add_flags(CLI::App& command, Flags& flags) {
                      "tokens between checkpoints inside a prompt, off, or auto: as the budget of 3 % allows (auto)");
   command.add_option("--ubatch", flags.ubatch, "llama-server's --ubatch-size, when it is not 512");
   command.add_option("--backend-api-key", flags.api_key, "for Cairn's own calls to a backend with --api-key");
+  command.add_option("--own-api-key", flags.own_key, "what /cairn/... asks for; these commands send it");
+  command.add_option("--tls-certificate", flags.tls_certificate, "PEM file to serve https:// with, its chain behind it");
+  command.add_option("--tls-key", flags.tls_key, "PEM file of its key");
+  command.add_option("--backend-ca", flags.backend_ca, "PEM file of whom to trust as a https:// backend (the system's authorities)");
+  command.add_option("--backend-tls-verify", flags.backend_tls_verify, "false: any certificate of the backend will do (true)");
   command.add_option("--log-level", flags.log_level, "debug, info, warn or error");
 }
 
@@ -63,10 +69,15 @@ cairn::Result<cairn::Config> configuration(const Flags& flags) {
   if (flags.slot_dir) config.slot_dir = *flags.slot_dir;
   if (flags.state_dir) config.state_dir = *flags.state_dir;
   if (flags.api_key) config.backend_api_key = *flags.api_key;
+  if (flags.own_key) config.own_api_key = *flags.own_key;
+  if (flags.tls_certificate) config.tls_certificate = *flags.tls_certificate;
+  if (flags.tls_key) config.tls_key = *flags.tls_key;
+  if (flags.backend_ca) config.backend_ca = *flags.backend_ca;
   cairn::Result<void> ok = take(config.budget_bytes, flags.budget, "--budget", &cairn::parse_size);
   if (ok) ok = take(config.min_free_bytes, flags.min_free, "--min-free", &cairn::parse_size);
   if (ok) ok = take(config.checkpoint_interval_tokens, flags.interval, "--checkpoint-interval", &cairn::parse_interval);
   if (ok) ok = take(config.ubatch_tokens, flags.ubatch, "--ubatch", &cairn::parse_count);
+  if (ok) ok = take(config.backend_tls_verify, flags.backend_tls_verify, "--backend-tls-verify", &cairn::parse_bool);
   if (ok) ok = take(config.log_level, flags.log_level, "--log-level", &cairn::parse_log_level);
   if (ok) ok = cairn::validate(config);
   if (!ok) {

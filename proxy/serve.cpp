@@ -22,6 +22,7 @@
 #include "observe/metrics.hpp"
 #include "request/cached_backend.hpp"
 #include "served_store.hpp"
+#include "tls_files.hpp"
 
 namespace cairn {
 
@@ -31,6 +32,12 @@ constexpr std::chrono::milliseconds start_patience{1500};
 
 Task<int> run(const Config& config) {
   const auto executor = co_await boost::asio::this_coro::executor;
+  const Result<TlsFiles> tls = load_tls(config);
+  if (!tls) {
+    spdlog::error("{}", tls.error().context);
+    co_return 1;
+  }
+  if (tls->listen && tls->listen->expired()) spdlog::warn("tls_certificate {} {}", config.tls_certificate, tls->listen->validity());
   boost::asio::signal_set signals(executor, SIGINT, SIGTERM);
   BlockingPool pool(2);
   ServedStore served(executor, config, pool);
@@ -47,7 +54,9 @@ Task<int> run(const Config& config) {
     try_again = true;
   }
 
-  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), UpstreamOptions{});
+  UpstreamOptions upstream_options;
+  upstream_options.tls = tls->backend;
+  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), std::move(upstream_options));
   CacheOptions cache;
   cache.policy.adaptive = !config.checkpoint_interval_tokens.has_value();
   cache.policy.interval_tokens = config.checkpoint_interval_tokens.value_or(0);
@@ -62,7 +71,7 @@ Task<int> run(const Config& config) {
   CachedBackend backend(executor, *upstream, served.store(), served.catalogue(), pool, std::move(cache));
   if (try_again) served.keep_trying(backend);
   Metrics metrics;
-  Router router(backend, metrics, config.max_body_bytes);
+  Router router(backend, metrics, config.max_body_bytes, config.own_api_key);
 
   // The probe comes before the first request, so that what it computes is not in any client's way.
   co_await backend.start(start_patience);
@@ -74,6 +83,7 @@ Task<int> run(const Config& config) {
   listen.max_connections = config.max_connections;
   listen.session.max_head_bytes = config.max_header_bytes;
   listen.session.request.max_body_bytes = config.max_body_bytes;
+  listen.session.tls = tls->listen;
   Result<std::unique_ptr<Listener>> listener = Listener::open(executor, std::move(listen), router);
   if (!listener) {
     spdlog::error("listen: {}", listener.error().context);
@@ -82,7 +92,7 @@ Task<int> run(const Config& config) {
     co_return 1;
   }
   (*listener)->start();
-  spdlog::info("serving http://{}:{} in front of {}", address.host, (*listener)->port(), config.backend);
+  spdlog::info("serving {}://{}:{} in front of {}", tls->listen ? "https" : "http", address.host, (*listener)->port(), config.backend);
 
   const int signal = co_await signals.async_wait(boost::asio::use_awaitable);
   spdlog::info("signal {}: no new requests; those under way have {} s", signal, config.shutdown_limit.count());

@@ -19,8 +19,7 @@ StoreClient::StoreClient(boost::asio::any_io_executor executor, const Config& co
 
 ResultTask<void> StoreClient::connect() {
   if (config_.slot_dir.empty()) {
-    connect_to_server();
-    co_return Result<void>{};
+    co_return connect_to_server();
   }
   StoreOptions options = store_options(config_);
   options.budget_bytes = std::numeric_limits<std::uint64_t>::max();  // to look at the states must not evict any
@@ -28,17 +27,28 @@ ResultTask<void> StoreClient::connect() {
   if (opened) {
     store_ = std::move(*opened);
   } else if (opened.error().code == ErrorCode::invalid) {
-    connect_to_server();
+    co_return connect_to_server();
   } else {
     co_return opened.error();
   }
   co_return Result<void>{};
 }
 
-void StoreClient::connect_to_server() {
+Result<void> StoreClient::connect_to_server() {
   const ListenAddress listen = *parse_listen(config_.listen);
   const bool any = listen.host == "0.0.0.0" || listen.host == "::";
-  server_ = make_upstream(executor_, UpstreamAddress{any ? "127.0.0.1" : listen.host, std::to_string(listen.port)}, UpstreamOptions{});
+  UpstreamAddress address;
+  address.host = any ? "127.0.0.1" : listen.host;
+  address.port = std::to_string(listen.port);
+  address.tls = !config_.tls_certificate.empty();
+  UpstreamOptions options;
+  if (address.tls) {
+    const auto trusted = TlsContext::for_own_server(config_.tls_certificate);
+    if (!trusted) return trusted.error();
+    options.tls = *trusted;
+  }
+  server_ = make_upstream(executor_, std::move(address), std::move(options));
+  return {};
 }
 
 ResultTask<json::value> StoreClient::call(std::string_view method, std::string path, std::string body,
@@ -54,7 +64,8 @@ ResultTask<json::value> StoreClient::call(std::string_view method, std::string p
     head.method = method;
     head.target = path;
     head.fields.add("Content-Type", "application/json");
-    if (!config_.backend_api_key.empty()) head.fields.add("Authorization", "Bearer " + config_.backend_api_key);
+    const std::string& key = path.starts_with("/cairn/") ? config_.own_api_key : config_.backend_api_key;
+    if (!key.empty()) head.fields.add("Authorization", "Bearer " + key);
     Upstream::CallOptions options;
     options.timeout = limit;
     Result<Upstream::Answer> answer = co_await server_->call(head, body, options, never_);

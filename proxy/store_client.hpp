@@ -26,7 +26,7 @@ class StoreClient {
   // Whoever holds the lock of the directories is asked at `listen`. Without directories in the configuration, too.
   ResultTask<void> connect();
   // Only over HTTP: for what needs the backend as well.
-  void connect_to_server();
+  Result<void> connect_to_server();
 
   ResultTask<boost::json::value> call(std::string_view method, std::string path, std::string body = {},
                                       std::chrono::milliseconds limit = std::chrono::minutes{10});

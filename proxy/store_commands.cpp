@@ -144,15 +144,18 @@ Task<int> run(const std::string& name, const Config& config, const StoreCommand&
   const auto executor = co_await boost::asio::this_coro::executor;
   BlockingPool pool(1);
   StoreClient store(executor, config, pool);
-  if (name == "warm") {
-    store.connect_to_server();
-    co_return co_await warm(store, command.files, command.as_json);
+  const bool needs_backend = name == "warm";
+  Result<void> connected;
+  if (needs_backend) {
+    connected = store.connect_to_server();
+  } else {
+    connected = co_await store.connect();
   }
-  const Result<void> connected = co_await store.connect();
   if (!connected) {
     fmt::print(stderr, "cairn: {}\n", connected.error().context);
     co_return 1;
   }
+  if (needs_backend) co_return co_await warm(store, command.files, command.as_json);
   if (name == "list" || name == "show") co_return co_await read(store, name, command);
   if (name == "evict") co_return co_await for_each_id(store, command, "DELETE", "");
   co_return co_await for_each_id(store, command, "POST", "/" + name);

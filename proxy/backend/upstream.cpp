@@ -145,13 +145,18 @@ std::string UpstreamAddress::host_header() const {
 }
 
 Result<UpstreamAddress> parse_upstream_url(std::string_view url) {
-  constexpr std::string_view scheme = "http://";
-  if (!iequals(url.substr(0, scheme.size()), scheme)) return bad_url(url, "want http://HOST:PORT");
-  std::string_view rest = url.substr(scheme.size());
+  const auto scheme_end = url.find("://");
+  const std::string_view scheme = url.substr(0, scheme_end);
+  const bool tls = iequals(scheme, "https");
+  if (scheme_end == std::string_view::npos || !(tls || iequals(scheme, "http"))) {
+    return bad_url(url, "want http://HOST:PORT or https://HOST:PORT");
+  }
+  std::string_view rest = url.substr(scheme_end + 3);
   if (rest.ends_with('/')) rest.remove_suffix(1);
   if (rest.find_first_of("/?#@ ") != std::string_view::npos) return bad_url(url, "no path and no user, only HOST:PORT");
 
   UpstreamAddress address;
+  address.tls = tls;
   if (rest.starts_with('[')) {
     const auto end = rest.find(']');
     if (end == std::string_view::npos) return bad_url(url, "no ] after the address");
@@ -164,7 +169,7 @@ Result<UpstreamAddress> parse_upstream_url(std::string_view url) {
   }
   if (address.host.empty()) return bad_url(url, "no host");
   if (rest.empty()) {
-    address.port = "80";
+    address.port = tls ? "443" : "80";
     return address;
   }
   unsigned port = 0;

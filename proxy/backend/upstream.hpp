@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "backend/http_message.hpp"
+#include "backend/tls_context.hpp"
 #include "base/cancel.hpp"
 #include "base/task.hpp"
 
@@ -20,10 +21,11 @@ namespace cairn {
 struct UpstreamAddress {
   std::string host;  // name or address, without brackets
   std::string port;
+  bool tls = false;
   std::string host_header() const;  // "127.0.0.1:8080"
 };
 
-// "http://127.0.0.1:8080" (a path is refused). Errors: invalid.
+// "http://127.0.0.1:8080", "https://…" (a path is refused). Errors: invalid.
 Result<UpstreamAddress> parse_upstream_url(std::string_view url);
 
 struct UpstreamOptions {
@@ -32,6 +34,7 @@ struct UpstreamOptions {
   std::chrono::milliseconds max_idle{3000};
   std::size_t max_idle_connections = 16;
   std::size_t max_head_bytes = 256 * 1024;
+  std::shared_ptr<const TlsContext> tls;  // whom to trust; for addresses with TLS
 };
 
 // One request on one connection. Order of calls: (write_body)* finish_body read_head (read_some)*.

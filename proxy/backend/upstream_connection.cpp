@@ -1,9 +1,6 @@
 #include "backend/upstream_connection.hpp"
 
 #include <boost/asio/connect.hpp>
-#include <boost/asio/write.hpp>
-
-#include <sys/socket.h>
 
 #include <array>
 #include <string>
@@ -21,8 +18,9 @@ namespace {
 constexpr std::size_t read_bytes = 64 * 1024;
 }
 
-UpstreamConnection::UpstreamConnection(const asio::any_io_executor& executor, std::shared_ptr<std::size_t> open_count)
-    : socket_(executor), resolver_(executor), open_count_(std::move(open_count)) {
+UpstreamConnection::UpstreamConnection(const asio::any_io_executor& executor, std::shared_ptr<std::size_t> open_count,
+                                       std::shared_ptr<const TlsContext> tls)
+    : stream_(tcp::socket(executor)), tls_(std::move(tls)), resolver_(executor), open_count_(std::move(open_count)) {
   ++*open_count_;
 }
 
@@ -32,9 +30,9 @@ void UpstreamConnection::close() {
   if (closed_) return;
   closed_ = true;
   --*open_count_;
-  boost::system::error_code ignored;
   resolver_.cancel();
-  socket_.close(ignored);
+  // No goodbye: llama-server peeks at the socket, and where bytes are waiting it takes us for still there and computes on.
+  stream_.close();
 }
 
 Error UpstreamConnection::failure(const boost::system::error_code& cause, std::string_view doing) const {
@@ -47,7 +45,7 @@ ResultTask<void> UpstreamConnection::connect(const UpstreamAddress& address, std
   const auto self = shared_from_this();
   const std::string doing = "connect " + address.host_header();
   auto timed_out = std::make_shared<bool>(false);
-  asio::steady_timer timer(socket_.get_executor(), timeout);
+  asio::steady_timer timer(stream_.socket().get_executor(), timeout);
   timer.async_wait([weak = weak_from_this(), timed_out](const boost::system::error_code& cancelled) {
     const auto connection = weak.lock();
     if (cancelled || !connection) return;
@@ -67,43 +65,50 @@ ResultTask<void> UpstreamConnection::connect(const UpstreamAddress& address, std
     for (const auto& result : results) endpoints.push_back(result.endpoint());
   }
   if (!error) {
-    auto [connect_error, endpoint] = co_await asio::async_connect(socket_, endpoints, use_tuple);
+    auto [connect_error, endpoint] = co_await asio::async_connect(stream_.socket(), endpoints, use_tuple);
     error = connect_error;
+  }
+  std::string trouble = error.message();
+  if (!error && address.tls) {
+    error = co_await stream_.start_tls(*tls_, address.host);
+    trouble = "TLS: " + stream_.handshake_trouble(*tls_, error);
   }
   timer.cancel();
   if (*timed_out) co_return upstream_error(ErrorCode::timeout, doing + ": timed out");
   if (closed_) co_return upstream_error(ErrorCode::cancelled, doing);
   if (error) {
     close();
-    co_return upstream_error(ErrorCode::refused, doing + ": " + error.message());
+    co_return upstream_error(ErrorCode::refused, doing + ": " + trouble);
   }
-  socket_.set_option(tcp::no_delay(true), error);
+  stream_.socket().set_option(tcp::no_delay(true), error);
   co_return Result<void>{};
 }
 
-template <class Buffers>
-ResultTask<void> UpstreamConnection::write_all(Buffers buffers) {
+ResultTask<void> UpstreamConnection::write_all(std::vector<asio::const_buffer> buffers) {
   const auto self = shared_from_this();
   if (closed_) co_return upstream_error(ErrorCode::cancelled, "write to the backend");
-  auto [error, count] = co_await asio::async_write(socket_, buffers, use_tuple);
+  const boost::system::error_code error = co_await stream_.write(std::move(buffers));
   if (error) co_return failure(error, "write to the backend");
   co_return Result<void>{};
 }
 
-ResultTask<void> UpstreamConnection::write(std::string_view bytes) { return write_all(asio::buffer(bytes)); }
+ResultTask<void> UpstreamConnection::write(std::string_view bytes) {
+  std::vector<asio::const_buffer> buffers;
+  buffers.push_back(asio::buffer(bytes));
+  return write_all(std::move(buffers));
+}
 
 ResultTask<void> UpstreamConnection::write_chunk(std::string_view prefix, std::span<const char> bytes) {
-  const std::array<asio::const_buffer, 3> buffers = {
-      asio::buffer(prefix), asio::buffer(bytes.data(), bytes.size()), asio::buffer("\r\n", 2)};
-  return write_all(buffers);
+  std::vector<asio::const_buffer> buffers = {asio::buffer(prefix), asio::buffer(bytes.data(), bytes.size()),
+                                             asio::buffer("\r\n", 2)};
+  return write_all(std::move(buffers));
 }
 
 ResultTask<std::size_t> UpstreamConnection::read_more() {
   const auto self = shared_from_this();
   if (closed_) co_return upstream_error(ErrorCode::cancelled, "read from the backend");
   const auto room = input_.prepare(read_bytes);
-  const auto buffer = asio::buffer(room.data(), room.size());
-  auto [error, count] = co_await socket_.async_read_some(buffer, use_tuple);
+  const auto [error, count] = co_await stream_.read_some(room);
   if (closed_) co_return failure(asio::error::operation_aborted, "read from the backend");
   if (error == asio::error::eof) co_return std::size_t{0};
   if (error) co_return failure(error, "read from the backend");
@@ -113,9 +118,8 @@ ResultTask<std::size_t> UpstreamConnection::read_more() {
 
 bool UpstreamConnection::quiet() {
   if (closed_ || !input_.empty()) return false;
-  char byte = 0;
-  const auto count = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-  return count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+  std::array<char, 1> byte{};
+  return stream_.try_read(byte).error == asio::error::would_block;
 }
 
 }  // namespace cairn

@@ -1,4 +1,4 @@
-// One TCP connection to the backend: connecting, reading into a bounded buffer, writing, and whether it may be used again.
+// One connection to the backend, plain or under TLS: connecting, reading into a bounded buffer, writing, and whether it may be used again.
 // Thread: the I/O thread. Errors: source upstream (refused, closed, timeout, cancelled).
 #pragma once
 
@@ -8,8 +8,10 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "backend/byte_buffer.hpp"
+#include "backend/byte_stream.hpp"
 #include "backend/upstream.hpp"
 #include "base/task.hpp"
 
@@ -18,7 +20,9 @@ namespace cairn {
 class UpstreamConnection : public std::enable_shared_from_this<UpstreamConnection> {
  public:
   // `open_count` is one higher for as long as this connection is open.
-  UpstreamConnection(const boost::asio::any_io_executor& executor, std::shared_ptr<std::size_t> open_count);
+  // `tls`: for addresses with TLS.
+  UpstreamConnection(const boost::asio::any_io_executor& executor, std::shared_ptr<std::size_t> open_count,
+                     std::shared_ptr<const TlsContext> tls);
   ~UpstreamConnection();
 
   ResultTask<void> connect(const UpstreamAddress& address, std::chrono::milliseconds timeout);
@@ -36,11 +40,11 @@ class UpstreamConnection : public std::enable_shared_from_this<UpstreamConnectio
   std::chrono::steady_clock::time_point idle_since;
 
  private:
-  template <class Buffers>
-  ResultTask<void> write_all(Buffers buffers);
+  ResultTask<void> write_all(std::vector<boost::asio::const_buffer> buffers);
   Error failure(const boost::system::error_code& cause, std::string_view doing) const;
 
-  boost::asio::ip::tcp::socket socket_;
+  ByteStream stream_;
+  std::shared_ptr<const TlsContext> tls_;
   boost::asio::ip::tcp::resolver resolver_;
   std::shared_ptr<std::size_t> open_count_;
   ByteBuffer input_;

@@ -19,7 +19,7 @@ std::shared_ptr<UpstreamConnection> UpstreamPool::take() {
 }
 
 std::shared_ptr<UpstreamConnection> UpstreamPool::make() {
-  return std::make_shared<UpstreamConnection>(executor_, open_count_);
+  return std::make_shared<UpstreamConnection>(executor_, open_count_, options_.tls);
 }
 
 void UpstreamPool::give_back(std::shared_ptr<UpstreamConnection> connection) {

@@ -3,7 +3,7 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/write.hpp>
+#include <boost/asio/ssl/error.hpp>
 
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -39,18 +39,19 @@ std::string name_of(const tcp::socket& socket) {
 }  // namespace
 
 ClientConnection::ClientConnection(tcp::socket socket)
-    : socket_(std::move(socket)),
-      peer_(name_of(socket_)),
-      deadline_(socket_.get_executor()),
-      write_free_(socket_.get_executor()),
-      watch_timer_(socket_.get_executor()),
-      watch_ended_(socket_.get_executor()) {
+    : stream_(std::move(socket)),
+      peer_(name_of(stream_.socket())),
+      deadline_(stream_.socket().get_executor()),
+      write_free_(stream_.socket().get_executor()),
+      watch_timer_(stream_.socket().get_executor()),
+      watch_ended_(stream_.socket().get_executor()) {
   boost::system::error_code ignored;
-  socket_.set_option(tcp::no_delay(true), ignored);
+  tcp::socket& plain = stream_.socket();
+  plain.set_option(tcp::no_delay(true), ignored);
   // A running answer has no time limit, so a peer that vanished without a word must be noticed by the kernel.
-  socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+  plain.set_option(asio::socket_base::keep_alive(true), ignored);
   const int idle_s = 60;
-  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  ::setsockopt(plain.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
 }
 
 Error ClientConnection::failure(const boost::system::error_code& cause, const char* doing) const {
@@ -62,7 +63,17 @@ ResultTask<std::size_t> ClientConnection::read_more(milliseconds limit) {
   const auto self = shared_from_this();
   if (closed_) co_return downstream_error(ErrorCode::cancelled, "read from the client");
   const auto room = input_.prepare(read_bytes);
-  const auto buffer = asio::buffer(room.data(), room.size());
+  limit_read(limit);
+  const auto [error, count] = co_await stream_.read_some(room, read_signal_.slot());
+  read_ended();
+  if (error == asio::error::eof || error == asio::ssl::error::stream_truncated) co_return std::size_t{0};
+  if (error && read_timed_out_) co_return downstream_error(ErrorCode::timeout, "the client sent nothing for too long");
+  if (error) co_return failure(error, "read from the client");
+  input_.commit(count);
+  co_return count;
+}
+
+void ClientConnection::limit_read(milliseconds limit) {
   reading_ = true;
   read_timed_out_ = false;
   deadline_.expires_after(limit);
@@ -72,15 +83,29 @@ ResultTask<std::size_t> ClientConnection::read_more(milliseconds limit) {
     connection->read_timed_out_ = true;
     connection->cancel_read();
   });
-  auto token = asio::bind_cancellation_slot(read_signal_.slot(), use_tuple);
-  auto [error, count] = co_await socket_.async_read_some(buffer, token);
+}
+
+void ClientConnection::read_ended() {
   reading_ = false;
   deadline_.cancel();
-  if (error == asio::error::eof) co_return std::size_t{0};
-  if (error && read_timed_out_) co_return downstream_error(ErrorCode::timeout, "the client sent nothing for too long");
-  if (error) co_return failure(error, "read from the client");
-  input_.commit(count);
-  co_return count;
+}
+
+ResultTask<void> ClientConnection::start_tls(const TlsContext& context, milliseconds limit) {
+  const auto self = shared_from_this();
+  constexpr std::uint8_t handshake_record = 22;
+  limit_read(limit);
+  boost::system::error_code error = co_await stream_.wait_readable(read_signal_.slot());
+  std::uint8_t first = handshake_record;
+  if (!error) (void)::recv(stream_.socket().native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
+  if (first != handshake_record) {
+    read_ended();
+    co_return downstream_error(ErrorCode::malformed, "the client does not speak TLS");
+  }
+  if (!error) error = co_await stream_.start_tls(context, {}, read_signal_.slot());
+  read_ended();
+  if (error && read_timed_out_) co_return downstream_error(ErrorCode::timeout, "TLS handshake");
+  if (error) co_return downstream_error(ErrorCode::closed, "TLS handshake: " + stream_.handshake_trouble(context, error));
+  co_return Result<void>{};
 }
 
 void ClientConnection::cancel_read() {
@@ -92,7 +117,7 @@ ResultTask<void> ClientConnection::write(std::vector<asio::const_buffer> buffers
   while (writing_) co_await write_free_.wait();
   if (closed_) co_return downstream_error(ErrorCode::cancelled, "write to the client");
   writing_ = true;
-  auto [error, count] = co_await asio::async_write(socket_, buffers, use_tuple);
+  const boost::system::error_code error = co_await stream_.write(std::move(buffers));
   writing_ = false;
   write_free_.notify_all();
   if (error) co_return failure(error, "write to the client");
@@ -104,7 +129,7 @@ void ClientConnection::start_watch(std::function<void()> on_gone) {
   on_gone_ = std::move(on_gone);
   watching_ = true;
   watch_stopping_ = false;
-  asio::co_spawn(socket_.get_executor(), watch(), asio::detached);
+  asio::co_spawn(stream_.socket().get_executor(), watch(), asio::detached);
 }
 
 Task<void> ClientConnection::stop_watch() {
@@ -118,25 +143,28 @@ Task<void> ClientConnection::stop_watch() {
 Task<void> ClientConnection::watch() {
   const auto self = shared_from_this();
   while (!watch_stopping_ && !closed_) {
+    boost::system::error_code peer;
     watch_waiting_ = true;
-    auto token = asio::bind_cancellation_slot(watch_signal_.slot(), use_tuple);
     if (input_.size() < ahead_bytes) {
-      co_await socket_.async_wait(tcp::socket::wait_read, token);
+      const auto room = input_.prepare(read_bytes);
+      const auto [error, count] = co_await stream_.read_some(room, watch_signal_.slot());
+      input_.commit(count);
+      peer = error;
     } else {
       watch_timer_.expires_after(ahead_interval);
-      co_await watch_timer_.async_wait(token);
+      co_await watch_timer_.async_wait(asio::bind_cancellation_slot(watch_signal_.slot(), use_tuple));
+      if (!closed_ && half_closed()) peer = asio::error::eof;
     }
     watch_waiting_ = false;
     if (watch_stopping_ || closed_) break;
-    const Peer peer = look();
-    if (peer == Peer::ended) {
+    if (peer == asio::error::eof || peer == asio::ssl::error::stream_truncated) {
       watch_waiting_ = true;
       watch_timer_.expires_after(half_closed_grace);
       co_await watch_timer_.async_wait(asio::bind_cancellation_slot(watch_signal_.slot(), use_tuple));
       watch_waiting_ = false;
       if (watch_stopping_ || closed_) break;
     }
-    if (peer != Peer::there) {
+    if (peer) {
       const auto on_gone = std::exchange(on_gone_, nullptr);
       if (on_gone) on_gone();
       close();  // also ends a write that waits for a reader who will not come back
@@ -146,20 +174,10 @@ Task<void> ClientConnection::watch() {
   watch_ended_.notify_all();
 }
 
-ClientConnection::Peer ClientConnection::look() {
-  if (input_.size() >= ahead_bytes) return half_closed() ? Peer::ended : Peer::there;
-  const auto room = input_.prepare(read_bytes);
-  const auto count = ::recv(socket_.native_handle(), room.data(), room.size(), MSG_DONTWAIT);
-  if (count == 0) return Peer::ended;
-  if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? Peer::there : Peer::reset;
-  input_.commit(static_cast<std::size_t>(count));
-  return Peer::there;
-}
-
 // An end of the stream that lies behind unread bytes.
-bool ClientConnection::half_closed() const {
+bool ClientConnection::half_closed() {
   pollfd descriptor{};
-  descriptor.fd = const_cast<tcp::socket&>(socket_).native_handle();
+  descriptor.fd = stream_.socket().native_handle();
   descriptor.events = POLLRDHUP;
   return ::poll(&descriptor, 1, 0) > 0 && (descriptor.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
 }
@@ -167,16 +185,13 @@ bool ClientConnection::half_closed() const {
 void ClientConnection::close() {
   if (closed_) return;
   closed_ = true;
-  boost::system::error_code ignored;
-  socket_.shutdown(tcp::socket::shutdown_both, ignored);
-  socket_.close(ignored);
+  stream_.end_sending();
+  stream_.close();
   watch_timer_.cancel();
 }
 
 void ClientConnection::reset() {
-  boost::system::error_code ignored;
-  if (!closed_) socket_.set_option(asio::socket_base::linger(true, 0), ignored);
-  if (!closed_) socket_.close(ignored);
+  if (!closed_) stream_.reset();
   closed_ = true;
   watch_timer_.cancel();
 }
@@ -184,8 +199,7 @@ void ClientConnection::reset() {
 Task<void> ClientConnection::linger_close(milliseconds limit) {
   const auto self = shared_from_this();
   const auto until = std::chrono::steady_clock::now() + limit;
-  boost::system::error_code ignored;
-  if (!closed_) socket_.shutdown(tcp::socket::shutdown_send, ignored);
+  if (!closed_) stream_.end_sending();
   while (!closed_) {
     input_.consume(input_.size());
     const auto left = std::chrono::duration_cast<milliseconds>(until - std::chrono::steady_clock::now());

@@ -1,4 +1,4 @@
-// The socket of one client: timed reads into a bounded buffer, serialised writes, and a watch for the client's leaving.
+// The connection of one client, plain or under TLS: timed reads into a bounded buffer, serialised writes, and a watch for the client's leaving.
 // Thread: the I/O thread. Errors: source downstream (closed, timeout, cancelled).
 #pragma once
 
@@ -13,6 +13,7 @@
 
 #include "backend/async.hpp"
 #include "backend/byte_buffer.hpp"
+#include "backend/byte_stream.hpp"
 #include "base/task.hpp"
 
 namespace cairn {
@@ -24,6 +25,8 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   const std::string& peer() const { return peer_; }
   ByteBuffer& input() { return input_; }
 
+  // Before anything is read. Errors: malformed when the client does not speak TLS: nothing was read then, and it can be told in plain.
+  ResultTask<void> start_tls(const TlsContext& context, std::chrono::milliseconds limit);
   // Appends what has arrived to input(); 0 when the client has ended its side. One at a time.
   ResultTask<std::size_t> read_more(std::chrono::milliseconds limit);
   // Ends a pending read with `cancelled`.
@@ -32,7 +35,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   ResultTask<void> write(std::vector<boost::asio::const_buffer> buffers);
 
   // From here until stop_watch() has returned, `on_gone` is called once when the client has reset its side, or a tenth of a
-  // second after it has ended it; the connection is then closed. Requests sent ahead are read into input() meanwhile. No
+  // second after it has ended it, with TLS's goodbye or without; the connection is then closed. Requests sent ahead are read into input() meanwhile. No
   // read_more() in between.
   void start_watch(std::function<void()> on_gone);
   Task<void> stop_watch();
@@ -46,14 +49,14 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
   bool closed() const { return closed_; }
 
  private:
-  enum class Peer { there, ended, reset };
-
   Task<void> watch();
-  Peer look();
-  bool half_closed() const;
+  // Ends the pending read after `limit`, with `timeout` then.
+  void limit_read(std::chrono::milliseconds limit);
+  void read_ended();
+  bool half_closed();
   Error failure(const boost::system::error_code& cause, const char* doing) const;
 
-  boost::asio::ip::tcp::socket socket_;
+  ByteStream stream_;
   std::string peer_;
   ByteBuffer input_;
   bool closed_ = false;

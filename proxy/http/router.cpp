@@ -9,6 +9,7 @@
 
 #include "http/checkpoint_endpoints.hpp"
 #include "http/own_endpoints.hpp"
+#include "request/api_key.hpp"
 #include "request/cached_request.hpp"
 #include "request/error_answer.hpp"
 #include "request/relay.hpp"
@@ -129,6 +130,11 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   const std::string_view path = downstream.head().path();
   const std::string& method = downstream.head().method;
+  if (!own_key_.empty() && !carries_key(downstream.head().fields, own_key_)) {
+    record.status = 401;
+    (void)co_await write_error(downstream, 401, "Cairn's own endpoints want the key that own_api_key (--own-api-key) says");
+    co_return;
+  }
   const bool about_checkpoints = path == checkpoints_path || path.starts_with(std::string(checkpoints_path) + "/");
   if (method != "GET" && method != "HEAD" && !about_checkpoints) {
     record.status = 405;

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "observe/metrics.hpp"
 #include "request/cached_backend.hpp"
@@ -33,8 +35,9 @@ Route find_route(std::string_view method, std::string_view path);
 
 class Router final : public RequestHandler {
  public:
-  Router(CachedBackend& backend, Metrics& metrics, std::size_t max_body_bytes)
-      : backend_(backend), metrics_(metrics), max_body_bytes_(max_body_bytes) {}
+  // `own_key`: what Cairn's own endpoints ask for; empty: nothing.
+  Router(CachedBackend& backend, Metrics& metrics, std::size_t max_body_bytes, std::string own_key)
+      : backend_(backend), metrics_(metrics), max_body_bytes_(max_body_bytes), own_key_(std::move(own_key)) {}
   Task<void> handle(Downstream& downstream) override;
 
  private:
@@ -44,6 +47,7 @@ class Router final : public RequestHandler {
   CachedBackend& backend_;
   Metrics& metrics_;
   std::size_t max_body_bytes_;
+  std::string own_key_;
   RecentRequests recent_;
   std::uint64_t last_id_ = 0;
 };

@@ -11,14 +11,13 @@
 namespace cairn {
 
 Session::Session(boost::asio::ip::tcp::socket socket, SessionOptions options, RequestHandler& handler)
-    : connection_(std::make_shared<ClientConnection>(std::move(socket))), options_(options), handler_(handler) {}
+    : connection_(std::make_shared<ClientConnection>(std::move(socket))), options_(std::move(options)), handler_(handler) {}
 
 Task<void> Session::run() {
   const auto self = shared_from_this();
-  while (!draining_) {
-    const Next next = co_await read_request();
-    if (next == Next::end) break;
-  }
+  Next next = Next::request;
+  if (options_.tls != nullptr) next = co_await start_tls();
+  while (!draining_ && next == Next::request) next = co_await read_request();
   connection_->close();
 }
 
@@ -32,6 +31,14 @@ void Session::cancel() {
   draining_ = true;
   if (request_ != nullptr) request_->cancel().cancel();
   connection_->close();
+}
+
+Task<Session::Next> Session::start_tls() {
+  const Result<void> begun = co_await connection_->start_tls(*options_.tls, options_.head_timeout);
+  if (begun) co_return Next::request;
+  if (begun.error().code == ErrorCode::malformed) co_return co_await refuse(400, "this address speaks TLS: use https://");
+  spdlog::debug("{}: {}", connection_->peer(), begun.error().context);
+  co_return Next::end;
 }
 
 Task<Session::Next> Session::read_request() {

@@ -16,6 +16,7 @@ struct SessionOptions {
   std::chrono::milliseconds head_timeout{30000};  // from a head's first byte to its last
   std::chrono::milliseconds linger{2000};         // for what a refused client still sends
   ClientRequestOptions request;
+  std::shared_ptr<const TlsContext> tls;          // null: plain
 };
 
 class Session : public std::enable_shared_from_this<Session> {
@@ -32,6 +33,7 @@ class Session : public std::enable_shared_from_this<Session> {
  private:
   enum class Next { request, end };
 
+  Task<Next> start_tls();
   Task<Next> read_request();
   Task<Next> handle_request(std::size_t head_bytes);
   Task<Next> refuse(int status, std::string_view message);

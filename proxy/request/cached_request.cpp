@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "request/api_key.hpp"
 #include "request/error_answer.hpp"
 
 namespace cairn {
@@ -121,9 +122,7 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
 // Cairn's own calls carry the configured key: only who has it may cause them.
 bool CachedRequest::knows_the_key() const {
   const std::string& key = backend_.options().api_key;
-  if (key.empty()) return true;
-  const HeaderFields& fields = downstream_.head().fields;
-  return fields.get("Authorization") == "Bearer " + key || fields.get("X-Api-Key") == key;
+  return key.empty() || carries_key(downstream_.head().fields, key);
 }
 
 // Whether the backend makes as long a prompt of this body, as long as that is open.

@@ -115,6 +115,7 @@ ResultTask<void> write_error(Downstream& downstream, int status, std::string_vie
     head.fields.add("Access-Control-Allow-Origin", *origin);
   }
   head.fields.add("Content-Type", "application/json; charset=utf-8");
+  if (status == 401) head.fields.add("WWW-Authenticate", "Bearer");
   if (status == 503) head.fields.add("Retry-After", "1");
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;

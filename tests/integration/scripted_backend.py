@@ -51,6 +51,7 @@ class Call:
     body: dict
     connection_closed: threading.Event = field(default_factory=threading.Event)  # by Cairn, before the answer ended
     answered: threading.Event = field(default_factory=threading.Event)
+    headers: str = ""
 
     @property
     def is_wash(self):
@@ -72,7 +73,7 @@ def digest(weights, tokens):
 
 class ScriptedBackend:
     def __init__(self, port, slot_dir, *, slots=1, state_version=2, weights="a", clears_idle=False,
-                 keeps_checkpoints=True, n_ctx=32768):
+                 keeps_checkpoints=True, n_ctx=32768, tls=None):
         self.port = port
         self.slot_dir = Path(slot_dir) if slot_dir else None
         self.state_version = state_version
@@ -102,6 +103,9 @@ class ScriptedBackend:
         self.hold_answers_of = "client"  # "client": the client's own requests are held; "piece": Cairn's pieces
 
         self._server = _Server(("127.0.0.1", port), _Handler)
+        if tls is not None:
+            # Shaken hands with by whoever reads first, not in the thread that accepts.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._server.backend = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -285,7 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
             readable, _, _ = select.select([self.connection], [], [], 0.01)
             if readable:
                 try:
-                    gone = self.connection.recv(1, socket.MSG_PEEK) == b""
+                    # Of the socket itself, also under TLS: so llama-server looks.
+                    gone = socket.socket.recv(self.connection, 1, socket.MSG_PEEK) == b""
                 except OSError:
                     gone = True
                 if gone:
@@ -338,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = parts.path
         if path.startswith("/slots/"):
             path = f"/slots/action/{parse_qs(parts.query).get('action', [''])[0]}"
-        call = Call("POST", path, body)
+        call = Call("POST", path, body, headers=str(self.headers))
         with backend._lock:
             backend.calls.append(call)
         try:

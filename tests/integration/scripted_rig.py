@@ -2,10 +2,9 @@
 
 import json
 import random
-import socket
 
 from scripted_backend import ScriptedBackend
-from stack import Cairn, call, free_port, wait_until
+from stack import Cairn, call, connect, free_port, wait_until
 
 # A restore must pay: the scripted backend says that a prompt token takes a millisecond.
 LONG = 1500
@@ -31,6 +30,7 @@ class Rig:
         self.cairn = None
         self.interval = "512"
         self.flags = ()
+        self.own_key = None
         self.log = folder / "cairn.log"
         watch_log("cairn", self.log)
 
@@ -40,7 +40,8 @@ class Rig:
 
     def start_cairn(self, phase="ready"):
         flags = ("--checkpoint-interval", self.interval, "--log-level", "debug", *self.flags)
-        self.cairn = Cairn(self.cairn_port, self.backend_port, self.slot_dir, self.state_dir, self.log, flags)
+        self.cairn = Cairn(self.cairn_port, self.backend_port, self.slot_dir, self.state_dir, self.log, flags,
+                           own_key=self.own_key)
         self.cairn.wait_phase(phase)
         return self.cairn
 
@@ -91,7 +92,7 @@ class Rig:
 def open_request(port, body, path="/completion"):
     """Sends a request and leaves the connection open; close the socket to leave."""
     data = json.dumps(body).encode()
-    client = socket.create_connection(("127.0.0.1", port), timeout=30)
+    client = connect(port)
     client.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
                    % (path.encode(), len(data)) + data)
     return client

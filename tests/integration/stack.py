@@ -117,13 +117,27 @@ class Answer:
         return None
 
 
+TLS = {}  # port: the SSLContext that its clients use; who is not in it speaks plainly
+
+
+def connect(port, timeout=30):
+    client = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    return TLS[port].wrap_socket(client, server_hostname="127.0.0.1") if port in TLS else client
+
+
+def http_connection(port, timeout=600):
+    if port in TLS:
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=TLS[port])
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+
+
 def call(port, method, path, body=None, headers=None, timeout=600):
     """`body`: bytes as they are, anything else as JSON."""
     if body is not None and not isinstance(body, bytes):
         body = json.dumps(body).encode()
     fields = {"Content-Type": "application/json"} if body is not None else {}
     fields.update(headers or {})
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http_connection(port, timeout)
     try:
         connection.request(method, path, body=body, headers=fields)
         response = connection.getresponse()
@@ -204,11 +218,12 @@ class Backend(Process):
 
 
 class Cairn(Process):
-    def __init__(self, port, backend_port, slot_dir, state_dir, log, flags=(), prefix=()):
+    def __init__(self, port, backend_port, slot_dir, state_dir, log, flags=(), prefix=(), own_key=None):
         """`prefix`: a command that executes the rest, such as env."""
         self.port = port
+        self.headers = {"Authorization": f"Bearer {own_key}"} if own_key else {}
         command = [*prefix, cairn_binary(), "serve", "--listen", f"127.0.0.1:{port}", "--backend",
-                   f"http://127.0.0.1:{backend_port}"]
+                   f"{'https' if backend_port in TLS else 'http'}://127.0.0.1:{backend_port}"]
         if slot_dir is not None:
             command += ["--slot-dir", slot_dir, "--state-dir", state_dir]
         super().__init__([*command, *flags], log)
@@ -217,11 +232,11 @@ class Cairn(Process):
     def _up(self):
         assert self.running, f"cairn ended with {self.child.returncode}:\n{tail(self.log)}"
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return call(self.port, "GET", "/cairn/status", timeout=5).status == 200
+            return call(self.port, "GET", "/cairn/status", headers=self.headers, timeout=5).status == 200
         return False
 
     def status(self):
-        return call(self.port, "GET", "/cairn/status").json()
+        return call(self.port, "GET", "/cairn/status", headers=self.headers).json()
 
     def wait_phase(self, phase, seconds=30):
         wait_until(lambda: self.status()["backend"]["phase"] == phase, f"Cairn is {phase}", seconds)

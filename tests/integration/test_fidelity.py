@@ -1,11 +1,10 @@
 """Cairn against the backend itself, byte by byte: every endpoint that llama-server has, with every method, and large bodies."""
 
-import http.client
 import json
 
 import pytest
 
-from stack import Backend, Cairn, call, free_port, quick_run
+from stack import Backend, Cairn, call, free_port, http_connection, quick_run
 from test_passthrough import fields, normal
 
 ENDPOINTS = [
@@ -93,7 +92,7 @@ def test_64_mb_on_a_cached_endpoint(pair, chunked):
     body = json.dumps({"prompt": "the way back", "n_predict": 1, "temperature": 0, "comment": "a" * LARGE}).encode()
     answers = []
     for process in pair:
-        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=120)
+        connection = http_connection(process.port, 120)
         pieces = (body[at:at + 100_000] for at in range(0, len(body), 100_000)) if chunked else body
         connection.request("POST", "/completion", pieces, {"Content-Type": "application/json"}, encode_chunked=chunked)
         response = connection.getresponse()

@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from scripted_rig import Rig, LONG, open_request, prompt, read_until
-from stack import call, free_port, full_run, wait_until
+from stack import call, connect, free_port, full_run, wait_until
 from tcp_gate import TcpGate
 
 
@@ -60,7 +60,7 @@ class Watched:
 
 def through_gate(port, request, whole):
     """What comes back for raw bytes, until the end of the connection or `whole(got)`."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+    with connect(port) as client:
         got = b""
         try:
             client.sendall(request)

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from stack import Backend, Cairn, call, free_port, tokens
+from stack import Backend, Cairn, call, connect, free_port, tokens
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date"}
 
@@ -181,7 +181,7 @@ def test_prompt_beyond_the_context(pair):
 
 def raw(port, data, end_early=False):
     """Sends bytes as they are; what comes back until the other side closes, or an answer with a length is whole."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with connect(port, timeout=20) as client:
         client.sendall(data)
         if end_early:
             client.shutdown(socket.SHUT_WR)

@@ -125,9 +125,12 @@ TEST(HttpText, ARequestGetsTheBackendsHostAndNoExpect) {
 TEST(UpstreamUrl, IsTakenApart) {
   EXPECT_EQ(parse_upstream_url("http://127.0.0.1:8080")->host_header(), "127.0.0.1:8080");
   EXPECT_EQ(parse_upstream_url("http://localhost/")->host_header(), "localhost:80");
+  EXPECT_FALSE(parse_upstream_url("http://localhost")->tls);
+  EXPECT_EQ(parse_upstream_url("https://localhost/")->host_header(), "localhost:443");
+  EXPECT_TRUE(parse_upstream_url("HTTPS://localhost:8443")->tls);
   EXPECT_EQ(parse_upstream_url("http://[::1]:9")->host, "::1");
   EXPECT_EQ(parse_upstream_url("http://[::1]:9")->host_header(), "[::1]:9");
-  for (const char* bad : {"", "127.0.0.1:80", "https://x:1", "http://", "http://:80", "http://x:", "http://x:0", "http://x:65536",
+  for (const char* bad : {"", "127.0.0.1:80", "ftp://x:1", "httpss://x:1", "http://", "https://", "http://:80", "http://x:", "http://x:0", "http://x:65536",
                           "http://x:8a", "http://x:80/path", "http://u@x:80", "http://[::1", "http://[::1]9"}) {
     const auto parsed = parse_upstream_url(bad);
     ASSERT_FALSE(parsed) << bad;
