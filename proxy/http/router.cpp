@@ -97,34 +97,52 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
       co_await answer_own(downstream, record);
       break;
     case RouteKind::cached: {
-      CachedRequest request(backend_, downstream, record, max_body_bytes_);
-      co_await request.run(route.form);
+      Result<std::string> body = co_await read_body(downstream, record);
+      if (!body) break;
+      CachedRequest request(backend_, downstream, record);
+      co_await request.run(route.form, std::move(*body));
       break;
     }
     case RouteKind::unpinned: {
-      CachedRequest request(backend_, downstream, record, max_body_bytes_);
-      co_await request.run_unpinned();
+      CachedRequest request(backend_, downstream, record);
+      co_await request.run_unpinned(std::nullopt);
       break;
     }
-    case RouteKind::plain: {
-      record.enter(Step::forward);
-      Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream);
-      if (outcome) {
-        record.status = outcome->status;
-        record.answer_bytes = outcome->body_bytes;
-        if (outcome->broken) record.error = to_string(*outcome->broken);
-        // Other adapters are another model.
-        if (record.method == "POST" && record.path == "/lora-adapters") backend_.suspect_down();
-      } else {
-        record.status = error_status(outcome.error());
-        record.error = to_string(outcome.error());
-        if (outcome.error().code == ErrorCode::refused) backend_.suspect_down();
-        (void)co_await write_error(downstream, outcome.error());
-      }
-      if (downstream.cancel().cancelled()) record.status = status_client_left;
+    case RouteKind::plain:
+      co_await pass_on(downstream, record, std::nullopt);
       break;
-    }
   }
+}
+
+// On an error it is answered and recorded.
+ResultTask<std::string> Router::read_body(Downstream& downstream, RequestRecord& record) {
+  record.enter(Step::read);
+  Result<std::string> body = co_await downstream.read_body(max_body_bytes_);
+  if (!body) {
+    record.status = downstream.cancel().cancelled() ? status_client_left : error_status(body.error());
+    record.error = to_string(body.error());
+    (void)co_await write_error(downstream, body.error());
+  }
+  co_return body;
+}
+
+// `body`: what was read of it already.
+Task<void> Router::pass_on(Downstream& downstream, RequestRecord& record, std::optional<std::string> body) {
+  record.enter(Step::forward);
+  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream, body);
+  if (outcome) {
+    record.status = outcome->status;
+    record.answer_bytes = outcome->body_bytes;
+    if (outcome->broken) record.error = to_string(*outcome->broken);
+    // Other adapters are another model.
+    if (record.method == "POST" && record.path == "/lora-adapters") backend_.suspect_down();
+  } else {
+    record.status = error_status(outcome.error());
+    record.error = to_string(outcome.error());
+    if (outcome.error().code == ErrorCode::refused) backend_.suspect_down();
+    (void)co_await write_error(downstream, outcome.error());
+  }
+  if (downstream.cancel().cancelled()) record.status = status_client_left;
 }
 
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {

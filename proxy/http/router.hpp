@@ -42,6 +42,8 @@ class Router final : public RequestHandler {
 
  private:
   Task<void> dispatch(Downstream& downstream, RequestRecord& record);
+  ResultTask<std::string> read_body(Downstream& downstream, RequestRecord& record);
+  Task<void> pass_on(Downstream& downstream, RequestRecord& record, std::optional<std::string> body);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
 
   CachedBackend& backend_;

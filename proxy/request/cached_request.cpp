@@ -26,14 +26,8 @@ Task<void> CachedRequest::fail(const Error& error) {
   (void)co_await write_error(downstream_, error);
 }
 
-Task<void> CachedRequest::run(PromptForm form) {
-  record_.enter(Step::read);
-  Result<std::string> body = co_await downstream_.read_body(max_body_bytes_);
-  if (!body) {
-    co_await fail(body.error());
-    co_return;
-  }
-  body_ = std::move(*body);
+Task<void> CachedRequest::run(PromptForm form, std::string body) {
+  body_ = std::move(body);
   record_.enter(Step::parse);
   presence_.emplace(backend_);
   record_.no_cache = co_await understand(form);
@@ -59,7 +53,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
   (void)co_await forward(body, *gate);
 }
 
-Task<void> CachedRequest::run_unpinned() {
+Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
   record_.enter(Step::forward);
   const CachedBackend::Foreign foreign(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
@@ -67,7 +61,7 @@ Task<void> CachedRequest::run_unpinned() {
   backend_.note_foreign_started(false);
   EventStreamOptions events;
   events.silence = backend_.options().comment_after;
-  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream_, events);
+  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream_, body, events);
   if (outcome) {
     record_.status = outcome->status;
     record_.answer_bytes = outcome->body_bytes;

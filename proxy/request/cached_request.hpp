@@ -1,8 +1,9 @@
-// The steps of a request to a cached endpoint, from its body to the last byte of the answer.
+// The steps of a request to a cached endpoint, from its body (read by the router) to the last byte of the answer.
 // Thread: the I/O thread. Errors: none come out; what goes wrong is answered, recorded and logged here.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,13 +17,14 @@ namespace cairn {
 
 class CachedRequest {
  public:
-  CachedRequest(CachedBackend& backend, Downstream& downstream, RequestRecord& record, std::size_t max_body_bytes)
-      : backend_(backend), downstream_(downstream), record_(record), max_body_bytes_(max_body_bytes) {}
+  CachedRequest(CachedBackend& backend, Downstream& downstream, RequestRecord& record)
+      : backend_(backend), downstream_(downstream), record_(record) {}
 
-  // read · parse · tokenize · match · plan · acquire · restore · prefill · forward · relay. The caller finishes the record.
-  Task<void> run(PromptForm form);
-  // For endpoints that use a slot which we cannot choose: idle slots are saved first, and looked at afterwards.
-  Task<void> run_unpinned();
+  // parse · tokenize · match · plan · acquire · restore · prefill · forward · relay. The caller finishes the record.
+  Task<void> run(PromptForm form, std::string body);
+  // For endpoints that use a slot which we cannot choose: idle slots are saved first, and looked at afterwards. `body`: what was
+  // read of it already; nullopt: nothing, it goes up as it comes.
+  Task<void> run_unpinned(std::optional<std::string> body);
 
  private:
   Task<NoCacheReason> understand(PromptForm form);
@@ -64,7 +66,6 @@ class CachedRequest {
   CachedBackend& backend_;
   Downstream& downstream_;
   RequestRecord& record_;
-  std::size_t max_body_bytes_;
 
   std::string body_;
   PromptBody parsed_;

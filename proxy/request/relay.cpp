@@ -30,6 +30,14 @@ struct PassState {
   std::optional<Error> upload_broken;  // by the client
 };
 
+// A body that was read before.
+Task<void> send_body(PassState& state, const std::string& body) {
+  const std::span<const char> bytes(body.data(), body.size());
+  auto sent = co_await state.exchange.write_body(bytes);
+  if (sent) co_await state.exchange.finish_body();
+  state.upload_done = true;
+}
+
 Task<void> upload(PassState& state) {
   std::vector<char> piece(piece_bytes);
   for (;;) {
@@ -66,9 +74,14 @@ Task<Result<RelayOutcome>> answer(PassState& state) {
   co_return outcome;
 }
 
-ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream, EventStreamOptions events) {
+ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream, const std::optional<std::string>& body,
+                                   EventStreamOptions events) {
   using namespace boost::asio::experimental::awaitable_operators;
-  const BodyFraming framing = downstream.request_framing();
+  BodyFraming framing = downstream.request_framing();
+  if (body && framing.kind != BodyFraming::Kind::none) {
+    framing.kind = BodyFraming::Kind::length;
+    framing.length = body->size();
+  }
   auto started = co_await upstream.start(downstream.head(), framing, downstream.cancel());
   if (!started) co_return started.error();
   const std::unique_ptr<Exchange> exchange = std::move(*started);
@@ -77,7 +90,7 @@ ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream, E
     state.upload_done = true;
     co_return co_await answer(state);
   }
-  Task<void> up = upload(state);
+  Task<void> up = body ? send_body(state, *body) : upload(state);
   Task<Result<RelayOutcome>> down = answer(state);
   auto both = std::move(up) && std::move(down);
   co_return co_await std::move(both);
@@ -254,12 +267,13 @@ ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream
   co_return state.outcome;
 }
 
-ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, EventStreamOptions events) {
-  auto outcome = co_await pass_once(upstream, downstream, events);
-  // Only a request without a body can be sent again: the other's has been consumed.
+ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, const std::optional<std::string>& body,
+                                      EventStreamOptions events) {
+  auto outcome = co_await pass_once(upstream, downstream, body, events);
+  // A body that went up as it came has been consumed: such a request cannot be sent again.
   const bool again = !outcome && outcome.error().may_retry && !downstream.cancel().cancelled() &&
-                     downstream.request_framing().kind == BodyFraming::Kind::none;
-  if (again) outcome = co_await pass_once(upstream, downstream, events);
+                     (body || downstream.request_framing().kind == BodyFraming::Kind::none);
+  if (again) outcome = co_await pass_once(upstream, downstream, body, events);
   co_return outcome;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "backend/upstream.hpp"
 #include "base/blocking_pool.hpp"
@@ -47,7 +48,8 @@ struct EventStreamOptions {
 ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream, const ResponseHead& head, AnswerTap* tap,
                                       EventStreamOptions events = {}, BlockingPool* spool = nullptr);
 
-// The whole request as it is, its body going up while the answer may already come down.
-ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, EventStreamOptions events = {});
+// The whole request as it is. Its body goes up while the answer may already come down, unless it was read before (`body`).
+ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream, const std::optional<std::string>& body = {},
+                                      EventStreamOptions events = {});
 
 }  // namespace cairn

@@ -317,7 +317,7 @@ class CommentTest : public RelayTest {
     handler_.script = [this](Downstream& downstream) -> Task<void> {
       EventStreamOptions events;
       events.silence = silence_;
-      auto outcome = co_await pass_through(*upstream_, downstream, events);
+      auto outcome = co_await pass_through(*upstream_, downstream, std::nullopt, events);
       if (!outcome) co_await write_error(downstream, outcome.error());
       handler_.outcomes.push_back(std::move(outcome));
     };
@@ -533,7 +533,7 @@ TEST_F(CommentTest, ProgressIsRewrittenInEventStreamsOnly) {
     ContinuedProgress progress(2, 50);
     EventStreamOptions events;
     events.progress = &progress;
-    handler_.outcomes.push_back(co_await pass_through(*upstream_, downstream, events));
+    handler_.outcomes.push_back(co_await pass_through(*upstream_, downstream, std::nullopt, events));
   };
   Peer peer = client();
   peer.send(get_);
