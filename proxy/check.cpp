@@ -8,7 +8,9 @@
 
 #include <exception>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "backend/llama_api.hpp"
 #include "base/blocking_pool.hpp"
@@ -25,11 +27,91 @@ namespace {
 void line(std::string_view what, const std::string& found) { fmt::print("  {:<14} {}\n", what, found); }
 void advice(const std::string& text) { fmt::print("  ! {}\n", text); }
 
+std::string joined(const std::vector<std::string>& names) { return fmt::format("{}", fmt::join(names, ", ")); }
+
+// The models of a router, or of llama-swap; none is loaded to look at it.
+Task<bool> list_models(LlamaApi& api, ServerKind kind, CancelSource& never) {
+  Result<ServerListing> listing = ServerListing{};
+  if (kind == ServerKind::router) {
+    listing = co_await api.router_listing(never);
+  } else {
+    listing = co_await api.swap_listing(never);
+  }
+  if (!listing) {
+    advice(to_string(listing.error()));
+    co_return false;
+  }
+  line("server", kind == ServerKind::router ? "a router of several models" : "llama-swap");
+  if (listing->most_running > 0) line("at a time", fmt::format("{} models", listing->most_running));
+  for (const ListedModel& model : listing->models) {
+    line("model", fmt::format("{}{}{}", model.name, model.aliases.empty() ? "" : fmt::format(" ({})", joined(model.aliases)),
+                              model.running ? ", runs" : ""));
+  }
+  line("saving", "is tried with each model when a request first wants it");
+  co_return true;
+}
+
+// False: requests would only be passed on.
+Task<bool> check_backend(const BackendConfig& config, std::shared_ptr<const TlsContext> tls, CheckpointStore* store, BlockingPool& pool) {
+  const auto executor = co_await boost::asio::this_coro::executor;
+  bool works = true;
+  fmt::print("backend {}{}\n", config.url, config.models.empty() ? "" : " for " + joined(config.models));
+  UpstreamOptions upstream_options;
+  upstream_options.tls = std::move(tls);
+  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.url), std::move(upstream_options));
+  LlamaApi api(*upstream, config.api_key);
+  CancelSource never;
+  Result<bool> healthy = co_await api.healthy(never);
+  if (!healthy || !*healthy) {
+    advice(healthy ? "the model is still being loaded: try again in a moment"
+                   : fmt::format("no llama-server at {}: {}", config.url, healthy.error().context));
+    co_return false;
+  }
+  const bool may_wake = false;
+  Result<ProbeResult> probed = co_await probe_backend(api, store, pool, may_wake, never);
+  if (!probed) {
+    if (probed.error().status == 401 || probed.error().status == 403) {
+      advice("the backend wants a key: give --backend-api-key (or backend_api_key)");
+    } else {
+      advice(to_string(probed.error()));
+    }
+    co_return false;
+  }
+  if (probed->server != ServerKind::single) co_return co_await list_models(api, probed->server, never);
+  line("model", probed->meta.id);
+  line("size", fmt::format("{:.1f} M parameters, {}, {} MiB", static_cast<double>(probed->meta.n_params) / 1e6, probed->meta.ftype,
+                           probed->meta.size_bytes >> 20));
+  line("build", probed->props.build_info);
+  line("slots", fmt::format("{} of {} tokens", probed->props.total_slots, probed->meta.n_ctx));
+  if (probed->can_save) {
+    line("memory", fmt::format("{} ({})", to_string(probed->kind), probed->kind_because));
+    line("saving", fmt::format("works, files of version {}", probed->state_version));
+    line("idle slots", probed->clears_idle ? "are cleared when another slot starts" : "keep their state");
+    line("computed", fmt::format("{} tokens to find this out", probed->computed_tokens));
+  } else if (store != nullptr) {
+    advice(probed->save_trouble);
+    works = false;
+  }
+
+  if (probed->clears_idle) {
+    advice("idle slots are cleared by every request of another slot: start llama-server with -np N (or --no-cache-idle-slots)");
+  }
+  if (probed->can_save && probed->kind == MemoryKind::exact) {
+    advice("states of this model can only be resumed at their very end: drop --ctx-checkpoints 0, or use a llama-server of "
+           "September 2026 or later");
+  }
+  if (probed->can_save && probed->state_version < 4) {
+    advice("this build keeps the context checkpoints of a slot's previous prompt through a restore; Cairn washes the slot "
+           "first (one token each time); a newer llama-server does not need it");
+  }
+  if (!probed->props.endpoint_metrics) advice("without --metrics you cannot see what the backend computes in all");
+  co_return works;
+}
+
 Task<int> run(const Config& config) {
   const auto executor = co_await boost::asio::this_coro::executor;
   fmt::print("configuration\n");
   line("listen", config.listen);
-  line("backend", config.backend);
   line("slot dir", config.slot_dir.empty() ? "-" : config.slot_dir);
   line("state dir", config.state_dir.empty() ? "-" : config.state_dir);
 
@@ -63,54 +145,9 @@ Task<int> run(const Config& config) {
     }
   }
 
-  fmt::print("backend\n");
-  UpstreamOptions upstream_options;
-  upstream_options.tls = tls->backend;
-  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), std::move(upstream_options));
-  LlamaApi api(*upstream, config.backend_api_key);
-  CancelSource never;
-  Result<bool> healthy = co_await api.healthy(never);
-  if (!healthy || !*healthy) {
-    advice(healthy ? "the model is still being loaded: try again in a moment"
-                   : fmt::format("no llama-server at {}: {}", config.backend, healthy.error().context));
-    co_return 1;
+  for (const BackendConfig& backend : all_backends(config)) {
+    if (!co_await check_backend(backend, tls->backend, store.get(), pool)) works = false;
   }
-  Result<ProbeResult> probed = co_await probe_backend(api, store.get(), pool, never);
-  if (!probed) {
-    if (probed.error().status == 401 || probed.error().status == 403) {
-      advice("the backend wants a key: give --backend-api-key (or backend_api_key)");
-    } else {
-      advice(to_string(probed.error()));
-    }
-    co_return 1;
-  }
-  line("model", probed->meta.id);
-  line("size", fmt::format("{:.1f} M parameters, {}, {} MiB", static_cast<double>(probed->meta.n_params) / 1e6, probed->meta.ftype,
-                           probed->meta.size_bytes >> 20));
-  line("build", probed->props.build_info);
-  line("slots", fmt::format("{} of {} tokens", probed->props.total_slots, probed->meta.n_ctx));
-  if (probed->can_save) {
-    line("memory", fmt::format("{} ({})", to_string(probed->kind), probed->kind_because));
-    line("saving", fmt::format("works, files of version {}", probed->state_version));
-    line("idle slots", probed->clears_idle ? "are cleared when another slot starts" : "keep their state");
-    line("computed", fmt::format("{} tokens to find this out", probed->computed_tokens));
-  } else if (store != nullptr || config.slot_dir.empty()) {
-    advice(probed->save_trouble);
-    works = false;
-  }
-
-  if (probed->clears_idle) {
-    advice("idle slots are cleared by every request of another slot: start llama-server with -np N (or --no-cache-idle-slots)");
-  }
-  if (probed->can_save && probed->kind == MemoryKind::exact) {
-    advice("states of this model can only be resumed at their very end: drop --ctx-checkpoints 0, or use a llama-server of "
-           "September 2026 or later");
-  }
-  if (probed->can_save && probed->state_version < 4) {
-    advice("this build keeps the context checkpoints of a slot's previous prompt through a restore; Cairn washes the slot "
-           "first (one token each time); a newer llama-server does not need it");
-  }
-  if (!probed->props.endpoint_metrics) advice("without --metrics you cannot see what the backend computes in all");
   fmt::print("{}\n", works ? "Cairn can work here." : "Cairn cannot cache here; it would only pass requests on.");
   co_return works ? 0 : 1;
 }

@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
 #include <charconv>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "backend/upstream.hpp"
 
@@ -98,7 +100,83 @@ const std::map<std::string, Setter>& setters() {
   return table;
 }
 
+// One of `backends`. Errors: with file and line.
+Result<BackendConfig> read_backend(const std::string& path, const YAML::Node& node) {
+  const auto complaint = [&path](const YAML::Node& at, std::string_view what) {
+    return invalid(fmt::format("{}: backends: {}", where(path, at.Mark()), what));
+  };
+  if (!node.IsMap()) return complaint(node, "each is a list of `key: value` (url, models, api_key, ubatch)");
+  BackendConfig backend;
+  std::set<std::string> seen;
+  for (const auto& pair : node) {
+    if (!pair.first.IsScalar()) return complaint(pair.first, "a key must be a word");
+    const std::string key = pair.first.Scalar();
+    if (!seen.insert(key).second) return complaint(pair.first, fmt::format("{}: it is there twice", key));
+    const YAML::Node value = pair.second;
+    if (key == "models") {
+      const bool list = value.IsSequence() && value.size() > 0;
+      if (!list) return complaint(value, "models: a list of names is expected");
+      for (const YAML::Node& name : value) {
+        if (!name.IsScalar() || name.Scalar().empty()) return complaint(name, "models: a name must be a word");
+        backend.models.push_back(name.Scalar());
+      }
+      continue;
+    }
+    if (!value.IsScalar()) return complaint(value, fmt::format("{}: one value is expected", key));
+    if (key == "url") {
+      Result<std::string> url = backend_url(value.Scalar());
+      if (!url) return complaint(value, "url: " + url.error().context);
+      backend.url = *url;
+    } else if (key == "api_key") {
+      backend.api_key = value.Scalar();
+    } else if (key == "ubatch") {
+      Result<std::uint32_t> tokens = parse_count(value.Scalar());
+      if (!tokens) return complaint(value, "ubatch: " + tokens.error().context);
+      backend.ubatch_tokens = *tokens;
+    } else {
+      return complaint(pair.first, fmt::format("{}: there is no such key", key));
+    }
+  }
+  if (backend.url.empty()) return complaint(node, "url: missing");
+  return backend;
+}
+
+Result<std::vector<BackendConfig>> read_backends(const std::string& path, const YAML::Node& node) {
+  const bool list = node.IsSequence() && node.size() > 0;
+  if (!list) return invalid(fmt::format("{}: backends: a list is expected", where(path, node.Mark())));
+  std::vector<BackendConfig> backends;
+  std::set<std::string> names;
+  bool rest = false;
+  for (const YAML::Node& item : node) {
+    Result<BackendConfig> backend = read_backend(path, item);
+    if (!backend) return backend.error();
+    const std::string line = where(path, item.Mark());
+    if (backend->models.empty() && std::exchange(rest, true)) {
+      return invalid(fmt::format("{}: backends: models: missing (only one may serve all that no other does)", line));
+    }
+    for (const std::string& name : backend->models) {
+      if (!names.insert(name).second) return invalid(fmt::format("{}: backends: models: '{}' is there twice", line, name));
+    }
+    backends.push_back(std::move(*backend));
+  }
+  return backends;
+}
+
 }  // namespace
+
+std::vector<BackendConfig> all_backends(const Config& config) {
+  std::vector<BackendConfig> backends = config.backends;
+  if (backends.empty()) {
+    BackendConfig only;
+    only.url = config.backend;
+    backends.push_back(std::move(only));
+  }
+  for (BackendConfig& backend : backends) {
+    if (backend.api_key.empty()) backend.api_key = config.backend_api_key;
+    if (backend.ubatch_tokens == 0) backend.ubatch_tokens = config.ubatch_tokens;
+  }
+  return backends;
+}
 
 Result<std::uint32_t> parse_count(std::string_view text) { return parse_number<std::uint32_t>(text, 1, 1'000'000); }
 
@@ -205,11 +283,20 @@ Result<Config> load_config(const std::string& path) {
     if (!pair.first.IsScalar()) return invalid(fmt::format("{}: a key must be a word", where(path, pair.first.Mark())));
     const std::string key = pair.first.Scalar();
     if (!seen.insert(key).second) return invalid(fmt::format("{}: {}: it is there twice", where(path, pair.first.Mark()), key));
+    if (key == "backends") {
+      Result<std::vector<BackendConfig>> backends = read_backends(path, pair.second);
+      if (!backends) return backends.error();
+      config.backends = std::move(*backends);
+      continue;
+    }
     const auto setter = setters().find(key);
     if (setter == setters().end()) return invalid(fmt::format("{}: {}: there is no such key", where(path, pair.first.Mark()), key));
     if (!pair.second.IsScalar()) return invalid(fmt::format("{}: {}: one value is expected", where(path, pair.first.Mark()), key));
     Result<void> set = setter->second(config, pair.second.Scalar());
     if (!set) return invalid(fmt::format("{}: {}: {}", where(path, pair.second.Mark()), key, set.error().context));
+  }
+  if (seen.contains("backend") && seen.contains("backends")) {
+    return invalid(fmt::format("{}: backends: beside them there is no backend", where(path, root["backends"].Mark())));
   }
   return config;
 }
@@ -227,8 +314,13 @@ Result<void> validate(const Config& config) {
     return invalid(config.tls_key.empty() ? "tls_key: missing (it may be the same file as tls_certificate)"
                                           : "tls_certificate: missing (tls_key alone is of no use)");
   }
-  if (!backend->tls && !config.backend_ca.empty()) {
-    return invalid(fmt::format("backend_ca: the backend is {}, without TLS", config.backend));
+  const std::vector<BackendConfig> backends = all_backends(config);
+  const bool any_tls = std::any_of(backends.begin(), backends.end(), [](const BackendConfig& one) {
+    const Result<UpstreamAddress> address = parse_upstream_url(one.url);
+    return address && address->tls;
+  });
+  if (!any_tls && !config.backend_ca.empty()) {
+    return invalid(fmt::format("backend_ca: the backend is {}, without TLS", backends.front().url));
   }
   return {};
 }

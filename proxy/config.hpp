@@ -13,9 +13,18 @@
 
 namespace cairn {
 
+// One of several, or the only one.
+struct BackendConfig {
+  std::string url;
+  std::string api_key;
+  std::vector<std::string> models;  // the names it serves; empty: all that no other does
+  std::uint32_t ubatch_tokens = 0;
+};
+
 struct Config {
   std::string listen = "127.0.0.1:8081";
   std::string backend = "http://127.0.0.1:8080";
+  std::vector<BackendConfig> backends;  // by the names of models; empty: `backend` is the only one
   std::string slot_dir;   // what the backend got as --slot-save-path, as this process sees it
   std::string state_dir;  // Cairn's own data
   std::string backend_api_key;
@@ -52,6 +61,9 @@ struct ListenAddress {
 Result<Config> load_config(const std::string& path);
 // Whether it makes sense as a whole; the error names the key (or the flag).
 Result<void> validate(const Config& config);
+
+// Those of `backends`, with what they leave out filled in; or `backend`.
+std::vector<BackendConfig> all_backends(const Config& config);
 
 Result<ListenAddress> parse_listen(std::string_view text);   // "127.0.0.1:8081", "[::1]:8081", ":8081"
 Result<std::uint64_t> parse_size(std::string_view text);     // "20GiB", "500 MiB", "1G", plain bytes

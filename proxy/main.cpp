@@ -65,7 +65,10 @@ cairn::Result<cairn::Config> configuration(const Flags& flags) {
     config = *loaded;
   }
   if (flags.listen) config.listen = *flags.listen;
-  if (flags.backend) config.backend = *flags.backend;
+  if (flags.backend) {
+    config.backend = *flags.backend;
+    config.backends.clear();
+  }
   if (flags.slot_dir) config.slot_dir = *flags.slot_dir;
   if (flags.state_dir) config.state_dir = *flags.state_dir;
   if (flags.api_key) config.backend_api_key = *flags.api_key;

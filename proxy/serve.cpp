@@ -13,14 +13,16 @@
 #include <csignal>
 #include <exception>
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "backend/upstream.hpp"
 #include "base/blocking_pool.hpp"
 #include "http/listener.hpp"
 #include "http/router.hpp"
 #include "observe/metrics.hpp"
-#include "request/cached_backend.hpp"
+#include "request/served_models.hpp"
 #include "served_store.hpp"
 #include "tls_files.hpp"
 
@@ -29,6 +31,27 @@ namespace cairn {
 namespace {
 
 constexpr std::chrono::milliseconds start_patience{1500};
+
+CacheOptions cache_options(const Config& config, const BackendConfig& backend) {
+  CacheOptions cache;
+  cache.policy.adaptive = !config.checkpoint_interval_tokens.has_value();
+  cache.policy.interval_tokens = config.checkpoint_interval_tokens.value_or(0);
+  cache.policy.budget = config.checkpoint_budget;
+  cache.policy.bound_tokens = config.worst_recomputation_tokens;
+  cache.policy.bound_s = std::chrono::duration<double>(config.worst_recomputation).count();
+  cache.ubatch_tokens = backend.ubatch_tokens;
+  cache.queue.max_waiting = config.max_waiting;
+  cache.queue.longest_wait = config.max_wait;
+  cache.log_prompts = config.log_prompts;
+  cache.api_key = backend.api_key;
+  return cache;
+}
+
+std::string urls_of(const Config& config) {
+  std::vector<std::string> urls;
+  for (const BackendConfig& backend : all_backends(config)) urls.push_back(backend.url);
+  return fmt::format("{}", fmt::join(urls, ", "));
+}
 
 Task<int> run(const Config& config) {
   const auto executor = co_await boost::asio::this_coro::executor;
@@ -54,27 +77,20 @@ Task<int> run(const Config& config) {
     try_again = true;
   }
 
-  UpstreamOptions upstream_options;
-  upstream_options.tls = tls->backend;
-  std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(config.backend), std::move(upstream_options));
-  CacheOptions cache;
-  cache.policy.adaptive = !config.checkpoint_interval_tokens.has_value();
-  cache.policy.interval_tokens = config.checkpoint_interval_tokens.value_or(0);
-  cache.policy.budget = config.checkpoint_budget;
-  cache.policy.bound_tokens = config.worst_recomputation_tokens;
-  cache.policy.bound_s = std::chrono::duration<double>(config.worst_recomputation).count();
-  cache.ubatch_tokens = config.ubatch_tokens;
-  cache.queue.max_waiting = config.max_waiting;
-  cache.queue.longest_wait = config.max_wait;
-  cache.log_prompts = config.log_prompts;
-  cache.api_key = config.backend_api_key;
-  CachedBackend backend(executor, *upstream, served.store(), served.catalogue(), pool, std::move(cache));
-  if (try_again) served.keep_trying(backend);
+  ServedModels models;
+  for (const BackendConfig& backend : all_backends(config)) {
+    UpstreamOptions upstream_options;
+    upstream_options.tls = tls->backend;
+    std::unique_ptr<Upstream> upstream = make_upstream(executor, *parse_upstream_url(backend.url), std::move(upstream_options));
+    models.add(backend.models, std::make_unique<ModelServer>(executor, std::move(upstream), served.store(), served.catalogue(), pool,
+                                                             cache_options(config, backend)));
+  }
+  if (try_again) served.keep_trying(models);
   Metrics metrics;
-  Router router(backend, metrics, config.max_body_bytes, config.own_api_key);
+  Router router(models, metrics, config.max_body_bytes, config.own_api_key);
 
   // The probe comes before the first request, so that what it computes is not in any client's way.
-  co_await backend.start(start_patience);
+  co_await models.start(start_patience);
 
   const ListenAddress address = *parse_listen(config.listen);
   ListenerOptions listen;
@@ -88,11 +104,11 @@ Task<int> run(const Config& config) {
   if (!listener) {
     spdlog::error("listen: {}", listener.error().context);
     co_await served.stop();
-    co_await backend.stop(std::chrono::milliseconds{0});
+    co_await models.stop(std::chrono::milliseconds{0});
     co_return 1;
   }
   (*listener)->start();
-  spdlog::info("serving {}://{}:{} in front of {}", tls->listen ? "https" : "http", address.host, (*listener)->port(), config.backend);
+  spdlog::info("serving {}://{}:{} in front of {}", tls->listen ? "https" : "http", address.host, (*listener)->port(), urls_of(config));
 
   const int signal = co_await signals.async_wait(boost::asio::use_awaitable);
   spdlog::info("signal {}: no new requests; those under way have {} s", signal, config.shutdown_limit.count());
@@ -100,15 +116,14 @@ Task<int> run(const Config& config) {
   // Those that wait for calls of Cairn's own would not notice that they are cut.
   boost::asio::steady_timer last_call(executor);
   last_call.expires_after(config.shutdown_limit);
-  last_call.async_wait([&backend](boost::system::error_code error) {
-    if (!error) backend.cut();
+  last_call.async_wait([&models](boost::system::error_code error) {
+    if (!error) models.cut();
   });
   const std::size_t cut = co_await (*listener)->drain(config.shutdown_limit);
   last_call.cancel();
   if (cut > 0) spdlog::warn("{} requests did not end in time and were cut", cut);
   co_await served.stop();
-  co_await backend.stop(config.shutdown_limit);
-  upstream->close_idle();
+  co_await models.stop(config.shutdown_limit);
   spdlog::info("stopped");
   co_return 0;
 }

@@ -57,22 +57,22 @@ ResultTask<void> ServedStore::open() {
   co_return Result<void>{};
 }
 
-void ServedStore::keep_trying(CachedBackend& backend) {
+void ServedStore::keep_trying(ServedModels& models) {
   stopped_ = std::make_shared<Wakeup>(executor_);
-  boost::asio::co_spawn(executor_, try_again(backend), [this](std::exception_ptr error) {
+  boost::asio::co_spawn(executor_, try_again(models), [this](std::exception_ptr error) {
     stopped_->notify();
     if (error) std::rethrow_exception(error);
   });
 }
 
-Task<void> ServedStore::try_again(CachedBackend& backend) {
+Task<void> ServedStore::try_again(ServedModels& models) {
   while (!co_await stop_->wait_for(retry_interval)) {
     const Result<void> opened = co_await open();
     if (!opened) {
       spdlog::debug("slot_dir {}, state_dir {}: {}", config_.slot_dir, config_.state_dir, opened.error().context);
       continue;
     }
-    backend.attach(*store_, *catalogue_);
+    models.attach(*store_, *catalogue_);
     co_return;
   }
 }

@@ -1,5 +1,5 @@
 // The store and catalogue that `cairn serve` works with: opened at start, or later, when their directories come back.
-// Thread: the I/O thread. Owner: serve; outlives the CachedBackend.
+// Thread: the I/O thread. Owner: serve; outlives the ServedModels.
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
@@ -13,7 +13,7 @@
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/store.hpp"
 #include "config.hpp"
-#include "request/cached_backend.hpp"
+#include "request/served_models.hpp"
 
 namespace cairn {
 
@@ -25,15 +25,15 @@ class ServedStore {
 
   // Says in the log what it finds. Errors: invalid, when another Cairn has the directories.
   ResultTask<void> open();
-  // When the disk did not let open() succeed: goes on trying, and gives the store to the backend when it does.
-  void keep_trying(CachedBackend& backend);
+  // When the disk did not let open() succeed: goes on trying, and gives the store to the backends when it does.
+  void keep_trying(ServedModels& models);
   Task<void> stop();
 
   CheckpointStore* store() { return store_.get(); }
   Catalogue* catalogue() { return catalogue_.get(); }
 
  private:
-  Task<void> try_again(CachedBackend& backend);
+  Task<void> try_again(ServedModels& models);
 
   boost::asio::any_io_executor executor_;
   const Config& config_;

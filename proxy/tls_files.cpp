@@ -1,5 +1,7 @@
 #include "tls_files.hpp"
 
+#include <algorithm>
+
 #include "backend/upstream.hpp"
 
 namespace cairn {
@@ -11,7 +13,12 @@ Result<TlsFiles> load_tls(const Config& config) {
     if (!loaded) return loaded.error();
     files.listen = *loaded;
   }
-  if (const auto address = parse_upstream_url(config.backend); address && address->tls) {
+  const std::vector<BackendConfig> backends = all_backends(config);
+  const auto asks_for_tls = [](const BackendConfig& backend) {
+    const auto address = parse_upstream_url(backend.url);
+    return address && address->tls;
+  };
+  if (std::any_of(backends.begin(), backends.end(), asks_for_tls)) {
     TlsContext::Trust trust;
     trust.ca = config.backend_ca;
     trust.verify = config.backend_tls_verify;

@@ -11,7 +11,7 @@ namespace cairn {
 
 struct TlsFiles {
   std::shared_ptr<const TlsContext> listen;   // null: plain
-  std::shared_ptr<const TlsContext> backend;  // null: plain
+  std::shared_ptr<const TlsContext> backend;  // null: none is https
 };
 
 Result<TlsFiles> load_tls(const Config& config);

@@ -66,6 +66,13 @@ std::int64_t timing(const json::value& answer, const char* name) {
   return value != nullptr && value->is_number() ? value->to_number<std::int64_t>() : 0;
 }
 
+bool all_saved(const json::object& model) {
+  const json::array& slots = model.at("slots").as_array();
+  return std::none_of(slots.begin(), slots.end(), [](const json::value& slot) {
+    return slot.as_object().at("unsaved").as_bool() || slot.as_object().at("leased").as_bool();
+  });
+}
+
 // Waits until nothing is left to save: the next prompt may take the slot.
 Task<bool> saved(StoreClient& server) {
   const auto executor = co_await boost::asio::this_coro::executor;
@@ -73,11 +80,11 @@ Task<bool> saved(StoreClient& server) {
   while (std::chrono::steady_clock::now() < deadline) {
     const Result<json::value> status = co_await server.call("GET", "/cairn/status");
     if (!status) co_return false;
-    const json::array& slots = status->as_object().at("slots").as_array();
-    const auto busy = [](const json::value& slot) {
-      return slot.as_object().at("unsaved").as_bool() || slot.as_object().at("leased").as_bool();
-    };
-    if (std::none_of(slots.begin(), slots.end(), busy)) co_return true;
+    const json::object& told = status->as_object();
+    const json::value* several = told.if_contains("models");
+    const json::array models = several != nullptr ? several->as_array() : json::array{};
+    const bool others = std::all_of(models.begin(), models.end(), [](const json::value& one) { return all_saved(one.as_object()); });
+    if (others && all_saved(told)) co_return true;
     Wakeup pause(executor);
     (void)co_await pause.wait_for(std::chrono::milliseconds{50});
   }

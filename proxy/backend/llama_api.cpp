@@ -5,7 +5,9 @@
 
 #include <boost/json.hpp>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 namespace cairn {
@@ -19,6 +21,7 @@ constexpr milliseconds quick_timeout{10'000};
 // Slot actions wait for the backend's main loop, and a big state takes its time on a slow disk.
 constexpr milliseconds slot_action_timeout{300'000};
 constexpr milliseconds template_timeout{60'000};
+constexpr milliseconds load_timeout{1'800'000};  // of a big model from a slow disk
 
 Error bad_answer(std::string_view target) {
   return upstream_error(ErrorCode::malformed, fmt::format("{}: not the JSON expected", target));
@@ -84,20 +87,51 @@ std::string token_list(TokenSpan tokens) {
 
 }  // namespace
 
-RequestHead LlamaApi::head(std::string_view method, std::string_view target) const {
+std::string percent_encoded(std::string_view text) {
+  std::string encoded;
+  for (const char c : text) {
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || std::strchr("-_.~", c) != nullptr;
+    if (plain && c != '\0') {
+      encoded += c;
+    } else {
+      fmt::format_to(std::back_inserter(encoded), "%{:02X}", static_cast<unsigned char>(c));
+    }
+  }
+  return encoded;
+}
+
+RequestHead LlamaApi::head(std::string_view method, std::string_view target, Loading loading) const {
   RequestHead head;
   head.method = method;
-  head.target = target;
+  head.target = route_.prefix;
+  head.target += target;
+  if (!route_.model.empty()) {
+    head.target += target.find('?') == std::string_view::npos ? '?' : '&';
+    head.target += "model=" + percent_encoded(route_.model);
+    if (loading == Loading::never) head.target += "&autoload=false";
+  }
   head.fields.add("Accept", "application/json");
   if (method == "POST") head.fields.add("Content-Type", "application/json");
   if (!api_key_.empty()) head.fields.add("Authorization", "Bearer " + api_key_);
   return head;
 }
 
-ResultTask<std::string> LlamaApi::get(std::string_view target, CancelSource& cancel) {
-  const RequestHead request = head("GET", target);
+// The client's own name for the model stands behind ours in a body that is the client's, and counts: llama-server takes the last.
+std::string LlamaApi::with_model(std::string_view body) const {
+  const std::size_t open = body.find('{');
+  if (route_.model.empty() || open == std::string_view::npos) return std::string{body};
+  std::string named{body.substr(0, open + 1)};
+  named += "\"model\":" + json::serialize(json::string_view{route_.model});
+  const std::size_t next = body.find_first_not_of(" \t\r\n", open + 1);
+  if (next != std::string_view::npos && body[next] != '}') named += ',';
+  named += body.substr(open + 1);
+  return named;
+}
+
+ResultTask<std::string> LlamaApi::get(std::string_view target, CancelSource& cancel, Loading loading) {
+  const RequestHead request = head("GET", target, loading);
   Upstream::CallOptions options;
-  options.timeout = quick_timeout;
+  options.timeout = loading == Loading::allowed ? load_timeout : quick_timeout;
   Result<Upstream::Answer> answer = co_await upstream_.call(request, {}, options, cancel);
   if (!answer) co_return answer.error();
   if (answer->head.status / 100 != 2) {
@@ -113,6 +147,11 @@ ResultTask<std::string> LlamaApi::post(std::string_view target, std::string_view
   const RequestHead request = head("POST", target);
   Upstream::CallOptions options;
   options.timeout = timeout;
+  std::string named;
+  if (!route_.model.empty()) {
+    named = with_model(body);
+    body = named;
+  }
   Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
   if (!answer) co_return answer.error();
   if (answer->head.status / 100 != 2) {
@@ -130,8 +169,12 @@ ResultTask<bool> LlamaApi::healthy(CancelSource& cancel) {
   co_return body.error();
 }
 
-ResultTask<BackendProps> LlamaApi::props(CancelSource& cancel) {
-  Result<std::string> body = co_await get("/props", cancel);
+ResultTask<BackendProps> LlamaApi::props(CancelSource& cancel) { return read_props(Loading::never, cancel); }
+
+ResultTask<BackendProps> LlamaApi::load(CancelSource& cancel) { return read_props(Loading::allowed, cancel); }
+
+ResultTask<BackendProps> LlamaApi::read_props(Loading loading, CancelSource& cancel) {
+  Result<std::string> body = co_await get("/props", cancel, loading);
   if (!body) co_return body.error();
   Result<json::value> value = parse(*body, "/props");
   if (!value) co_return value.error();
@@ -146,6 +189,7 @@ ResultTask<BackendProps> LlamaApi::props(CancelSource& cancel) {
   props.endpoint_metrics = bool_or(*object, "endpoint_metrics", false);
   props.media_marker = string_or(*object, "media_marker");
   props.sleeping = bool_or(*object, "is_sleeping", false);
+  props.router = string_or(*object, "role") == "router";
   co_return props;
 }
 
@@ -159,7 +203,15 @@ ResultTask<ModelMeta> LlamaApi::model_meta(CancelSource& cancel) {
   const json::value* data = object != nullptr ? object->if_contains("data") : nullptr;
   const json::array* models = data != nullptr ? data->if_array() : nullptr;
   if (models == nullptr || models->empty() || !models->front().is_object()) co_return bad_answer("/v1/models");
-  const json::object& model = models->front().get_object();
+  const json::value* found = &models->front();
+  if (!route_.model.empty()) {
+    const auto named = [this](const json::value& one) {
+      return one.is_object() && string_or(one.get_object(), "id") == route_.model && one.get_object().contains("status");
+    };
+    found = std::find_if(models->begin(), models->end(), named);
+    if (found == models->end()) co_return upstream_error(ErrorCode::not_found, fmt::format("it has no model {}", route_.model));
+  }
+  const json::object& model = found->get_object();
   meta.id = string_or(model, "id");
   if (const json::value* inner = model.if_contains("meta"); inner != nullptr && inner->is_object()) {
     const json::object& fields = inner->get_object();
@@ -329,10 +381,10 @@ ResultTask<SlotAction> LlamaApi::restore(int slot, std::string_view filename, Ca
 ResultTask<SlotAction> LlamaApi::erase(int slot, CancelSource& cancel) { return slot_action(slot, "erase", {}, cancel); }
 
 ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel) {
-  const std::string body = fmt::format(
+  const std::string body = with_model(fmt::format(
       R"({{"prompt":{},"n_predict":0,"id_slot":{},"cache_prompt":true,"stream":true,"return_progress":true,)"
       R"("temperature":0,"response_fields":["timings"]}})",
-      token_list(tokens), slot);
+      token_list(tokens), slot));
   RequestHead request = head("POST", "/completion");
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;

@@ -19,6 +19,12 @@
 
 namespace cairn {
 
+// Where one model's API is, at a server that has several.
+struct ModelRoute {
+  std::string prefix;  // of each path: llama-swap's
+  std::string model;   // named in each query and body: a router's, which then loads no model because of our calls
+};
+
 struct BackendProps {
   int total_slots = 0;
   std::string model_path;
@@ -27,6 +33,7 @@ struct BackendProps {
   bool endpoint_slots = false;    // GET /slots is served
   bool endpoint_metrics = false;  // --metrics
   bool sleeping = false;
+  bool router = false;  // of several models: none of the above
   std::string media_marker;  // random per process (builds since spring 2026; empty before)
 };
 
@@ -62,6 +69,17 @@ struct TokenPieces {
                                            // tokenizer adds or normalises text
 };
 
+// A model of a server that has several.
+struct ListedModel {
+  std::string name;
+  std::vector<std::string> aliases;
+  bool running = false;  // loaded, loading or asleep
+};
+struct ServerListing {
+  std::vector<ListedModel> models;
+  int most_running = 0;  // at a time; 0: no limit, or not told
+};
+
 struct TopLogprob {
   Token token = 0;
   double logprob = 0;
@@ -70,13 +88,24 @@ struct TopLogprob {
 class LlamaApi {
  public:
   // `api_key` (may be empty) goes out as a bearer token on Cairn's own calls.
-  LlamaApi(Upstream& upstream, std::string api_key) : upstream_(upstream), api_key_(std::move(api_key)) {}
+  LlamaApi(Upstream& upstream, std::string api_key, ModelRoute route = {})
+      : upstream_(upstream), api_key_(std::move(api_key)), route_(std::move(route)) {}
 
   ResultTask<bool> healthy(CancelSource& cancel);  // false while the model loads (503)
   ResultTask<BackendProps> props(CancelSource& cancel);
+  // The same, but the server may load the model first, as it would for a client's request. Errors: rejected, when it does not.
+  ResultTask<BackendProps> load(CancelSource& cancel);
+  // Errors: not_found, when the server has no model of the route's name (any more).
   ResultTask<ModelMeta> model_meta(CancelSource& cancel);
   ResultTask<std::vector<SlotInfo>> slots(CancelSource& cancel);
   ResultTask<std::string> lora_adapters(CancelSource& cancel);  // the answer's JSON, "[]" where there are none
+
+  // Of a server of several models (llama_server_listing.cpp); for an api without a route. None of them loads or wakes a model.
+  ResultTask<bool> is_llama_swap(CancelSource& cancel);
+  ResultTask<ServerListing> router_listing(CancelSource& cancel);
+  ResultTask<ServerListing> swap_listing(CancelSource& cancel);
+  // The names of models that llama-swap runs; those that start or stop are not among them.
+  ResultTask<std::vector<std::string>> swap_running(CancelSource& cancel);
 
   // The prompt text of a chat body. `body` is the client's, unchanged.
   ResultTask<std::string> apply_template(std::string_view body, CancelSource& cancel);
@@ -108,14 +137,21 @@ class LlamaApi {
   ResultTask<std::vector<TopLogprob>> top_logprobs(int slot, TokenSpan prompt, int count, CancelSource& cancel);
 
  private:
-  ResultTask<std::string> get(std::string_view target, CancelSource& cancel);
+  enum class Loading { never, allowed };
+  ResultTask<std::string> get(std::string_view target, CancelSource& cancel, Loading loading = Loading::never);
   ResultTask<std::string> post(std::string_view target, std::string_view body, std::chrono::milliseconds timeout,
                                CancelSource& cancel);
-  RequestHead head(std::string_view method, std::string_view target) const;
+  RequestHead head(std::string_view method, std::string_view target, Loading loading = Loading::never) const;
+  std::string with_model(std::string_view body) const;  // a JSON object
+  ResultTask<BackendProps> read_props(Loading loading, CancelSource& cancel);
   ResultTask<SlotAction> slot_action(int slot, std::string_view action, std::string_view filename, CancelSource& cancel);
 
   Upstream& upstream_;
   std::string api_key_;
+  ModelRoute route_;
 };
+
+// As a path's segment or a query's value.
+std::string percent_encoded(std::string_view text);
 
 }  // namespace cairn

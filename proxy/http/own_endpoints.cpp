@@ -1,14 +1,20 @@
 #include "http/own_endpoints.hpp"
 
+#include <fmt/format.h>
+
 #include <boost/json.hpp>
 
 #include <utility>
+#include <vector>
 
 namespace cairn {
 
 namespace json = boost::json;
 
-OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent) {
+namespace {
+
+// What is known of one model.
+json::object describe(CachedBackend& backend) {
   json::object status;
   const ProbeResult& probe = backend.probe();
   json::object about;
@@ -44,6 +50,53 @@ OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent) {
   queue["unpinned"] = backend.foreign();
   status["queue"] = std::move(queue);
 
+  const CostModel& costs = backend.costs();
+  json::object rates;
+  const double first_thousand_s = costs.prefill_seconds(0, 1000);
+  const double deep_thousand_s = costs.prefill_seconds(16000, 17000);
+  constexpr double mib = 1048576.0;
+  rates["prefill_tokens_per_s"] = 1000 / first_thousand_s;
+  rates["prefill_tokens_per_s_at_16000"] = 1000 / deep_thousand_s;
+  rates["piece_boundary_ms"] = costs.boundary_seconds() * 1000;
+  constexpr std::uint32_t typical_tokens = 16384;
+  rates["checkpoint_interval_tokens"] = interval_for(typical_tokens, backend.kind(), backend.options().ubatch_tokens, backend.can_save(),
+                                                     backend.options().policy, costs);
+  rates["save_mib_per_s"] = 256 / (costs.save_seconds(256 * mib) - costs.save_seconds(0));
+  rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
+  rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
+  rates["prefill_samples"] = costs.prefill_samples();
+  status["rates"] = std::move(rates);
+
+  json::object tokenizer;
+  tokenizer["whole_texts"] = backend.memo().whole_texts();
+  tokenizer["tails"] = backend.memo().tails();
+  tokenizer["repeats"] = backend.memo().repeats();
+  status["tokenizer"] = std::move(tokenizer);
+  return status;
+}
+
+struct NamedModel {
+  std::string name;
+  CachedBackend* backend;
+};
+
+// Of every backend and every model of one; a backend of one model goes by the names that it serves, or its own.
+std::vector<NamedModel> all_models(const ServedModels& served) {
+  std::vector<NamedModel> models;
+  for (const ServedModels::Entry& entry : served.entries()) {
+    for (const auto& [name, backend] : entry.server->models()) models.push_back(NamedModel{name, backend.get()});
+    if (!entry.server->models().empty() || !served.several()) continue;
+    CachedBackend& front = entry.server->front();
+    models.push_back(NamedModel{entry.models.empty() ? front.probe().meta.id : entry.models.front(), &front});
+  }
+  return models;
+}
+
+}  // namespace
+
+OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent) {
+  CachedBackend& backend = served.entries().front().server->front();
+  json::object status = describe(backend);
   if (backend.catalogue() != nullptr) {
     const Catalogue::Totals totals = backend.catalogue()->totals();
     json::object tree;
@@ -68,34 +121,20 @@ OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent) {
     status["store"] = std::move(store);
   }
 
-  const CostModel& costs = backend.costs();
-  json::object rates;
-  const double first_thousand_s = costs.prefill_seconds(0, 1000);
-  const double deep_thousand_s = costs.prefill_seconds(16000, 17000);
-  constexpr double mib = 1048576.0;
-  rates["prefill_tokens_per_s"] = 1000 / first_thousand_s;
-  rates["prefill_tokens_per_s_at_16000"] = 1000 / deep_thousand_s;
-  rates["piece_boundary_ms"] = costs.boundary_seconds() * 1000;
-  constexpr std::uint32_t typical_tokens = 16384;
-  rates["checkpoint_interval_tokens"] = interval_for(typical_tokens, backend.kind(), backend.options().ubatch_tokens, backend.can_save(),
-                                                     backend.options().policy, costs);
-  rates["save_mib_per_s"] = 256 / (costs.save_seconds(256 * mib) - costs.save_seconds(0));
-  rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
-  rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
-  rates["prefill_samples"] = costs.prefill_samples();
-  status["rates"] = std::move(rates);
-
-  json::object tokenizer;
-  tokenizer["whole_texts"] = backend.memo().whole_texts();
-  tokenizer["tails"] = backend.memo().tails();
-  tokenizer["repeats"] = backend.memo().repeats();
-  status["tokenizer"] = std::move(tokenizer);
+  json::array models;
+  for (const NamedModel& model : all_models(served)) {
+    json::object one = describe(*model.backend);
+    one["name"] = model.name;
+    models.push_back(std::move(one));
+  }
+  if (!models.empty()) status["models"] = std::move(models);
 
   json::array requests;
   for (const RequestRecord& record : recent.latest_first()) {
     json::object request;
     request["id"] = record.id;
     request["path"] = record.path;
+    if (!record.model.empty()) request["model"] = record.model;
     request["status"] = record.status;
     request["prompt_tokens"] = record.prompt_tokens;
     request["known_tokens"] = record.known_tokens;
@@ -122,7 +161,8 @@ OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent) {
   return answer;
 }
 
-OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics) {
+OwnAnswer metrics_answer(const ServedModels& served, const Metrics& metrics) {
+  CachedBackend& backend = served.entries().front().server->front();
   std::string text = metrics.text();
   const auto gauge = [&text](std::string_view name, std::string_view help, double value) {
     Metrics::write_gauge(text, name, help, value);
@@ -143,6 +183,19 @@ OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics) {
     gauge("cairn_store_budget_bytes", "What they may take.", static_cast<double>(counters.budget_bytes));
     gauge("cairn_store_commits", "States saved since the start.", static_cast<double>(counters.commits));
     gauge("cairn_store_evictions", "States evicted since the start.", static_cast<double>(counters.evictions));
+  }
+  const std::vector<NamedModel> models = all_models(served);
+  const auto gauges = [&](std::string_view name, std::string_view help, double (*value)(CachedBackend&)) {
+    std::vector<Metrics::Labelled> values;
+    for (const NamedModel& model : models) values.push_back(Metrics::Labelled{fmt::format("model={:?}", model.name), value(*model.backend)});
+    Metrics::write_gauges(text, name, help, values);
+  };
+  if (!models.empty()) {
+    gauges("cairn_model_ready", "1 when states of the model are saved and restored.",
+           [](CachedBackend& one) { return one.phase() == BackendPhase::ready ? 1.0 : 0.0; });
+    gauges("cairn_model_slots_leased", "Slots of the model in use.", [](CachedBackend& one) { return static_cast<double>(one.scheduler().leased()); });
+    gauges("cairn_model_requests_waiting", "Requests that wait for a slot of the model.",
+           [](CachedBackend& one) { return static_cast<double>(one.scheduler().waiting()); });
   }
   OwnAnswer answer;
   answer.content_type = "text/plain; version=0.0.4";

@@ -5,8 +5,8 @@
 #include <string>
 
 #include "observe/metrics.hpp"
-#include "request/cached_backend.hpp"
 #include "request/recent_requests.hpp"
+#include "request/served_models.hpp"
 
 namespace cairn {
 
@@ -16,7 +16,8 @@ struct OwnAnswer {
   int status = 200;
 };
 
-OwnAnswer status_answer(CachedBackend& backend, const RecentRequests& recent);
-OwnAnswer metrics_answer(CachedBackend& backend, const Metrics& metrics);
+// The first backend is told of at the top; those of several models or backends are listed under `models`.
+OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent);
+OwnAnswer metrics_answer(const ServedModels& served, const Metrics& metrics);
 
 }  // namespace cairn

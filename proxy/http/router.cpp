@@ -1,5 +1,6 @@
 #include "http/router.hpp"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <array>
@@ -12,6 +13,7 @@
 #include "request/api_key.hpp"
 #include "request/cached_request.hpp"
 #include "request/error_answer.hpp"
+#include "request/model_name.hpp"
 #include "request/relay.hpp"
 #include "request/request_record.hpp"
 
@@ -23,6 +25,8 @@ struct Row {
   std::string_view path;
   Route route;
 };
+
+constexpr std::string_view lora_path = "/lora-adapters";
 
 constexpr Route chat{RouteKind::cached, PromptForm::chat};
 constexpr Route completion{RouteKind::cached, PromptForm::completion};
@@ -92,25 +96,59 @@ Task<void> Router::handle(Downstream& downstream) {
 
 Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   const Route route = find_route(record.method, record.path);
-  switch (route.kind) {
-    case RouteKind::own:
-      co_await answer_own(downstream, record);
-      break;
-    case RouteKind::cached: {
-      Result<std::string> body = co_await read_body(downstream, record);
-      if (!body) break;
-      CachedRequest request(backend_, downstream, record);
-      co_await request.run(route.form, std::move(*body));
-      break;
-    }
-    case RouteKind::unpinned: {
-      CachedRequest request(backend_, downstream, record);
-      co_await request.run_unpinned(std::nullopt);
-      break;
-    }
-    case RouteKind::plain:
-      co_await pass_on(downstream, record, std::nullopt);
-      break;
+  if (route.kind == RouteKind::own) {
+    co_await answer_own(downstream, record);
+    co_return;
+  }
+  // The model is named in the query of a GET and in the body of a POST; where one server has several, only there.
+  const std::string& target = downstream.head().target;
+  const bool by_name = served_.by_name();
+  const bool posted = record.method == "POST";
+  std::optional<std::string> model, body;
+  if (by_name && !posted) model = model_in_query(target);
+  const bool body_tells = by_name && posted && (route.kind != RouteKind::plain || served_.several() || record.path == lora_path);
+  if (route.kind == RouteKind::cached || body_tells) {
+    Result<std::string> read = co_await read_body(downstream, record);
+    if (!read) co_return;
+    body = std::move(*read);
+    if (by_name) model = model_in_body(downstream.head().fields.get("Content-Type").value_or(""), *body);
+  }
+  record.model = model.value_or("");
+  ModelServer* const server = served_.server_of((model || !by_name) ? model : model_in_query(target));
+  if (server == nullptr) {
+    record.no_cache = NoCacheReason::no_such_model;
+    record.status = 400;
+    (void)co_await write_error(downstream, 400, fmt::format("model '{}' not found", record.model));
+    co_return;
+  }
+  if (route.kind == RouteKind::plain) {
+    const ModelServer::Visit visit(*server, model);
+    co_await pass_on(downstream, record, *server, std::move(body));
+    // Other adapters are another model.
+    CachedBackend* const changed = record.method == "POST" && record.path == lora_path ? server->known(model) : nullptr;
+    if (changed != nullptr) changed->suspect_down();
+    co_return;
+  }
+  // Who says himself whether the model may be loaded is left alone.
+  const bool says_so = server->by_name() && target.find("autoload=") != std::string::npos;
+  CachedBackend* backend = nullptr;
+  if (says_so) {
+    backend = server->known(model);
+  } else {
+    backend = co_await server->find(model);
+  }
+  const ModelServer::Visit visit(*server, model);
+  if (backend == nullptr) {
+    const bool there = server->front().phase() == BackendPhase::plain;
+    record.no_cache = there ? NoCacheReason::no_such_model : NoCacheReason::backend_not_ready;
+    co_await pass_on(downstream, record, *server, std::move(body));
+    co_return;
+  }
+  CachedRequest request(*backend, downstream, record);
+  if (route.kind == RouteKind::cached && !says_so) {
+    co_await request.run(route.form, std::move(*body));
+  } else {
+    co_await request.run_unpinned(std::move(body));
   }
 }
 
@@ -127,19 +165,17 @@ ResultTask<std::string> Router::read_body(Downstream& downstream, RequestRecord&
 }
 
 // `body`: what was read of it already.
-Task<void> Router::pass_on(Downstream& downstream, RequestRecord& record, std::optional<std::string> body) {
+Task<void> Router::pass_on(Downstream& downstream, RequestRecord& record, ModelServer& server, std::optional<std::string> body) {
   record.enter(Step::forward);
-  Result<RelayOutcome> outcome = co_await pass_through(backend_.upstream(), downstream, body);
+  Result<RelayOutcome> outcome = co_await pass_through(server.upstream(), downstream, body);
   if (outcome) {
     record.status = outcome->status;
     record.answer_bytes = outcome->body_bytes;
     if (outcome->broken) record.error = to_string(*outcome->broken);
-    // Other adapters are another model.
-    if (record.method == "POST" && record.path == "/lora-adapters") backend_.suspect_down();
   } else {
     record.status = error_status(outcome.error());
     record.error = to_string(outcome.error());
-    if (outcome.error().code == ErrorCode::refused) backend_.suspect_down();
+    if (outcome.error().code == ErrorCode::refused) server.front().suspect_down();
     (void)co_await write_error(downstream, outcome.error());
   }
   if (downstream.cancel().cancelled()) record.status = status_client_left;
@@ -160,7 +196,8 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
     co_return;
   }
   OwnAnswer answer;
-  if (about_checkpoints && backend_.store() == nullptr) {
+  CheckpointStore* const store = served_.entries().front().server->front().store();
+  if (about_checkpoints && store == nullptr) {
     record.status = 503;
     (void)co_await write_error(downstream, 503, "there is no store: see slot_dir and state_dir, and the log");
     co_return;
@@ -177,11 +214,11 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
       }
       body = std::move(*read);
     }
-    answer = co_await checkpoints_answer(*backend_.store(), method, std::string(path), std::move(body));
+    answer = co_await checkpoints_answer(*store, method, std::string(path), std::move(body));
   } else if (path == "/cairn/status") {
-    answer = status_answer(backend_, recent_);
+    answer = status_answer(served_, recent_);
   } else if (path == "/cairn/metrics") {
-    answer = metrics_answer(backend_, metrics_);
+    answer = metrics_answer(served_, metrics_);
   } else {
     record.status = 404;
     (void)co_await write_error(downstream, 404, "Cairn's own endpoints are /cairn/status, /cairn/metrics and /cairn/checkpoints");

@@ -11,11 +11,11 @@
 #include <utility>
 
 #include "observe/metrics.hpp"
-#include "request/cached_backend.hpp"
 #include "request/prompt_body.hpp"
 #include "request/recent_requests.hpp"
 #include "request/request_handler.hpp"
 #include "request/request_record.hpp"
+#include "request/served_models.hpp"
 
 namespace cairn {
 
@@ -36,17 +36,17 @@ Route find_route(std::string_view method, std::string_view path);
 class Router final : public RequestHandler {
  public:
   // `own_key`: what Cairn's own endpoints ask for; empty: nothing.
-  Router(CachedBackend& backend, Metrics& metrics, std::size_t max_body_bytes, std::string own_key)
-      : backend_(backend), metrics_(metrics), max_body_bytes_(max_body_bytes), own_key_(std::move(own_key)) {}
+  Router(ServedModels& served, Metrics& metrics, std::size_t max_body_bytes, std::string own_key)
+      : served_(served), metrics_(metrics), max_body_bytes_(max_body_bytes), own_key_(std::move(own_key)) {}
   Task<void> handle(Downstream& downstream) override;
 
  private:
   Task<void> dispatch(Downstream& downstream, RequestRecord& record);
   ResultTask<std::string> read_body(Downstream& downstream, RequestRecord& record);
-  Task<void> pass_on(Downstream& downstream, RequestRecord& record, std::optional<std::string> body);
+  Task<void> pass_on(Downstream& downstream, RequestRecord& record, ModelServer& server, std::optional<std::string> body);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
 
-  CachedBackend& backend_;
+  ServedModels& served_;
   Metrics& metrics_;
   std::size_t max_body_bytes_;
   std::string own_key_;

@@ -60,4 +60,9 @@ void Metrics::write_gauge(std::string& out, std::string_view name, std::string_v
   fmt::format_to(std::back_inserter(out), "# HELP {} {}\n# TYPE {} gauge\n{} {}\n", name, help, name, name, value);
 }
 
+void Metrics::write_gauges(std::string& out, std::string_view name, std::string_view help, const std::vector<Labelled>& values) {
+  fmt::format_to(std::back_inserter(out), "# HELP {} {}\n# TYPE {} gauge\n", name, help, name);
+  for (const Labelled& one : values) fmt::format_to(std::back_inserter(out), "{}{{{}}} {}\n", name, one.labels, one.value);
+}
+
 }  // namespace cairn

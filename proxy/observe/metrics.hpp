@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace cairn {
 
@@ -34,6 +35,11 @@ class Metrics {
   // The text exposition format; gauges are written by the caller with write_gauge.
   std::string text() const;
   static void write_gauge(std::string& out, std::string_view name, std::string_view help, double value);
+  struct Labelled {
+    std::string labels;
+    double value = 0;
+  };
+  static void write_gauges(std::string& out, std::string_view name, std::string_view help, const std::vector<Labelled>& values);
 
  private:
   // By name, then by labels: the format wants one TYPE line a name.

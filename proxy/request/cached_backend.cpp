@@ -30,17 +30,17 @@ std::string_view to_string(BackendPhase phase) {
 }
 
 CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& upstream, CheckpointStore* store,
-                             Catalogue* catalogue, BlockingPool& pool, CacheOptions options)
+                             Catalogue* catalogue, BlockingPool& pool, CacheOptions options, SharedServer* shared)
     : executor_(executor),
       upstream_(upstream),
       store_(store),
       catalogue_(catalogue),
       pool_(pool),
       options_(std::move(options)),
-      api_(upstream, options_.api_key),
+      shared_(shared),
+      api_(upstream, options_.api_key, options_.route),
       memo_(api_, options_.memo_bytes),
       scheduler_(executor, slots_, options_.queue),
-      phase_changed_(std::make_shared<Wakeup>(executor)),
       look_now_(std::make_shared<Wakeup>(executor)) {
   scheduler_.on_release([this](int) { schedule_write_back(); });
 }
@@ -69,9 +69,7 @@ Task<void> CachedBackend::start(milliseconds patience) {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
     // A probe under way is waited for longer than a backend that is not there.
     const milliseconds limit = phase_ == BackendPhase::probing ? options_.probe_wait : left;
-    if (limit.count() <= 0) co_return;
-    const std::shared_ptr<Wakeup> change = phase_changed_;
-    if (!co_await change->wait_for(limit)) co_return;
+    if (limit.count() <= 0 || !co_await phase_change(limit)) co_return;
   }
 }
 
@@ -99,7 +97,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
   }
   // What was cut for requests that did not end is cut; the saves to come are not.
   if (tasks_ == 0) background_ = std::make_unique<CancelSource>();
-  if (phase_ == BackendPhase::ready && can_save()) {
+  if (phase_ == BackendPhase::ready && can_save() && (shared_ == nullptr || co_await shared_->is_there(*this, *background_))) {
     co_await find_chosen();
     for (const SlotState& state : std::as_const(slots_).slots()) {
       if (!state.unsaved || state.leased || std::chrono::steady_clock::now() >= deadline) continue;
@@ -126,38 +124,53 @@ Task<void> CachedBackend::stop(milliseconds limit) {
 void CachedBackend::became(BackendPhase phase, std::string trouble) {
   phase_ = phase;
   trouble_ = std::move(trouble);
-  const std::shared_ptr<Wakeup> old = std::exchange(phase_changed_, std::make_shared<Wakeup>(executor_));
-  old->notify();
+  if (phase == BackendPhase::plain) plain_since_ = std::chrono::steady_clock::now();
+  for (const std::shared_ptr<Wakeup>& waiter : std::exchange(phase_waiters_, {})) waiter->notify();
+}
+
+// A Wakeup each: it takes one waiter.
+Task<bool> CachedBackend::phase_change(milliseconds limit) {
+  auto told = std::make_shared<Wakeup>(executor_);
+  phase_waiters_.push_back(told);
+  const bool changed = co_await told->wait_for(limit);
+  if (!changed) std::erase(phase_waiters_, told);
+  co_return changed;
+}
+
+Task<bool> CachedBackend::may_touch() {
+  if (shared_ == nullptr) co_return true;
+  co_return co_await shared_->may_touch(*this);
+}
+
+Task<SharedServer::Turn> CachedBackend::begin_turn(CancelSource& cancel) {
+  if (shared_ == nullptr) co_return SharedServer::Turn{};
+  co_return co_await shared_->begin_turn(*this, cancel);
 }
 
 Task<void> CachedBackend::watch() {
   milliseconds pause = first_retry;
   std::string told;
   while (!stopping_.cancelled()) {
-    if (phase_ == BackendPhase::connecting) {
+    if (phase_ == BackendPhase::connecting && (shared_ == nullptr || wanted_ > 0)) {
       const bool answered = co_await look();
       if (!answered) became(BackendPhase::connecting, trouble_);  // whoever waits for this look goes on without
       if (answered) {
         pause = first_retry;
         told.clear();
       } else if (told != trouble_) {
-        spdlog::warn("the backend at {} cannot be used yet: {}", upstream_.address().host_header(), trouble_);
+        spdlog::warn("{} cannot be used yet: {}", label(), trouble_);
         told = trouble_;
       }
     }
     const bool settled = phase_ == BackendPhase::ready || phase_ == BackendPhase::plain;
     const std::shared_ptr<Wakeup> wake = look_now_;
-    if (phase_ == BackendPhase::ready) {
+    if (phase_ == BackendPhase::ready || shared_ != nullptr) {
       co_await wake->wait();
     } else {
       // A plain backend may be restarted with better flags without our noticing: look again now and then.
       const bool woken = co_await wake->wait_for(settled ? plain_retry : pause);
       // A probe overwrites a slot, so only another process is worth one.
-      if (!woken && phase_ == BackendPhase::plain) {
-        const bool another = !probe_.process.empty() && !co_await same_process(stopping_);
-        // Or the disk, when that was the trouble and may have been mended.
-        if (another || (probe_.disk_trouble && store_ != nullptr && !store_->saving_waits())) phase_ = BackendPhase::connecting;
-      }
+      if (!woken && phase_ == BackendPhase::plain && co_await worth_another_probe()) phase_ = BackendPhase::connecting;
       pause = std::min(pause * 2, longest_retry);
     }
     if (wake->notified()) {
@@ -167,19 +180,51 @@ Task<void> CachedBackend::watch() {
   }
 }
 
+// Of one that is passed by: another process, perhaps with better flags; or the disk, when that was the trouble and may have been
+// mended.
+Task<bool> CachedBackend::worth_another_probe() {
+  if (!probe_.process.empty() && !co_await same_process(stopping_)) co_return true;
+  co_return probe_.disk_trouble && store_ != nullptr && !store_->saving_waits();
+}
+
+std::string CachedBackend::label() const {
+  const std::string address = upstream_.address().host_header();
+  return name().empty() ? "the backend at " + address : fmt::format("{} at {}", name(), address);
+}
+
+ResultTask<void> CachedBackend::wake() {
+  if (shared_ == nullptr) {
+    Result<bool> healthy = co_await api_.healthy(stopping_);
+    if (!healthy) co_return healthy.error();
+    if (!*healthy) co_return upstream_error(ErrorCode::rejected, "its model is being loaded");
+    co_return Result<void>{};
+  }
+  loading_ = true;
+  co_await shared_->before_load(*this);
+  const Result<BackendProps> props = co_await api_.load(stopping_);
+  shared_->after_load(*this);
+  loading_ = false;
+  constexpr int not_found = 404;
+  if (!props && props.error().status == not_found) shared_->suspect_changed();
+  if (!props) co_return props.error();
+  co_return Result<void>{};
+}
+
 Task<bool> CachedBackend::look() {
-  Result<bool> healthy = co_await api_.healthy(stopping_);
-  if (!healthy || !*healthy) {
-    trouble_ = healthy ? "its model is being loaded" : healthy.error().context;
+  if (shared_ != nullptr) became(BackendPhase::probing, "");
+  const Result<void> awake = co_await wake();
+  if (!awake) {
+    trouble_ = awake.error().context;
     co_return false;
   }
-  became(BackendPhase::probing, "");
-  Result<ProbeResult> probed = co_await probe_backend(api_, store_, pool_, stopping_);
+  if (shared_ == nullptr) became(BackendPhase::probing, "");
+  Result<ProbeResult> probed = co_await probe_backend(api_, store_, pool_, wanted_ > 0, stopping_);
   if (!probed) {
     const bool wants_key = probed.error().status == 401 || probed.error().status == 403;
     became(BackendPhase::connecting, wants_key ? "it wants a key for Cairn's own calls (backend_api_key, --backend-api-key); until then requests "
                                                  "are passed on uncached"
                                                : probed.error().context);
+    if (shared_ != nullptr && probed.error().code == ErrorCode::not_found) shared_->suspect_changed();
     co_return false;
   }
   ++generation_;
@@ -207,8 +252,14 @@ Task<bool> CachedBackend::look() {
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
 
-  spdlog::info("backend {}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
-               upstream_.address().host_header(), probe_.meta.id, probe_.props.build_info, count, probe_.meta.n_ctx,
+  if (probe_.server != ServerKind::single) {
+    const bool router = probe_.server == ServerKind::router;
+    spdlog::info("{}: {}, each of its models is looked at when a request wants it", label(), router ? "a router" : "llama-swap");
+    became(BackendPhase::plain, router ? "it is a router: see its models" : "it is llama-swap: see its models");
+    co_return true;
+  }
+  spdlog::info("{}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
+               label(), probe_.meta.id, probe_.props.build_info, count, probe_.meta.n_ctx,
                to_string(kind_), probe_.kind_because, probe_.can_save ? "works" : "off",
                probe_.clears_idle ? "are cleared by other tasks" : "keep their state", probe_.computed_tokens);
   if (!probe_.can_save) spdlog::warn("states are not saved: {}", probe_.save_trouble);
@@ -218,17 +269,24 @@ Task<bool> CachedBackend::look() {
 }
 
 Task<bool> CachedBackend::wait_ready() {
-  const auto deadline = std::chrono::steady_clock::now() + options_.probe_wait;
+  auto deadline = std::chrono::steady_clock::now() + options_.probe_wait;
   bool looked = false;
+  ++wanted_;
+  // Nobody looks now and then at one model of several.
+  if (shared_ != nullptr && phase_ == BackendPhase::plain && std::chrono::steady_clock::now() > plain_since_ + plain_retry) {
+    plain_since_ = std::chrono::steady_clock::now();
+    if (co_await worth_another_probe() && phase_ == BackendPhase::plain) phase_ = BackendPhase::connecting;
+  }
   while (phase_ == BackendPhase::probing || (phase_ == BackendPhase::connecting && !looked)) {
+    if (loading_) deadline = std::chrono::steady_clock::now() + options_.probe_wait;
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
     if (left.count() <= 0) break;
     // Perhaps it has just come back: one look now, rather than when the next is due.
     looked = looked || phase_ == BackendPhase::connecting;
-    const std::shared_ptr<Wakeup> change = phase_changed_;
     if (phase_ == BackendPhase::connecting) look_now_->notify();
-    (void)co_await change->wait_for(left);
+    (void)co_await phase_change(left);
   }
+  --wanted_;
   co_return phase_ == BackendPhase::ready;
 }
 
@@ -240,9 +298,10 @@ void CachedBackend::suspect_down() {
 }
 
 Task<bool> CachedBackend::same_process(CancelSource& cancel) {
+  if (shared_ != nullptr && !co_await shared_->is_there(*this, cancel)) co_return false;
   Result<BackendProps> props = co_await api_.props(cancel);
-  // No answer is no proof that it is the same: a replaced one may be loading its model just now.
-  if (!props) co_return false;
+  // No answer is no proof that it is the same: a replaced one may be loading its model just now. One that sleeps has lost its slots.
+  if (!props || props->sleeping) co_return false;
   if (!probe_.process.empty()) co_return props->media_marker == probe_.process;
   co_return props->model_path == probe_.props.model_path && props->build_info == probe_.props.build_info;
 }
@@ -343,7 +402,7 @@ Task<void> CachedBackend::find_chosen() {
 
 Task<void> CachedBackend::look_at_slots() {
   // While something runs is not the moment to ask; a slot that was overwritten shows when it is next used.
-  if (phase_ == BackendPhase::ready && scheduler_.leased() == 0 && foreign_ == 0) {
+  if (phase_ == BackendPhase::ready && scheduler_.leased() == 0 && foreign_ == 0 && co_await may_touch()) {
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
     if (infos) believe(*infos);
   }
@@ -393,7 +452,7 @@ Task<void> CachedBackend::write_back() {
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
   (void)co_await pause.wait_for(quiet_before_write_back());
   write_back_scheduled_ = false;
-  if (stopping_.cancelled()) co_return;
+  if (stopping_.cancelled() || !co_await may_touch()) co_return;
   if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) co_await find_chosen();
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
     // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
@@ -406,6 +465,7 @@ Task<void> CachedBackend::write_back() {
     // Nobody may start a task before the backend has the save: it would clear the slot.
     const Result<StartGate> gate = co_await gate_if_needed(stopping_);
     if (!gate) co_return;
+    if (!co_await may_touch()) co_return;
     Result<void> saved = co_await save(state.id);
     if (!saved) {
       // Trouble with the disk is said once, by the store.

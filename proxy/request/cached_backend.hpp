@@ -30,6 +30,7 @@
 #include "request/generation_suffix.hpp"
 #include "request/infill.hpp"
 #include "request/probe.hpp"
+#include "request/shared_server.hpp"
 #include "request/token_memo.hpp"
 #include "slots/scheduler.hpp"
 #include "slots/slot_table.hpp"
@@ -45,9 +46,11 @@ struct CacheOptions {
   bool log_prompts = false;                         // text of prompts may stand in logs and on the status page
   std::size_t memo_bytes = 64u << 20;
   std::chrono::milliseconds write_back_delay{15};   // of idleness, at least, before a slot is written back
-  std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way
+  std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way; for a model to load, as long as that takes
   std::chrono::milliseconds comment_after{10'000};  // of silence in an event stream
   std::string api_key;
+  std::string name;                                 // of one model of several; empty where the server has one
+  ModelRoute route;                                 // empty: the server has one model
 };
 
 enum class BackendPhase {
@@ -60,9 +63,10 @@ std::string_view to_string(BackendPhase phase);
 
 class CachedBackend {
  public:
-  // `store` and `catalogue` may be null: then nothing is saved or restored.
+  // `store` and `catalogue` may be null: then nothing is saved or restored. With `shared` it is one model of several, which is
+  // looked at only when a client's request wants it.
   CachedBackend(boost::asio::any_io_executor executor, Upstream& upstream, CheckpointStore* store, Catalogue* catalogue,
-                BlockingPool& pool, CacheOptions options);
+                BlockingPool& pool, CacheOptions options, SharedServer* shared = nullptr);
 
   // Begins to look for the backend; returns when it was probed, or after `patience` when it does not answer yet.
   Task<void> start(std::chrono::milliseconds patience);
@@ -73,8 +77,11 @@ class CachedBackend {
   // Saves what is worth it and waits for work under way. No request may come after.
   Task<void> stop(std::chrono::milliseconds limit);
 
-  // Waits (for at most probe_wait) while a probe is under way; true when requests can be cached.
+  // For a client's request: waits while the model is loaded, and (for at most probe_wait) while a probe is under way; true when
+  // requests can be cached.
   Task<bool> wait_ready();
+  // Of a server of several models; empty where it has one.
+  Task<SharedServer::Turn> begin_turn(CancelSource& cancel);
   // Somebody found nobody listening, or a dead connection: look again.
   void suspect_down();
   // Before a prompt is understood: is it still the process (and the model) that was probed? False: it is not, or does not
@@ -127,7 +134,10 @@ class CachedBackend {
   Task<void> save_before_foreign(CancelSource& cancel);
   void note_foreign_started(bool other_weights);
 
+  // Of one model of several; empty where there is one.
+  const std::string& name() const { return options_.name; }
   BackendPhase phase() const { return phase_; }
+  bool looked_at() const { return generation_ > 0; }  // it answered a probe once
   const std::string& trouble() const { return trouble_; }
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
@@ -211,6 +221,11 @@ class CachedBackend {
   Task<void> look_at_slots();
   Task<void> watch();
   Task<bool> look();  // one probe; true when it answered
+  ResultTask<void> wake();  // before it: whether it may be probed at all
+  Task<bool> worth_another_probe();
+  std::string label() const;
+  Task<bool> may_touch();   // with a call that no client waits for
+  Task<bool> phase_change(std::chrono::milliseconds limit);  // false: there was none
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
   std::chrono::milliseconds quiet_before_write_back() const;
@@ -226,6 +241,7 @@ class CachedBackend {
   Catalogue* catalogue_;
   BlockingPool& pool_;
   CacheOptions options_;
+  SharedServer* shared_;
   LlamaApi api_;
   TokenMemo memo_;
   GenerationSuffixes suffixes_;
@@ -246,8 +262,11 @@ class CachedBackend {
   SlotTable slots_;  // outlives the backend's restarts: leases may be out when it goes
   Scheduler scheduler_;
 
-  std::shared_ptr<Wakeup> phase_changed_;
+  std::vector<std::shared_ptr<Wakeup>> phase_waiters_;
   std::shared_ptr<Wakeup> look_now_;
+  int wanted_ = 0;        // requests in wait_ready()
+  bool loading_ = false;  // the model, or those in its way are waited for
+  std::chrono::steady_clock::time_point plain_since_{};
   CancelSource stopping_;  // ends upkeep
   // For calls that must not end with a client.
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();

@@ -75,6 +75,7 @@ class CachedRequest {
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;
   int slot_ = -1;
+  SharedServer::Turn turn_;  // until the backend has the request
   std::optional<CachedBackend::Presence> presence_;
   std::optional<CachedBackend::Foreign> foreign_;
   Lease lease_;

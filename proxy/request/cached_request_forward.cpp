@@ -92,6 +92,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
       exchange = std::move(*started);
       Result<void> written = co_await exchange->write_body(bytes);
       if (written) written = co_await exchange->finish_body();
+      turn_.end();
       // The backend may have answered (413, say) without reading all of it: look before giving up.
       head = co_await exchange->read_head();
       if (!head && !written && written.error().may_retry) head = written.error();
@@ -101,6 +102,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     backend_.upstream().close_idle();
   }
   watch->end();
+  turn_.end();
 
   if (!head) {
     const Error error = head.error();

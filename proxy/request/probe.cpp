@@ -179,6 +179,11 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   co_return MemoryKind::exact;
 }
 
+Task<bool> is_llama_swap(LlamaApi& api, CancelSource& cancel) {
+  const Result<bool> answer = co_await api.is_llama_swap(cancel);
+  co_return answer && *answer;
+}
+
 }  // namespace
 
 std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
@@ -191,10 +196,20 @@ std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
   return json::serialize(facts);
 }
 
-ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, CancelSource& cancel) {
+ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, bool may_wake, CancelSource& cancel) {
   ProbeResult probe;
   Result<BackendProps> props = co_await api.props(cancel);
+  constexpr int not_found = 404;
+  if (!props && props.error().status == not_found && co_await is_llama_swap(api, cancel)) {
+    probe.server = ServerKind::swap;
+    co_return probe;
+  }
   if (!props) co_return props.error();
+  if (props->router) {
+    probe.server = ServerKind::router;
+    co_return probe;
+  }
+  if (props->sleeping && !may_wake) co_return upstream_error(ErrorCode::rejected, "it sleeps, until a request wakes it");
   probe.props = std::move(*props);
   probe.process = probe.props.media_marker;
   Result<ModelMeta> meta = co_await api.model_meta(cancel);

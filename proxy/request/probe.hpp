@@ -15,7 +15,14 @@
 
 namespace cairn {
 
+enum class ServerKind {
+  single,  // one model
+  router,  // llama-server with several, each in a process of its own: nothing else of the result is set
+  swap,    // llama-swap: nothing either
+};
+
 struct ProbeResult {
+  ServerKind server = ServerKind::single;
   BackendProps props;
   ModelMeta meta;
   std::string process;      // differs between two processes of the backend, where it tells; else empty
@@ -34,8 +41,9 @@ struct ProbeResult {
   std::uint32_t computed_tokens = 0;
 };
 
-// `store` may be null. The kind is taken from the namespace's facts when the same build was probed before.
-ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, CancelSource& cancel);
+// `store` may be null. The kind is taken from the namespace's facts when the same build was probed before. One that sleeps is not
+// woken unless it `may` be: an error then.
+ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, bool may_wake, CancelSource& cancel);
 
 std::string make_facts(const ProbeResult& probe, MemoryKind kind);
 

@@ -36,6 +36,7 @@ enum class NoCacheReason {
   empty_prompt,
   other_key,           // not the key that Cairn's own calls carry
   other_prompt,        // the backend makes another prompt of the body than we do
+  no_such_model,       // it names none that we know: the server is left to answer
 };
 std::string_view to_string(NoCacheReason reason);
 
@@ -61,6 +62,7 @@ struct RequestRecord {
   std::string method;
   std::string path;
   std::string peer;
+  std::string model;  // where there are several
   Clock::time_point started = Clock::now();
   Step step = Step::accept;
   std::array<double, step_count> step_s{};

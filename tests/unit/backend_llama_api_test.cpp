@@ -388,5 +388,81 @@ TEST_F(PrefillTest, AKeptConnectionThatTheBackendClosedIsReplaced) {
   EXPECT_TRUE(second.get());
 }
 
+// A router: every call names the model where llama-server looks for it, and loads none.
+TEST_F(LlamaApiTest, OneModelOfARouter) {
+  ModelRoute route;
+  route.model = "org/a b";
+  LlamaApi api(upstream_, "secret", route);
+  answers("{}");
+  (void)run_to_end(api.props(cancel_));
+  EXPECT_EQ(target_, "/props?model=org%2Fa%20b&autoload=false");
+  (void)run_to_end(api.load(cancel_));
+  EXPECT_EQ(target_, "/props?model=org%2Fa%20b");
+  (void)run_to_end(api.save(1, "f", cancel_));
+  EXPECT_EQ(target_, "/slots/1?action=save&model=org%2Fa%20b&autoload=false");
+  EXPECT_EQ(sent(), json::parse(R"({"model":"org/a b","filename":"f"})"));
+  (void)run_to_end(api.apply_template("{}", cancel_));
+  EXPECT_EQ(sent_, R"({"model":"org/a b"})");
+  (void)run_to_end(api.apply_template(R"( { "model":"alias"})", cancel_));
+  EXPECT_EQ(sent_, R"( {"model":"org/a b", "model":"alias"})");
+}
+
+TEST_F(LlamaApiTest, OneModelBehindLlamaSwap) {
+  ModelRoute route;
+  route.prefix = "/upstream/a";
+  LlamaApi api(upstream_, "", route);
+  answers("{}");
+  (void)run_to_end(api.props(cancel_));
+  EXPECT_EQ(target_, "/upstream/a/props");
+  (void)run_to_end(api.erase(0, cancel_));
+  EXPECT_EQ(target_, "/upstream/a/slots/0?action=erase");
+  EXPECT_EQ(sent_, R"({"filename":""})");
+}
+
+TEST_F(LlamaApiTest, TheModelOfARouterIsFoundByItsName) {
+  ModelRoute route;
+  route.model = "b";
+  LlamaApi api(upstream_, "", route);
+  answers(R"({"data":[{"id":"a","status":{},"meta":{"n_ctx":1}},{"id":"b","status":{},"meta":{"n_ctx":2}}]})");
+  EXPECT_EQ(run_to_end(api.model_meta(cancel_))->n_ctx, 2);
+  // It is gone, or the server has one model now, whatever its name.
+  for (const char* answer : {R"({"data":[{"id":"a","status":{}}]})", R"({"data":[{"id":"b"}]})"}) {
+    answers(answer);
+    EXPECT_EQ(run_to_end(api.model_meta(cancel_)).error().code, ErrorCode::not_found) << answer;
+  }
+}
+
+TEST_F(LlamaApiTest, ListingsOfServersOfSeveralModels) {
+  upstream_.answer_with([](const RequestHead& head, std::string_view) -> Result<ScriptedUpstream::Reply> {
+    if (head.target == "/props") return ScriptedUpstream::Reply{200, R"({"role":"router","max_instances":3})"};
+    if (head.target == "/running") {
+      return ScriptedUpstream::Reply{200, R"({"running":[{"model":"a","state":"ready"},{"model":"b","state":"starting"}]})"};
+    }
+    return ScriptedUpstream::Reply{200, R"({"data":[{"id":"a","aliases":["x","y"],"status":{"value":"sleeping"}},{"id":"b","status":{"value":"unloaded"}}, 7]})"};
+  });
+  EXPECT_TRUE(run_to_end(api_.props(cancel_))->router);
+  const auto router = run_to_end(api_.router_listing(cancel_));
+  ASSERT_TRUE(router);
+  EXPECT_EQ(router->most_running, 3);
+  ASSERT_EQ(router->models.size(), 2u);
+  EXPECT_THAT(router->models[0].aliases, ElementsAre("x", "y"));
+  EXPECT_TRUE(router->models[0].running);
+  EXPECT_FALSE(router->models[1].running);
+  EXPECT_TRUE(*run_to_end(api_.is_llama_swap(cancel_)));
+  EXPECT_THAT(*run_to_end(api_.swap_running(cancel_)), ElementsAre("a"));
+  const auto swap = run_to_end(api_.swap_listing(cancel_));
+  ASSERT_TRUE(swap);
+  EXPECT_TRUE(swap->models[0].running);
+  EXPECT_FALSE(swap->models[1].running);
+  for (const char* answer : {"", "[]", "{}", R"({"data":7})", R"({"running":{}})"}) {
+    upstream_.answer_with([answer](const RequestHead&, std::string_view) -> Result<ScriptedUpstream::Reply> {
+      return ScriptedUpstream::Reply{200, answer};
+    });
+    EXPECT_FALSE(run_to_end(api_.router_listing(cancel_))) << answer;
+    EXPECT_FALSE(run_to_end(api_.swap_listing(cancel_))) << answer;
+    EXPECT_FALSE(*run_to_end(api_.is_llama_swap(cancel_))) << answer;
+  }
+}
+
 }  // namespace
 }  // namespace cairn

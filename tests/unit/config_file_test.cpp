@@ -160,6 +160,51 @@ TEST_F(ConfigFile, WhatIsNoYaml) {
   EXPECT_FALSE(load_config(directory_));
 }
 
+TEST_F(ConfigFile, OneBackendOrSeveral) {
+  const std::vector<BackendConfig> one = all_backends(good("backend: http://a:1\nbackend_api_key: k\nubatch: 256\n"));
+  ASSERT_EQ(one.size(), 1u);
+  EXPECT_EQ(one[0].url, "http://a:1");
+  EXPECT_EQ(one[0].api_key, "k");
+  EXPECT_EQ(one[0].ubatch_tokens, 256u);
+  EXPECT_TRUE(one[0].models.empty());
+
+  const std::vector<BackendConfig> several = all_backends(good(R"(backend_api_key: shared
+backends:
+  - url: http://a:1
+    models: [small, "org/small"]
+    api_key: own
+    ubatch: 128
+  - url: http://b:2
+)"));
+  ASSERT_EQ(several.size(), 2u);
+  EXPECT_THAT(several[0].models, testing::ElementsAre("small", "org/small"));
+  EXPECT_EQ(several[0].api_key, "own");
+  EXPECT_EQ(several[0].ubatch_tokens, 128u);
+  EXPECT_EQ(several[1].url, "http://b:2");
+  EXPECT_EQ(several[1].api_key, "shared");
+  EXPECT_EQ(several[1].ubatch_tokens, 512u);
+}
+
+TEST_F(ConfigFile, MistakesInBackends) {
+  EXPECT_EQ(complaint("backends: http://a:1"), "cairn.yaml:1: backends: a list is expected");
+  EXPECT_EQ(complaint("backends: []"), "cairn.yaml:1: backends: a list is expected");
+  EXPECT_THAT(complaint("backends:\n  - http://a:1\n"), StartsWith("cairn.yaml:2: backends: each is a list of `key: value`"));
+  EXPECT_EQ(complaint("backends:\n  - models: [a]\n"), "cairn.yaml:2: backends: url: missing");
+  EXPECT_THAT(complaint("backends:\n  - url: a:1\n"), StartsWith("cairn.yaml:2: backends: url: "));
+  EXPECT_EQ(complaint("backends:\n  - url: http://a:1\n    url: http://b:1\n"), "cairn.yaml:3: backends: url: it is there twice");
+  EXPECT_EQ(complaint("backends:\n  - url: http://a:1\n    slots: 2\n"), "cairn.yaml:3: backends: slots: there is no such key");
+  EXPECT_EQ(complaint("backends:\n  - url: [http://a:1]\n"), "cairn.yaml:2: backends: url: one value is expected");
+  EXPECT_EQ(complaint("backends:\n  - url: http://a:1\n    models: a\n"), "cairn.yaml:3: backends: models: a list of names is expected");
+  EXPECT_EQ(complaint("backends:\n  - url: http://a:1\n    models: []\n"), "cairn.yaml:3: backends: models: a list of names is expected");
+  EXPECT_EQ(complaint("backends:\n  - url: http://a:1\n    models: ['']\n"), "cairn.yaml:3: backends: models: a name must be a word");
+  EXPECT_THAT(complaint("backends:\n  - url: http://a:1\n    ubatch: 0\n"), StartsWith("cairn.yaml:3: backends: ubatch: "));
+  EXPECT_EQ(complaint("backends:\n  - {url: http://a:1, models: [m]}\n  - {url: http://b:1, models: [m]}\n"),
+            "cairn.yaml:3: backends: models: 'm' is there twice");
+  EXPECT_EQ(complaint("backends:\n  - {url: http://a:1}\n  - {url: http://b:1}\n"),
+            "cairn.yaml:3: backends: models: missing (only one may serve all that no other does)");
+  EXPECT_EQ(complaint("backend: http://a:1\nbackends:\n  - url: http://b:1\n"), "cairn.yaml:3: backends: beside them there is no backend");
+}
+
 // A key that stands there twice is a mistake of somebody who edits a long file.
 TEST_F(ConfigFile, AKeyMayNotBeThereTwice) {
   EXPECT_THAT(complaint("budget: 1GiB\nlog_level: info\nbudget: 2GiB\n"), StartsWith("cairn.yaml:3: budget: "));
@@ -223,7 +268,7 @@ TEST(ConfigListen, Table) {
 
 // The examples are read by users as the reference: they must be true.
 TEST_F(ConfigFile, TheExamplesLoadAndMakeSense) {
-  for (const char* name : {"/cairn.yaml", "/docker.yaml"}) {
+  for (const char* name : {"/cairn.yaml", "/docker.yaml", "/models.yaml"}) {
     const auto config = load_config(std::string{CAIRN_CONFIG_DIR} + name);
     ASSERT_TRUE(config) << to_string(config.error());
     EXPECT_TRUE(validate(*config)) << name;
@@ -237,12 +282,14 @@ TEST_F(ConfigFile, EveryKeyOfTheSchemaIsAKeyAndItsDefaultIsTaken) {
   std::size_t checked = 0;
   for (const auto& [key, about] : schema.at("properties").as_object()) {
     const boost::json::value* fallback = about.as_object().if_contains("default");
+    const boost::json::value* examples = about.as_object().if_contains("examples");
+    if (fallback == nullptr && examples != nullptr) fallback = &examples->at(0);
     const std::string value = fallback == nullptr ? "word" : boost::json::serialize(*fallback);
     const auto config = load(std::string{key} + ": " + value + "\n");
     EXPECT_TRUE(config) << key << ": " << to_string(config.error());
     ++checked;
   }
-  EXPECT_EQ(checked, 25u);  // as many as config.cpp has: a new key belongs into the schema too
+  EXPECT_EQ(checked, 26u);  // as many as config.cpp has: a new key belongs into the schema too
 }
 
 }  // namespace
