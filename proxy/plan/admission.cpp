@@ -99,7 +99,7 @@ struct Marked {
   double left_s = 0;  // of the budget
 };
 
-// The branch and the end: a grid is only what is left over for.
+// The branch, the end, and the end of the system prompt: a grid is only what is left over for.
 Marked marked(const AdmissionInput& input) {
   const CostModel& costs = *input.costs;
   Marked marked;
@@ -119,6 +119,14 @@ Marked marked(const AdmissionInput& input) {
   if (const std::uint32_t end = end_stop(input); end > 0) {
     // The likeliest place of all to be come back to may take the whole budget.
     admitted(end, input.followed * costs.prefill_seconds(fallback_of(input), end), budget_left(input, 1.0));
+  }
+  // What another session would share: nothing speaks for one yet, so it is insurance, and the first that is bought.
+  constexpr std::uint32_t apart = least_bound;  // tokens from a state that is there anyway
+  const bool near = std::any_of(marked.places.begin(), marked.places.end(), [&](std::uint32_t at) {
+    return at + apart > input.system_end && input.system_end + apart > at;
+  });
+  if (input.system_end >= input.done + apart && input.system_end + apart < input.prompt && !near) {
+    admitted(input.system_end, 0, marked.left_s);
   }
   return marked;
 }

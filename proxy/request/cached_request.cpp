@@ -8,6 +8,7 @@
 
 #include "request/api_key.hpp"
 #include "request/error_answer.hpp"
+#include "request/system_end.hpp"
 
 namespace cairn {
 
@@ -149,6 +150,9 @@ ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   if (!tokens) co_return tokens.error();
   const std::size_t suffix_bytes = co_await backend_.suffixes().suffix_bytes(api, chat, *text, downstream_.cancel());
   if (suffix_bytes > 0) suffix_tokens_ = static_cast<std::uint32_t>(backend_.memo().tokens_in_tail(*text, suffix_bytes));
+  const std::size_t system_bytes = system_end_bytes(chat, *text);
+  const std::size_t behind = system_bytes > 0 ? backend_.memo().tokens_in_tail(*text, text->size() - system_bytes) : 0;
+  if (behind > 0) system_tokens_ = static_cast<std::uint32_t>(tokens->size() - behind);
   co_return tokens;
 }
 

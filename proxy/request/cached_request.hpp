@@ -71,6 +71,7 @@ class CachedRequest {
   PromptBody parsed_;
   Tokens prompt_;
   std::uint32_t suffix_tokens_ = 0;  // of the template's generation suffix, which the next turn may not repeat
+  std::uint32_t system_tokens_ = 0;  // in front of the first user's words; 0: nothing that sessions share, or unknown
   Catalogue::Known known_;
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;

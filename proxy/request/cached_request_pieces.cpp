@@ -35,6 +35,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
     const TokenSpan branch{prompt_.data(), known_.branch_tokens};
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
+  if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
   input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;
   input.kept = kept_stops_;
   input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;

@@ -69,6 +69,22 @@ TEST(Admission, TheEndOfALongPromptIsWithinTheBudget) {
   EXPECT_THAT(fresh.places(), ElementsAre(1393));
 }
 
+TEST(Admission, TheEndOfTheSystemPromptIsTheFirstInsuranceButWithinTheBudget) {
+  Case session(MemoryKind::checkpointed, 0, 3000);
+  session.input.system_end = 2000;
+  session.policy.bound_tokens = 100'000;
+  EXPECT_THAT(session.places(), ElementsAre(2000));
+  Case exact(MemoryKind::exact, 0, 8000);
+  exact.input.system_end = 2000;
+  EXPECT_THAT(exact.places(), Contains(2000));
+  Case known(MemoryKind::checkpointed, 2000, 3000);  // another session has it already
+  known.input.system_end = 2000;
+  EXPECT_THAT(known.places(), IsEmpty());
+  Case brief(MemoryKind::checkpointed, 0, 800);
+  brief.input.system_end = 500;
+  EXPECT_THAT(brief.places(), IsEmpty());
+}
+
 TEST(Admission, AConversationThatGoesOnGetsItsEndWhateverTheBudget) {
   Case turn(MemoryKind::checkpointed, 900, 1000);
   turn.input.before_end = 7;
