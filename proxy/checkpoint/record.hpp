@@ -17,6 +17,13 @@ enum class NamespaceId : std::int64_t {};
 // A file's kind is what it is good for; a backend's what it can do now. The same words.
 using CheckpointKind = MemoryKind;
 
+// The server's own checkpoints that it appended to a saved file.
+struct ContextCheckpoints {
+  std::vector<std::uint32_t> positions;  // prefix lengths (`n_tokens`), ascending, each once
+  std::uint32_t count = 0;
+  std::uint64_t bytes = 0;               // of all of them
+};
+
 // Enough of a file's stat to notice that it is not the file that was committed.
 struct FileStamp {
   std::string suffix;  // "" for the state itself, ".ckpt" or ".checkpoints" for a side file

@@ -84,8 +84,8 @@ class MagicSearch {
 };
 
 // The records of an appendix at `offset`, or nothing when it is not one that ends where the file ends.
-Result<std::vector<std::uint32_t>> read_appendix(ReadableFile& file, const StateHeader& header, std::uint64_t offset) {
-  const std::vector<std::uint32_t> none;
+Result<ContextCheckpoints> read_appendix(ReadableFile& file, const StateHeader& header, std::uint64_t offset) {
+  const ContextCheckpoints none;
   const std::uint64_t size = header.file_bytes;
   std::byte head[12];
   if (offset + sizeof head > size) return none;
@@ -93,7 +93,8 @@ Result<std::vector<std::uint32_t>> read_appendix(ReadableFile& file, const State
   const auto count = load<std::uint32_t>(head + 8);
   if (load<std::uint32_t>(head) != appendix_magic || load<std::uint32_t>(head + 4) != 1) return none;
   if (count == 0 || count > max_context_checkpoints) return none;
-  std::vector<std::uint32_t> positions;
+  ContextCheckpoints found;
+  std::vector<std::uint32_t>& positions = found.positions;
   std::uint64_t at = offset + sizeof head;
   for (std::uint32_t i = 0; i < count; ++i) {
     std::byte record[16];
@@ -116,7 +117,9 @@ Result<std::vector<std::uint32_t>> read_appendix(ReadableFile& file, const State
   if (at != size) return none;
   std::sort(positions.begin(), positions.end());
   positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
-  return positions;
+  found.count = count;
+  found.bytes = size - offset;
+  return found;
 }
 
 // Hashes one file, or only looks for the magic in it (hasher null).
@@ -230,26 +233,24 @@ Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, co
   return scan;
 }
 
-Result<std::vector<std::uint32_t>> context_checkpoint_positions(ReadableFile& file, const StateHeader& header,
-                                                                const std::vector<std::uint64_t>& candidates) {
-  std::vector<std::uint32_t> positions;
+Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates) {
   for (const std::uint64_t offset : candidates) {
     if (offset < header.state_offset_bytes) continue;  // token ids that look like it
     auto found = read_appendix(file, header, offset);
     if (!found) return found.error();
-    if (!found->empty()) return found;
+    if (found->count > 0) return found;
   }
-  return positions;
+  return ContextCheckpoints{};
 }
 
-Result<std::vector<std::uint32_t>> context_checkpoint_positions(FileLayer& files, const std::string& path) {
+Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path) {
   auto file = files.open(path);
   if (!file) return file.error();
   const auto header = read_state_header(**file);
   if (!header) return header.error();
   MagicSearch search;
   if (auto done = pass_over(**file, header->state_offset_bytes, nullptr, &search); !done) return done.error();
-  return context_checkpoint_positions(**file, *header, search.take());
+  return read_context_checkpoints(**file, *header, search.take());
 }
 
 }  // namespace cairn

@@ -54,13 +54,11 @@ struct StateScan {
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
                                    bool look_for_appendix);
 
-// The prefix lengths (`n_tokens`) of the context checkpoints that llama-server appended to the file, ascending; empty
-// when there are none. Format, from llama.cpp's pull request 26004 and checked on files of build 11669:
+// The context checkpoints that llama-server appended to the file; none when there are none. Format, from llama.cpp's pull request 26004 and checked on files of build 11669:
 //   "SCKP", u32 version 1, u32 count, then each: i64 n_tokens, i32 pos_min, i32 pos_max, three blobs (u64 size, bytes).
 // Where it begins is written nowhere: a candidate counts when its records end exactly where the file ends.
-Result<std::vector<std::uint32_t>> context_checkpoint_positions(ReadableFile& file, const StateHeader& header,
-                                                                const std::vector<std::uint64_t>& candidates);
+Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates);
 // The same with its own pass over the file.
-Result<std::vector<std::uint32_t>> context_checkpoint_positions(FileLayer& files, const std::string& path);
+Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path);
 
 }  // namespace cairn

@@ -228,7 +228,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
     record.namespace_id = checkpoint.namespace_id;
     record.file_name = final_name;
     record.token_count = static_cast<std::uint32_t>(inspected->header.tokens.size());
-    record.resume_positions = checkpoint.resume_positions.value_or(sealed.context_checkpoints);
+    record.resume_positions = checkpoint.resume_positions.value_or(sealed.context_checkpoints.positions);
     record.kind = checkpoint.kind;
     record.bytes = inspected->bytes;
     record.cost_to_recompute_s = checkpoint.cost_to_recompute_s;

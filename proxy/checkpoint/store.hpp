@@ -56,7 +56,7 @@ struct CommittedCheckpoint {
   Tokens tokens;  // what the file really holds
   std::uint64_t bytes = 0;
   std::uint32_t state_version = 0;  // of the file: below 4 it carries no context checkpoints
-  std::vector<std::uint32_t> context_checkpoints;  // prefix lengths of those in the file, ascending
+  ContextCheckpoints context_checkpoints;  // those in the file
   double checksum_bytes_per_s = 0;
 };
 

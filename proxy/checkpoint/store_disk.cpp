@@ -205,9 +205,9 @@ Result<Sealed> seal_saved(FileLayer& files, const std::string& slot_dir, const s
   if (!scan->appendix_candidates.empty()) {
     auto file = files.open(temporary_path);
     if (!file) return file.error();
-    auto positions = context_checkpoint_positions(**file, inspected.header, scan->appendix_candidates);
-    if (!positions) return positions.error();
-    sealed.context_checkpoints = std::move(*positions);
+    auto found = read_context_checkpoints(**file, inspected.header, scan->appendix_candidates);
+    if (!found) return found.error();
+    sealed.context_checkpoints = std::move(*found);
   }
   for (const FileStamp& stamp : inspected.stamps) {
     if (auto synced = files.sync_file(temporary_path + stamp.suffix); !synced) return synced.error();

@@ -52,7 +52,7 @@ Result<Inspected> inspect_saved(FileLayer& files, const std::string& path, const
 struct Sealed {
   std::vector<FileStamp> stamps;  // under the final name
   Checksum checksum;
-  std::vector<std::uint32_t> context_checkpoints;
+  ContextCheckpoints context_checkpoints;
   double seconds = 0;  // of the checksum
 };
 // Hashes it, makes it durable and gives it its final name.

@@ -59,10 +59,12 @@ json::object describe(CachedBackend& backend) {
   rates["prefill_tokens_per_s_at_16000"] = 1000 / deep_thousand_s;
   rates["piece_boundary_ms"] = costs.boundary_seconds() * 1000;
   constexpr std::uint32_t typical_tokens = 16384;
-  rates["checkpoint_interval_tokens"] = interval_for(typical_tokens, backend.kind(), backend.options().ubatch_tokens, backend.can_save(),
-                                                     backend.options().policy, costs);
+  rates["checkpoint_interval_tokens"] = backend.checkpoint_interval(typical_tokens);
   rates["save_mib_per_s"] = 256 / (costs.save_seconds(256 * mib) - costs.save_seconds(0));
   rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
+  rates["save_fixed_ms"] = costs.save_seconds(0) * 1000;
+  rates["restore_fixed_ms"] = costs.restore_seconds(0) * 1000;
+  rates["context_checkpoint_bytes"] = costs.context_checkpoint_bytes();
   rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
   rates["prefill_samples"] = costs.prefill_samples();
   status["rates"] = std::move(rates);

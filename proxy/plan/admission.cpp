@@ -197,7 +197,7 @@ std::vector<std::uint32_t> marked_places(const AdmissionInput& input) {
 }
 
 std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t ubatch, bool can_save, const CheckpointPolicy& policy,
-                           const CostModel& costs) {
+                           const CostModel& costs, double overhead_s) {
   if (kind == MemoryKind::truncatable) return 1;
   if (!policy.adaptive) return policy.interval_tokens > 0 ? policy.interval_tokens : tokens;
   AdmissionInput input;
@@ -207,10 +207,29 @@ std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t 
   input.can_save = can_save;
   input.policy = &policy;
   input.costs = &costs;
-  const std::uint32_t cuts = affordable_cuts(input, budget_left(input));
-  const std::uint32_t piece = tokens / (cuts + 1) + 1;
+  // The shorter stretch may come out worse: cuts are whole ones.
+  constexpr std::uint32_t steps = 64;
+  std::uint32_t piece = 0;
+  for (std::uint32_t i = 1; i <= steps; ++i) {
+    input.prompt = std::max<std::uint32_t>(static_cast<std::uint32_t>(std::uint64_t{tokens} * i / steps), 1);
+    input.overhead_s = overhead_s * input.prompt;
+    std::uint32_t cuts = affordable_cuts(input, budget_left(input));
+    if (cuts == 0) cuts = std::min(affordable_cuts(input, budget_left(input, 1.0)), 1U);
+    piece = std::max(piece, input.prompt / (cuts + 1) + 1);
+  }
   if (kind == MemoryKind::exact) return piece;
   return piece > ubatch ? std::max(piece - ubatch, ubatch) : ubatch;
+}
+
+std::uint32_t widest_gap(std::uint32_t base, std::uint32_t prompt, std::span<const std::uint32_t> points) {
+  std::uint32_t widest = 0;
+  std::uint32_t last = base;
+  for (const std::uint32_t point : points) {
+    if (point <= last || point >= prompt) continue;
+    widest = std::max(widest, point - last);
+    last = point;
+  }
+  return std::max(widest, prompt > last ? prompt - last : 0);
 }
 
 }  // namespace cairn

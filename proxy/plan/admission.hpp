@@ -56,8 +56,11 @@ std::vector<Stop> admit(const AdmissionInput& input);
 // Those of a fresh admission that evidence or the next turn speaks for: to be `kept`.
 std::vector<std::uint32_t> marked_places(const AdmissionInput& input);
 
-// Tokens: the longest stretch that an edit in the middle of `tokens` new ones makes us compute again, by present costs.
+// Tokens: the longest stretch that an edit in the middle of up to `tokens` new ones makes us compute again, by present costs, with
+// `overhead_s` a token spent on other things.
 std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t ubatch, bool can_save, const CheckpointPolicy& policy,
-                           const CostModel& costs);
+                           const CostModel& costs, double overhead_s = 0);
+// The longest stretch of (base, prompt) without a state to go on from, with one at each of `points` (ascending) in it.
+std::uint32_t widest_gap(std::uint32_t base, std::uint32_t prompt, std::span<const std::uint32_t> points);
 
 }  // namespace cairn

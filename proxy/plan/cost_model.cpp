@@ -17,8 +17,9 @@ constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 3};
 constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};
 constexpr std::array<double, 2> restore_prior{0.01, 1.0 / 1.5e9};
 constexpr std::array<double, 2> bytes_scale{1, 50e6};
-constexpr std::array<double, 3> state_prior{1e6, 20e3, 1e6};
-constexpr std::array<double, 3> state_scale{1, 4000, 8};
+constexpr std::array<double, 2> state_prior{1e6, 20e3};
+constexpr std::array<double, 2> state_scale{1, 4000};
+constexpr double context_checkpoint_prior = 1e6;  // bytes
 
 double relative_weight(double y, double floor) {
   const double bounded = std::max(y, floor);
@@ -30,7 +31,12 @@ CostModel::CostModel()
     : prefill_(prefill_prior, prefill_scale),
       save_(save_prior, bytes_scale),
       restore_(restore_prior, bytes_scale),
-      state_(state_prior, state_scale, 0.995, 0.01) {}
+      state_(state_prior, state_scale, 0.995, 0.01),
+      context_checkpoint_bytes_(context_checkpoint_prior) {}
+
+void CostModel::expect_context_checkpoints(double bytes) {
+  context_checkpoint_bytes_ = std::max(context_checkpoint_bytes_, bytes);
+}
 
 void CostModel::observe_prefill(double from, double tokens, double seconds) {
   if (tokens < 1 || seconds <= 0) return;
@@ -46,8 +52,14 @@ void CostModel::observe_piece_overhead(double seconds) {
   constexpr double newest = 0.1;
   if (seconds >= 0) piece_overhead_s_ += newest * (std::min(seconds, 0.1) - piece_overhead_s_);
 }
-void CostModel::observe_state(double tokens, double context_checkpoints, double bytes) {
-  if (tokens > 0 && bytes > 0) state_.add({1, tokens, context_checkpoints}, bytes, relative_weight(bytes, 1000));
+void CostModel::observe_state(double tokens, double context_checkpoints, double context_checkpoint_bytes, double bytes) {
+  if (!(tokens > 0) || !(bytes > context_checkpoint_bytes) || !(context_checkpoint_bytes >= 0)) return;
+  if (context_checkpoints > 0 && context_checkpoint_bytes == 0) return;
+  const double rest = bytes - context_checkpoint_bytes;
+  state_.add({1, tokens}, rest, relative_weight(rest, 1000));
+  // Of a recurrent model all are alike; those of a sliding window grow until it is full.
+  constexpr double newest = 0.5;
+  if (context_checkpoints > 0) context_checkpoint_bytes_ += newest * (context_checkpoint_bytes / context_checkpoints - context_checkpoint_bytes_);
 }
 
 double CostModel::prefill_seconds(double from, double to) const {
@@ -62,9 +74,9 @@ double CostModel::boundary_seconds() const {
   // cores 8, 15 and 20 ms a cut where a request of a few tokens takes 5 to 8 (mamba2, granitehybrid, gemma3; build 11669).
   constexpr double batches_more = 2.0;
   // Copying is part of what the samples of pieces show, but short prompts, which copy less, outweigh them. From GPU memory
-  // context checkpoints come at 1.5 GB/s or so (backend-facts.md), and no slower than a file of the same is written.
-  constexpr double slowest_copy = 1.0 / 1.5e9;
-  const double copy_s = 2 * context_checkpoint_bytes() * std::min(slowest_copy, std::max(save_.weights()[1], 0.0));
+  // context checkpoints come at 1 to 1.4 GB/s: a cut of a hybrid whose checkpoints have 77 MB took 110 to 170 ms on an H100.
+  constexpr double copy_s_per_byte = 1e-9;
+  const double copy_s = 2 * context_checkpoint_bytes() * copy_s_per_byte;
   // On a busy machine a few slow short requests look like dear pieces: small batches cost no more than some tens of tokens do.
   constexpr double most_tokens = 48;
   const double most_s = most_tokens * prefill_seconds(0, 1000) / 1000;
@@ -73,9 +85,9 @@ double CostModel::boundary_seconds() const {
 double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::state_bytes(double tokens, double context_checkpoints) const {
-  return std::max(state_.predict({1, tokens, context_checkpoints}), 4 * tokens);
+  return std::max(state_.predict({1, tokens}), 4 * tokens) + context_checkpoints * context_checkpoint_bytes_;
 }
-double CostModel::context_checkpoint_bytes() const { return std::max(state_.weights()[2], 0.0); }
+double CostModel::context_checkpoint_bytes() const { return context_checkpoint_bytes_; }
 
 std::string CostModel::to_json() const {
   const auto& p = prefill_.weights();
@@ -84,7 +96,7 @@ std::string CostModel::to_json() const {
   const auto& b = state_.weights();
   return fmt::format(
       R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})",
-      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], b[2]);
+      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], context_checkpoint_bytes_);
 }
 
 bool CostModel::load(std::string_view json) {
@@ -92,15 +104,17 @@ bool CostModel::load(std::string_view json) {
   std::array<double, 3> p{};
   std::array<double, 2> s{};
   std::array<double, 2> r{};
-  std::array<double, 3> b{};
+  std::array<double, 2> b{};
+  double inside = 0;
   const int read = std::sscanf(
       text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf]})", &p[0], &p[1],
-      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &b[2]);
-  if (read != 10) return false;
+      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &inside);
+  if (read != 10 || !(inside >= 0)) return false;
   prefill_.set_prior(p);
   save_.set_prior(s);
   restore_.set_prior(r);
   state_.set_prior(b);
+  context_checkpoint_bytes_ = inside;
   return true;
 }
 

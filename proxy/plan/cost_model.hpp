@@ -20,8 +20,10 @@ class CostModel {
   void observe_restore(double bytes, double seconds);
   // The time of a request of Cairn's own beyond what the backend counts as computing.
   void observe_piece_overhead(double seconds);
-  // A saved file: tokens in it, context checkpoints in it (0 when not known), its bytes.
-  void observe_state(double tokens, double context_checkpoints, double bytes);
+  // Each context checkpoint has that many bytes at least: seen before any prompt was.
+  void expect_context_checkpoints(double bytes);
+  // A saved file: tokens in it, context checkpoints in it, the bytes of these (as the file says), all its bytes.
+  void observe_state(double tokens, double context_checkpoints, double context_checkpoint_bytes, double bytes);
 
   double prefill_seconds(double from, double to) const;  // one piece; 0 for nothing
   double piece_seconds() const;  // of a request's computation, whatever its tokens
@@ -43,7 +45,8 @@ class CostModel {
   double piece_overhead_s_ = 0.001;
   LeastSquares<2> save_;     // 1, bytes
   LeastSquares<2> restore_;  // 1, bytes
-  LeastSquares<3> state_;    // 1, tokens, context checkpoints
+  LeastSquares<2> state_;    // 1, tokens; of a file without its context checkpoints
+  double context_checkpoint_bytes_;  // of each
 };
 
 }  // namespace cairn

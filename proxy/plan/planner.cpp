@@ -27,15 +27,15 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   Loss loss;
   if (slot.held <= kept) return loss;
   const CostModel& costs = *input.costs;
-  const double bytes = costs.state_bytes(slot.held, 0);
+  const double bytes = costs.state_bytes(slot.held, slot.context_checkpoints);
   // What this prompt goes on from is not lost. The rest, as it is now: bring back what is saved, compute what is not.
   double back = costs.prefill_seconds(std::max(slot.recoverable, kept), slot.held);
   if (slot.recoverable > kept) {
-    back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, 0)), costs.prefill_seconds(0, slot.recoverable));
+    back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints)), costs.prefill_seconds(0, slot.recoverable));
   }
   loss.seconds = back * slot.return_chance;
   if (!input.can_save || slot.held <= slot.recoverable) return loss;
-  const double saved = costs.save_seconds(bytes) * (1.0 + input.running) + costs.restore_seconds(bytes) * slot.return_chance;
+  const double saved = costs.save_seconds(bytes) * (1.0 + input.running + input.waiting) + costs.restore_seconds(bytes) * slot.return_chance;
   // What nothing speaks for yet is saved at somebody's expense only when it is worth far more than that.
   constexpr double unproven_margin = 8;
   if (saved * (slot.proven ? 1.0 : unproven_margin) < loss.seconds) {
@@ -113,8 +113,9 @@ std::optional<Plan> make_plan(const PlanInput& input) {
   if (input.in_backend_cache > best->base && best->source != Source::wait) {
     // A copy within memory, or over the bus of a GPU (17 to 24 ms for some 90 MB on an H100): far from what a file costs.
     constexpr double copied_bytes_per_s = 4e9;
-    const double copy_s = std::min(costs.state_bytes(input.in_backend_cache, 0) / copied_bytes_per_s,
-                                   costs.restore_seconds(costs.state_bytes(input.in_backend_cache, 0)));
+    const double cached_bytes = costs.state_bytes(input.in_backend_cache, input.cache_context_checkpoints);
+    const double copy_s = std::min(cached_bytes / copied_bytes_per_s,
+                                   costs.restore_seconds(cached_bytes));
     const double cached_s = copy_s * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
     if (cached_s < best->expected_s * clearly) {
       best->source = Source::backend;

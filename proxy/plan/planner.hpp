@@ -19,6 +19,7 @@ struct SlotOption {
   std::uint32_t usable = 0;        // of the prompt, when it goes on from what the slot holds
   std::uint32_t held = 0;          // what the slot holds in all
   std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
+  std::uint32_t context_checkpoints = 0;  // in the slot: they are saved and brought back with the rest
   bool clean = true;               // false: must be washed before a restore (costs one token)
   double return_chance = 0.5;      // that what it holds is asked for again
   bool proven = false;             // it has been gone on from before: no mere chance
@@ -45,8 +46,10 @@ struct PlanInput {
   std::span<const RestoreOption> restores;
   const CostModel* costs = nullptr;
   std::span<const WaitOption> waits;       // empty: it does not wait
-  std::uint32_t in_backend_cache = 0;      // tokens of it that the backend's own RAM cache is believed to hold
+  std::uint32_t in_backend_cache = 0;      // tokens of it that the backend's own RAM cache is believed to hold,
+  std::uint32_t cache_context_checkpoints = 0;  // and with how many context checkpoints
   std::uint32_t running = 0;               // other slots in use: a save or a restore stalls them all
+  std::uint32_t waiting = 0;               // requests that wait for a slot: a save puts each of them off
   bool can_save = false;
 };
 

@@ -236,9 +236,11 @@ Task<bool> CachedBackend::look() {
     costs_ = CostModel{};
     if (const std::optional<std::string> rates = store_ != nullptr ? store_->setting(rates_key()) : std::nullopt) costs_.load(*rates);
   }
+  costs_.expect_context_checkpoints(probe_.context_checkpoint_bytes);
   saving_off_ = false;
   broken_promises_ = 0;
   strikes_.clear();
+  latest_gaps_.clear();
   backend_cache_.clear();
   backend_cache_strikes_ = 0;
   last_task_ = -1;
@@ -438,6 +440,20 @@ double CachedBackend::return_chance() {
 void CachedBackend::note_lease_ended(double seconds) {
   constexpr double newest = 0.2;
   lease_s_ += (lease_s_ > 0 ? newest : 1.0) * (seconds - lease_s_);
+}
+
+void CachedBackend::note_prompt(std::uint32_t gap, double seconds_a_token) {
+  constexpr std::size_t remembered = 16;
+  constexpr double newest = 0.2;
+  latest_gaps_.push_front(gap);
+  if (latest_gaps_.size() > remembered) latest_gaps_.pop_back();
+  overhead_s_a_token_ += newest * (seconds_a_token - overhead_s_a_token_);
+}
+
+std::uint32_t CachedBackend::checkpoint_interval(std::uint32_t tokens) const {
+  const std::uint32_t now = interval_for(tokens, kind_, options_.ubatch_tokens, can_save(), options_.policy, costs_, overhead_s_a_token_);
+  if (kind_ == MemoryKind::truncatable || !options_.policy.adaptive || latest_gaps_.empty()) return now;
+  return std::max(now, *std::max_element(latest_gaps_.begin(), latest_gaps_.end()));
 }
 
 void CachedBackend::add_stop_credit(double seconds) {

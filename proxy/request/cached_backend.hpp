@@ -154,13 +154,23 @@ class CachedBackend {
   double return_chance();
   // Tokens of `prompt` that the backend's own RAM cache should bring back if it chooses the slot itself: it puts there what it
   // clears from idle slots.
-  std::uint32_t in_backend_cache(TokenSpan prompt) const;
+  struct InBackendCache {
+    std::uint32_t tokens = 0;
+    std::uint32_t context_checkpoints = 0;  // beside them
+  };
+  InBackendCache in_backend_cache(TokenSpan prompt) const;
   void note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points);
   // It gave `reused` where `promised` were believed to be there.
   void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
   // How long a request has a slot, on the average.
   double lease_seconds() const { return lease_s_; }
   void note_lease_ended(double seconds);
+  // A prompt was computed: `gap` tokens of it at most lie without a state to go on from, and `seconds_a_token` of it went into
+  // other things than computing.
+  void note_prompt(std::uint32_t gap, double seconds_a_token);
+  // Tokens: what an edit in the middle of `tokens` new ones makes us compute again at worst, by present costs and by what the
+  // latest prompts were left with.
+  std::uint32_t checkpoint_interval(std::uint32_t tokens) const;
   // What earlier prompts have left of their share of time for stops; `seconds` more, or less.
   double stop_credit_s() const { return stop_credit_s_; }
   void add_stop_credit(double seconds);
@@ -281,6 +291,8 @@ class CachedBackend {
   bool other_weights_seen_ = false;    // its own cache may hold states of requests with adapters of their own, by tokens alone
   std::map<std::string, std::int64_t> adapter_spaces_;
   int backend_cache_strikes_ = 0;
+  std::deque<std::uint32_t> latest_gaps_;  // tokens, newest first
+  double overhead_s_a_token_ = 0;
   double lease_s_ = 0;
   double stop_credit_s_ = 0;
   int present_ = 0;

@@ -158,8 +158,6 @@ ResultTask<void> CachedBackend::save(int slot) {
     (void)co_await store_->discard(std::move(*reservation));
     co_return Result<void>{};
   }
-  costs_.observe_state(static_cast<double>(saved->n_tokens), static_cast<double>(state.resume_points.size()),
-                       static_cast<double>(saved->bytes));
   NewCheckpoint checkpoint;
   checkpoint.namespace_id = probe_.name_space;
   checkpoint.expected_prefix = state.known;
@@ -179,15 +177,18 @@ ResultTask<void> CachedBackend::save(int slot) {
     co_return committed.error();
   }
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  ContextCheckpoints& inside = committed->context_checkpoints;
+  costs_.observe_state(static_cast<double>(committed->tokens.size()), inside.count, static_cast<double>(inside.bytes),
+                       static_cast<double>(committed->bytes));
   state.doubtful = false;
   state.known = std::move(committed->tokens);
   state.unknown_tail = 0;
   state.unsaved = false;
   state.recoverable = static_cast<std::uint32_t>(state.known.size());
-  if (kind_ == MemoryKind::exact && !committed->context_checkpoints.empty()) {
+  if (kind_ == MemoryKind::exact && inside.count > 0) {
     set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
   }
-  if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(committed->context_checkpoints);
+  if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(inside.positions);
   const std::vector<CheckpointId> useless = catalogue_->add(committed->id, state.known, now_ms());
   for (const CheckpointId old : useless) (void)co_await store_->erase(old);
   co_return Result<void>{};
@@ -283,13 +284,14 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
 
 bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && !other_weights_seen_ && backend_cache_strikes_ < strikes_to_distrust; }
 
-std::uint32_t CachedBackend::in_backend_cache(TokenSpan prompt) const {
-  if (!trusts_backend_cache()) return 0;
-  std::uint32_t best = 0;
+CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) const {
+  InBackendCache best;
+  if (!trusts_backend_cache()) return best;
   for (const Cleared& cleared : backend_cache_) {
     const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
     const StateView view{static_cast<std::uint32_t>(cleared.tokens.size()), false, cleared.resume_points};
-    best = std::max(best, usable_tokens(kind_, view, common, static_cast<std::uint32_t>(prompt.size())));
+    const std::uint32_t usable = usable_tokens(kind_, view, common, static_cast<std::uint32_t>(prompt.size()));
+    if (usable > best.tokens) best = InBackendCache{usable, static_cast<std::uint32_t>(cleared.resume_points.size())};
   }
   return best;
 }

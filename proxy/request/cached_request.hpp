@@ -86,6 +86,7 @@ class CachedRequest {
   std::int64_t computed_in_pieces_ = 0;
   bool learned_ = false;
   std::vector<std::uint32_t> kept_stops_;
+  std::vector<std::uint32_t> stops_made_;
   std::uint32_t pieces_since_save_ = 0;
   double inline_saves_s_ = 0;
   bool restore_failed_ = false;

@@ -79,6 +79,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     const Stop stop = stops.front();
     if (!co_await compute_piece(stop.at, done)) co_return;
     done = stop.at;
+    stops_made_.push_back(done);
     // Somebody may have come to wait for it meanwhile.
     const std::vector<Stop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
     const bool shared = std::any_of(waited.begin(), waited.end(), [&](const Stop& one) { return one.at == stop.at && one.save; });

@@ -87,6 +87,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.slot = id;
     option.held = state.held();
     option.recoverable = state.unsaved ? state.recoverable : state.held();
+    option.context_checkpoints = static_cast<std::uint32_t>(state.resume_points.size());
     option.return_chance = state.return_chance;
     option.proven = state.proven;
     option.clean = backend_.probe().state_version >= 4;
@@ -114,12 +115,18 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
+  const std::size_t waiting = backend_.scheduler().waiting();
+  input.waiting = static_cast<std::uint32_t>(slot_ < 0 && waiting > 0 ? waiting - 1 : waiting);  // others than this one
   std::uint32_t own_base = 0;
   for (const SlotOption& option : options) own_base = std::max(own_base, option.usable);
   for (const RestoreOption& option : restores) own_base = std::max(own_base, option.usable);
   const std::vector<WaitOption> waits = waits_worth(patient, own_base);
   input.waits = waits;
-  if (!parsed_.id_slot && own_weights()) input.in_backend_cache = backend_.in_backend_cache(prompt_);
+  if (!parsed_.id_slot && own_weights()) {
+    const CachedBackend::InBackendCache cached = backend_.in_backend_cache(prompt_);
+    input.in_backend_cache = cached.tokens;
+    input.cache_context_checkpoints = cached.context_checkpoints;
+  }
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
   if (plan->source == Source::wait) {

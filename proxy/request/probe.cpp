@@ -85,7 +85,7 @@ bool is_disk_trouble(const Error& error) {
 struct TinySave {
   std::uint64_t bytes = 0;
   std::uint32_t version = 0;
-  bool context_checkpoints = false;  // it carries some
+  ContextCheckpoints context_checkpoints;  // that it carries
 };
 
 // Saves a slot that holds a few tokens and reads the file's head back.
@@ -102,15 +102,15 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
     co_return saved.error();
   }
   const std::string path = store.options().slot_dir + "/" + name;
-  const auto read = [path]() -> Result<std::pair<StateHeader, bool>> {
+  const auto read = [path]() -> Result<std::pair<StateHeader, ContextCheckpoints>> {
     PosixFileLayer files;
     Result<StateHeader> head = read_state_header(files, path);
     if (!head) return head.error();
-    Result<std::vector<std::uint32_t>> positions = context_checkpoint_positions(files, path);
-    if (!positions) return positions.error();
-    return std::make_pair(std::move(*head), !positions->empty());
+    Result<ContextCheckpoints> inside = read_context_checkpoints(files, path);
+    if (!inside) return inside.error();
+    return std::make_pair(std::move(*head), std::move(*inside));
   };
-  Result<std::pair<StateHeader, bool>> header = co_await pool.run(read);
+  Result<std::pair<StateHeader, ContextCheckpoints>> header = co_await pool.run(read);
   (void)co_await store.discard(std::move(*reservation));
   if (!header) {
     Error error = header.error();
@@ -128,7 +128,7 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   TinySave tiny;
   tiny.bytes = static_cast<std::uint64_t>(saved->bytes);
   tiny.version = header->first.version;
-  tiny.context_checkpoints = header->second;
+  tiny.context_checkpoints = std::move(header->second);
   co_return tiny;
 }
 
@@ -155,7 +155,8 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   Result<TinySave> eighty = co_await tiny_save(api, store, pool, slot, tokens, cancel);
   if (!eighty) co_return eighty.error();
 
-  if (eighty->context_checkpoints) {
+  if (const ContextCheckpoints& inside = eighty->context_checkpoints; inside.count > 0) {
+    probe.context_checkpoint_bytes = static_cast<double>(inside.bytes) / inside.count;
     probe.kind_because = "its saved files carry context checkpoints";
     co_return MemoryKind::checkpointed;
   }

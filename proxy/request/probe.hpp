@@ -39,6 +39,7 @@ struct ProbeResult {
   std::string identity;     // JSON: what must be equal for a state to fit
   std::string facts;        // JSON: beliefs kept for this namespace
   std::uint32_t computed_tokens = 0;
+  double context_checkpoint_bytes = 0;  // of each in a file of a few tokens; 0: none was looked at
 };
 
 // `store` may be null. The kind is taken from the namespace's facts when the same build was probed before. One that sleeps is not

@@ -42,10 +42,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (std::size_t at = 0; at + 4 <= size && candidates.size() < 64; ++at) {
       if (std::memcmp(data + at, "SCKP", 4) == 0) candidates.push_back(at);
     }
-    const auto positions = cairn::context_checkpoint_positions(file, *header, candidates);
-    require(positions.has_value());
-    require(std::is_sorted(positions->begin(), positions->end()));
-    require(positions->empty() || positions->back() <= header->tokens.size());
+    const auto found = cairn::read_context_checkpoints(file, *header, candidates);
+    require(found.has_value());
+    const auto& positions = found->positions;
+    require(positions.size() <= found->count && found->bytes <= size);
+    require(std::is_sorted(positions.begin(), positions.end()));
+    require(positions.empty() || positions.back() <= header->tokens.size());
   }
   // The index's token blobs: the first two bytes say how many.
   if (size >= 2) {

@@ -16,7 +16,9 @@ Result<std::vector<std::uint32_t>> positions_in(const ScratchDirectory& scratch,
   PosixFileLayer files;
   const std::string path = scratch.path() + "/state.bin";
   write_file(path, data);
-  return context_checkpoint_positions(files, path);
+  auto found = read_context_checkpoints(files, path);
+  if (!found) return found.error();
+  return found->positions;
 }
 
 TEST(StateFile, ReadsPlainTokensOfOlderVersions) {
@@ -105,7 +107,7 @@ TEST(StateFile, GarbageNeverCrashes) {
     EXPECT_LE(header->tokens.size() * 4, data.size());
     const std::size_t at = data.find("SCKP");
     if (at == std::string::npos) continue;
-    (void)context_checkpoint_positions(file, *header, {at});
+    (void)read_context_checkpoints(file, *header, {at});
   }
 }
 

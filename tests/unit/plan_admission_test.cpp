@@ -27,7 +27,7 @@ CostModel machine(double tokens_per_s, double cut_s, double context_checkpoint_b
     model.observe_piece_overhead(0);
     const double inside = 1 + i % 4;
     const double bytes = 1e6 + tokens * 1e3 + inside * context_checkpoint_bytes;
-    model.observe_state(tokens, inside, bytes);
+    model.observe_state(tokens, inside, inside * context_checkpoint_bytes, bytes);
     model.observe_save(bytes, 0.002 + bytes / 1e9);
     model.observe_restore(bytes, 0.002 + bytes / 2e9);
   }
@@ -80,9 +80,33 @@ TEST(Admission, TheEndOfTheSystemPromptIsTheFirstInsuranceButWithinTheBudget) {
   Case known(MemoryKind::checkpointed, 2000, 3000);  // another session has it already
   known.input.system_end = 2000;
   EXPECT_THAT(known.places(), IsEmpty());
-  Case brief(MemoryKind::checkpointed, 0, 800);
-  brief.input.system_end = 500;
+  Case brief(MemoryKind::checkpointed, 0, 600);
+  brief.costs = machine(2000, 0.02);
+  brief.input.system_end = 300;
   EXPECT_THAT(brief.places(), IsEmpty());
+}
+
+TEST(Admission, TheWidestGapIsWhatAnEditCostsAtWorst) {
+  const std::vector<std::uint32_t> points{100, 900, 1000, 1300, 5000};
+  EXPECT_EQ(widest_gap(0, 2000, points), 800u);
+  EXPECT_EQ(widest_gap(950, 2000, points), 700u);
+  EXPECT_EQ(widest_gap(0, 2000, {}), 2000u);
+}
+
+// Status said 978 for 16,000 tokens, where 5,700 new ones were left with 3,500 in one piece.
+TEST(Admission, TheIntervalHoldsForShorterPromptsToo) {
+  Case prompt(MemoryKind::checkpointed, 0, 16'000);
+  const std::uint32_t interval = interval_for(16'000, MemoryKind::checkpointed, 512, true, prompt.policy, prompt.costs, 5e-6);
+  for (std::uint32_t tokens = 500; tokens <= 16'000; tokens += 500) {
+    Case shorter(MemoryKind::checkpointed, 0, tokens);
+    shorter.input.overhead_s = 5e-6 * tokens;
+    std::uint32_t last = 0, widest = 0;
+    for (const std::uint32_t at : shorter.places()) {
+      widest = std::max(widest, at - last);
+      last = at;
+    }
+    EXPECT_LE(std::max(widest, tokens - last), interval + 512 + 64) << tokens;
+  }
 }
 
 TEST(Admission, AConversationThatGoesOnGetsItsEndWhateverTheBudget) {

@@ -47,7 +47,7 @@ void teach(CostModel& model, const Machine& machine, std::mt19937& random, int r
     const double held = 500 + random() % 60'000;
     const double inside = random() % 33;
     const double bytes = machine.state(held, inside);
-    model.observe_state(held, inside, bytes);
+    model.observe_state(held, inside, inside * machine.context_checkpoint_bytes, bytes);
     model.observe_save(bytes, machine.save(bytes) * off(random));
     model.observe_restore(bytes, machine.restore(bytes) * off(random));
   }
@@ -153,7 +153,7 @@ TEST(CostModel, ManySamplesOfOneKindStaySolvable) {
     model.observe_prefill(0, 1000, 0.5);
     model.observe_save(1e6, 0.01);
     model.observe_restore(1e6, 0.01);
-    model.observe_state(1000, 0, 5e6);
+    model.observe_state(1000, 0, 0, 5e6);
   }
   EXPECT_NEAR(model.prefill_seconds(0, 1000), 0.5, 0.05);
   EXPECT_NEAR(model.save_seconds(1e6), 0.01, 0.002);
@@ -200,8 +200,9 @@ TEST(CostModel, SamplesThatMakeNoSenseAreLeftOut) {
     model.observe_prefill(0, bad, 1);
     model.observe_save(bad, 1);
     model.observe_restore(bad, 1);
-    model.observe_state(bad, 0, 1e6);
-    model.observe_state(1000, 0, bad);
+    model.observe_state(bad, 0, 0, 1e6);
+    model.observe_state(1000, 0, 0, bad);
+    model.observe_state(1000, 2, bad, 1e6);
   }
   model.observe_save(1e6, -1);
   model.observe_restore(1e6, -1);
@@ -221,7 +222,7 @@ TEST(CostModel, WildSamplesNeverMakeItNegative) {
       model.observe_prefill(random() % 100'000, 1 + random() % 20'000, wild(random));
       model.observe_save(1 + random() % 1'000'000'000, wild(random) * 0.1);
       model.observe_restore(1 + random() % 1'000'000'000, wild(random) * 0.1);
-      model.observe_state(1 + random() % 100'000, random() % 64, 1000 + wild(random) * 1e6);
+      model.observe_state(1 + random() % 100'000, random() % 64, wild(random) * 1e6, 1000 + wild(random) * 1e6);
     }
     expect_sane(model);
     if (HasFailure()) return;

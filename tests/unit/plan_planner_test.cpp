@@ -22,7 +22,7 @@ CostModel machine(double tokens_per_s, double bytes_per_s, double depth_s = 1e-9
     const double bytes = 1e6 + tokens * 20e3;
     model.observe_save(bytes, 0.003 + bytes / bytes_per_s);
     model.observe_restore(bytes, 0.003 + bytes / bytes_per_s);
-    model.observe_state(tokens, 0, bytes);
+    model.observe_state(tokens, 0, 0, bytes);
   }
   return model;
 }
@@ -69,6 +69,32 @@ TEST(Planner, NoSlotNoPlan) {
   input.prompt = 100;
   input.restores = {saved(1, 50)};
   EXPECT_FALSE(make_plan(input.view()));
+}
+
+// Sixteen clients with the same long prefix: each one's 50 tokens were saved while fifteen waited.
+TEST(Planner, NothingIsSavedFirstWhileAQueueWaits) {
+  Input input;
+  input.prompt = 9000;
+  SlotOption held = slot(0, 8000, 20'000, 8000);
+  held.proven = true;
+  input.slots = {held};
+  ASSERT_TRUE(make_plan(input.view())->save_first);
+  PlanInput busy = input.view();
+  busy.waiting = 100;
+  EXPECT_FALSE(make_plan(busy)->save_first);
+}
+
+// A slot of 10,553 tokens was saved in front of a prompt: 84 MB of keys and values, it was thought, and 770 MB with its checkpoints.
+TEST(Planner, ContextCheckpointsAreSavedAndBroughtBackToo) {
+  Input input;
+  input.prompt = 9000;
+  input.costs.observe_state(1000, 1, 300e6, 301e6);
+  SlotOption held = slot(0, 0, 4000);
+  held.proven = true;
+  input.slots = {held};
+  ASSERT_TRUE(make_plan(input.view())->save_first);
+  input.slots[0].context_checkpoints = 30;
+  EXPECT_FALSE(make_plan(input.view())->save_first);
 }
 
 struct Row {
