@@ -34,6 +34,10 @@ CostModel::CostModel()
       state_(state_prior, state_scale, 0.995, 0.01),
       context_checkpoint_bytes_(context_checkpoint_prior) {}
 
+void CostModel::expect_state(double base_bytes, double bytes_a_token) {
+  if (bytes_a_token > 0 && state_.samples() == 0) state_.set_prior({base_bytes, bytes_a_token});
+}
+
 void CostModel::expect_context_checkpoints(double bytes) {
   context_checkpoint_bytes_ = std::max(context_checkpoint_bytes_, bytes);
 }

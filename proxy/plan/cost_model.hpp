@@ -20,7 +20,9 @@ class CostModel {
   void observe_restore(double bytes, double seconds);
   // The time of a request of Cairn's own beyond what the backend counts as computing.
   void observe_piece_overhead(double seconds);
-  // Each context checkpoint has that many bytes at least: seen before any prompt was.
+  // Before any file of a prompt was seen: what those of a few tokens tell.
+  void expect_state(double base_bytes, double bytes_a_token);
+  // Each context checkpoint has that many bytes at least: likewise.
   void expect_context_checkpoints(double bytes);
   // A saved file: tokens in it, context checkpoints in it, the bytes of these (as the file says), all its bytes.
   void observe_state(double tokens, double context_checkpoints, double context_checkpoint_bytes, double bytes);

@@ -234,7 +234,8 @@ Task<bool> CachedBackend::look() {
   if (std::exchange(costs_of_, probe_.name_space) != probe_.name_space) {
     // What another model cost says nothing of this one.
     costs_ = CostModel{};
-    if (const std::optional<std::string> rates = store_ != nullptr ? store_->setting(rates_key()) : std::nullopt) costs_.load(*rates);
+    const std::optional<std::string> rates = store_ != nullptr ? store_->setting(rates_key()) : std::nullopt;
+    if (!rates || !costs_.load(*rates)) costs_.expect_state(probe_.state_base_bytes, probe_.state_bytes_a_token);
   }
   costs_.expect_context_checkpoints(probe_.context_checkpoint_bytes);
   saving_off_ = false;

@@ -138,13 +138,15 @@ std::string save_trouble(const Error& error) {
 }
 
 // Whether the model can be cut back, and if not, whether its files carry the context checkpoints that make up for it.
-ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, ProbeResult& probe,
-                                  CancelSource& cancel) {
+// `tiny_bytes`: of a file of `fingerprint_tokens`.
+ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, std::uint64_t tiny_bytes,
+                                  ProbeResult& probe, CancelSource& cancel) {
   const std::string model_path = probe.props.model_path;
   const auto read = [model_path] { return read_gguf_metadata(model_path); };
   Result<GgufMetadata> metadata = co_await pool.run(read);
   if (metadata && !metadata->recurrent && metadata->sliding_window == 0) {
     probe.kind_because = fmt::format("the model file says {}: full attention", metadata->architecture);
+    probe.state_bytes_a_token = static_cast<double>(tiny_bytes) / fingerprint_tokens;
     co_return MemoryKind::truncatable;
   }
 
@@ -155,7 +157,11 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   Result<TinySave> eighty = co_await tiny_save(api, store, pool, slot, tokens, cancel);
   if (!eighty) co_return eighty.error();
 
-  if (const ContextCheckpoints& inside = eighty->context_checkpoints; inside.count > 0) {
+  const ContextCheckpoints& inside = eighty->context_checkpoints;
+  const double added = static_cast<double>(eighty->bytes - inside.bytes) - static_cast<double>(tiny_bytes);
+  probe.state_bytes_a_token = std::max(added / (kind_tokens - fingerprint_tokens), 0.0);
+  probe.state_base_bytes = std::max(static_cast<double>(tiny_bytes) - fingerprint_tokens * probe.state_bytes_a_token, 0.0);
+  if (inside.count > 0) {
     probe.context_checkpoint_bytes = static_cast<double>(inside.bytes) / inside.count;
     probe.kind_because = "its saved files carry context checkpoints";
     co_return MemoryKind::checkpointed;
@@ -339,7 +345,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     break;
   }
   if (probe.kind == MemoryKind::unknown) {
-    Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, probe, cancel);
+    Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, tiny->bytes, probe, cancel);
     if (!kind) co_return kind.error();
     probe.kind = *kind;
     probe.facts = make_facts(probe, probe.kind);

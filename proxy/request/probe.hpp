@@ -39,7 +39,10 @@ struct ProbeResult {
   std::string identity;     // JSON: what must be equal for a state to fit
   std::string facts;        // JSON: beliefs kept for this namespace
   std::uint32_t computed_tokens = 0;
-  double context_checkpoint_bytes = 0;  // of each in a file of a few tokens; 0: none was looked at
+  // Of saved files of a few tokens; 0 where none was looked at.
+  double state_base_bytes = 0;
+  double state_bytes_a_token = 0;
+  double context_checkpoint_bytes = 0;  // of each
 };
 
 // `store` may be null. The kind is taken from the namespace's facts when the same build was probed before. One that sleeps is not

@@ -192,6 +192,19 @@ TEST(CostModel, WhatIsNotItsOwnIsNotLoaded) {
   }
 }
 
+// Until the first save a conversation of a tiny model was thought to have 20 KB a token, and was not saved before it was overwritten.
+TEST(CostModel, FilesOfAFewTokensTellHowBigStatesAre) {
+  CostModel model;
+  model.expect_state(75e6, 8192);
+  model.expect_context_checkpoints(77e6);
+  EXPECT_NEAR(model.state_bytes(10'000, 2), 75e6 + 82e6 + 154e6, 1e6);
+  EXPECT_GE(model.boundary_seconds(), 0.1);
+  model.observe_state(10'000, 0, 0, 100e6);
+  EXPECT_LT(model.state_bytes(10'000, 0), 140e6);
+  model.expect_state(1e6, 1);  // another probe of the same model: what was seen since counts
+  EXPECT_GT(model.state_bytes(10'000, 0), 90e6);
+}
+
 TEST(CostModel, SamplesThatMakeNoSenseAreLeftOut) {
   CostModel model;
   const std::string before = model.to_json();
