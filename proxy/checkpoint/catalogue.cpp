@@ -95,16 +95,18 @@ bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
   std::uint32_t nearest = EndOffsets::longest + 1;
   for (const Recent::Prompt& earlier : recent.prompts) {
     if (!tree.is_live(earlier.leaf) || tree.end_tokens(earlier.leaf) != earlier.tokens) continue;  // trimmed meanwhile
-    if (earlier.tokens < left_at || earlier.tokens - left_at >= nearest) continue;
+    // Of one that was saved with its answer the next turn shares more than the prompt: it goes on from its very end.
+    const std::uint32_t parted = std::min(left_at, earlier.tokens);
+    if (earlier.tokens - parted >= nearest) continue;
     // Two short prompts in the same template part near each other's end, too: only who shares most of it goes on from it.
-    if ((earlier.tokens - left_at) * mostly_shared > left_at) continue;
+    if ((earlier.tokens - parted) * mostly_shared > parted) continue;
     if (earlier.tokens == tokens && earlier.leaf == inserted.leaf) continue;  // the same prompt again
     // On its path? Climb to the node whose edge holds the point where they part.
     NodeId node = earlier.leaf;
-    while (tree.begin_tokens(node) >= left_at && node != PrefixTree::kRoot) node = tree.parent(node);
+    while (tree.begin_tokens(node) >= parted && node != PrefixTree::kRoot) node = tree.parent(node);
     NodeId own = inserted.leaf;
-    while (tree.begin_tokens(own) >= left_at && own != PrefixTree::kRoot) own = tree.parent(own);
-    if (node == own && node != PrefixTree::kRoot) nearest = earlier.tokens - left_at;
+    while (tree.begin_tokens(own) >= parted && own != PrefixTree::kRoot) own = tree.parent(own);
+    if (node == own && node != PrefixTree::kRoot) nearest = earlier.tokens - parted;
   }
   recent.offsets.observe(nearest);
   recent.changed = true;

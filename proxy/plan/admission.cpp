@@ -116,18 +116,23 @@ Marked marked(const AdmissionInput& input) {
   if (input.branch > input.done && input.branch < input.prompt) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
-  if (const std::uint32_t end = end_stop(input); end > 0) {
-    // The likeliest place of all to be come back to may take the whole budget.
-    admitted(end, input.followed * costs.prefill_seconds(fallback_of(input), end), budget_left(input, 1.0));
-  }
-  // What another session would share: nothing speaks for one yet, so it is insurance, and the first that is bought.
-  constexpr std::uint32_t apart = least_bound;  // tokens from a state that is there anyway
-  const bool near = std::any_of(marked.places.begin(), marked.places.end(), [&](std::uint32_t at) {
-    return at + apart > input.system_end && input.system_end + apart > at;
-  });
-  if (input.system_end >= input.done + apart && input.system_end + apart < input.prompt && !near) {
-    admitted(input.system_end, 0, marked.left_s);
-  }
+  const std::uint32_t end = end_stop(input);
+  const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
+  // Where another session would part: beside a state that is there anyway it is not worth one.
+  constexpr std::uint32_t apart = least_bound;
+  const std::uint32_t system = input.system_end;
+  const auto near = [&](std::uint32_t at) { return at + apart > system && system + apart > at; };
+  const bool alone = system >= input.done + apart && system + apart < input.prompt && std::none_of(marked.places.begin(), marked.places.end(), near);
+  const double system_gain = alone ? input.sessions * costs.prefill_seconds(input.done, system) : 0;
+  // The likelier place to be come back to may take the whole budget, and the other what is left.
+  const bool system_first = system_gain > end_gain;
+  const auto admit_system = [&](double most) {
+    // Until sessions were seen to share it, it is insurance.
+    if (system_gain > 0) admitted(system, input.sessions_seen ? system_gain : 0, most);
+  };
+  if (system_first) admit_system(budget_left(input, 1.0));
+  if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, 1.0));
+  if (!system_first) admit_system(marked.left_s);
   return marked;
 }
 

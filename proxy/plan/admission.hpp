@@ -41,6 +41,8 @@ struct AdmissionInput {
   std::span<const std::uint32_t> kept;    // admitted before: a later, dearer estimate does not take them back
   bool others = false;           // other requests are about: they may come to want one
   std::uint32_t system_end = 0;  // where the system prompt and the tools end: what other sessions are likeliest to share; 0: unknown
+  double sessions = 0;           // chance that one does
+  bool sessions_seen = false;    // some did before
   std::uint32_t branch = 0;      // where this one left a known path, and no state is there yet; 0: nowhere
 
   // Spent and to spend.

@@ -25,6 +25,7 @@ class EndOffsets {
   void observe_branch(bool inside);
   // Share of the latest prompts that did.
   double branches() const;
+  bool any_branch() const { return inside_ > 0.3F; }  // lately
 
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;

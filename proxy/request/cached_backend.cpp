@@ -433,7 +433,7 @@ milliseconds CachedBackend::quiet_before_write_back() const {
 }
 
 double CachedBackend::return_chance() {
-  constexpr double unlearned = 0.5, least = 0.05, most = 0.9;
+  constexpr double unlearned = 0.5, least = 0.015, most = 0.9;
   if (catalogue_ == nullptr) return unlearned;
   return std::clamp(catalogue_->end_offsets(probe_.name_space).followed(unlearned), least, most);
 }

@@ -36,6 +36,8 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
   if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
+  input.sessions = ends.branches();
+  input.sessions_seen = ends.any_branch();
   input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;
   input.kept = kept_stops_;
   input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;

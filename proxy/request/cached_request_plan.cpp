@@ -1,4 +1,6 @@
 // How a CachedRequest chooses its slot and state, and which stops it asks of others.
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -129,6 +131,14 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   }
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
+  for (const SlotOption& option : options) {
+    const double bytes = input.costs->state_bytes(option.held, option.context_checkpoints);
+    spdlog::debug("req={} may take slot {}: holds {} ({} usable, {} saved, {} context checkpoints), asked for again {:.2f}{}, save {:.3f} s, "
+                  "restore {:.3f} s, the unsaved rest {:.3f} s",
+                  record_.id, option.slot, option.held, option.usable, option.recoverable, option.context_checkpoints, option.return_chance,
+                  option.proven ? " (proven)" : "", input.costs->save_seconds(bytes), input.costs->restore_seconds(bytes),
+                  input.costs->prefill_seconds(option.recoverable, option.held));
+  }
   if (plan->source == Source::wait) {
     SlotState& busy = backend_.slots().at(plan->slot);
     ask_for_stop(busy, plan->base, true);

@@ -105,6 +105,16 @@ TEST_F(CatalogueTest, LearnsWherePromptsPart) {
   EXPECT_THAT(find("system world", truncatable), IsEmpty());  // known, but nothing saved
 }
 
+// Eleven conversations in turn: what had been saved with its answer seemed to be gone on from by nobody.
+TEST_F(CatalogueTest, ATurnThatSharesTheAnswerTooGoesOnFromThePrompt) {
+  catalogue->learn(ours, text("system hello"), 1);
+  save("system hello|answer", truncatable);
+  const auto next = catalogue->learn(ours, text("system hello|answer|and more"), 2);
+  EXPECT_TRUE(next.continues);
+  EXPECT_GT(catalogue->end_offsets(ours).followed(0), 0.2);
+  EXPECT_FALSE(catalogue->learn(ours, text("another system"), 3).continues);
+}
+
 TEST_F(CatalogueTest, TruncatableServesWhateverIsShared) {
   const CheckpointId a = save("abcdefghij", truncatable);
   EXPECT_THAT(find("abcdefghijkl", truncatable), ElementsAre(at(a, 10)));  // extended

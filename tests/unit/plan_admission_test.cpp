@@ -72,18 +72,24 @@ TEST(Admission, TheEndOfALongPromptIsWithinTheBudget) {
 TEST(Admission, TheEndOfTheSystemPromptIsTheFirstInsuranceButWithinTheBudget) {
   Case session(MemoryKind::checkpointed, 0, 3000);
   session.input.system_end = 2000;
+  session.input.sessions = 0.3;
   session.policy.bound_tokens = 100'000;
   EXPECT_THAT(session.places(), ElementsAre(2000));
   Case exact(MemoryKind::exact, 0, 8000);
   exact.input.system_end = 2000;
+  exact.input.sessions = 0.3;
   EXPECT_THAT(exact.places(), Contains(2000));
   Case known(MemoryKind::checkpointed, 2000, 3000);  // another session has it already
   known.input.system_end = 2000;
+  known.input.sessions = 0.3;
   EXPECT_THAT(known.places(), IsEmpty());
   Case brief(MemoryKind::checkpointed, 0, 600);
   brief.costs = machine(2000, 0.02);
   brief.input.system_end = 300;
+  brief.input.sessions = 0.3;
   EXPECT_THAT(brief.places(), IsEmpty());
+  brief.input.sessions_seen = true;
+  EXPECT_THAT(brief.places(), ElementsAre(300));
 }
 
 TEST(Admission, TheWidestGapIsWhatAnEditCostsAtWorst) {
