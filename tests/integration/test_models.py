@@ -86,6 +86,7 @@ class Front:
 class FrontProcess(Cairn):
     def __init__(self, port, arguments, log):
         self.port = port
+        self.headers = {}
         Process.__init__(self, arguments(port), log)
         wait_until(self._up, "Cairn listens", 60)
 
