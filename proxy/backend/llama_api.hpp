@@ -101,6 +101,7 @@ class LlamaApi {
   ResultTask<std::string> lora_adapters(CancelSource& cancel);  // the answer's JSON, "[]" where there are none
 
   // Of a server of several models (llama_server_listing.cpp); for an api without a route. None of them loads or wakes a model.
+  ResultTask<std::string> models(CancelSource& cancel);  // the JSON of GET /v1/models
   ResultTask<bool> is_llama_swap(CancelSource& cancel);
   ResultTask<ServerListing> router_listing(CancelSource& cancel);
   ResultTask<ServerListing> swap_listing(CancelSource& cancel);

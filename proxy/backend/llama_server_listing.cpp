@@ -59,13 +59,15 @@ Result<std::vector<ListedModel>> listed(const std::string& answer) {
 
 }  // namespace
 
+ResultTask<std::string> LlamaApi::models(CancelSource& cancel) { return get("/v1/models", cancel); }
+
 ResultTask<ServerListing> LlamaApi::router_listing(CancelSource& cancel) {
-  Result<std::string> answer = co_await get("/v1/models", cancel);
+  Result<std::string> answer = co_await models(cancel);
   if (!answer) co_return answer.error();
-  Result<std::vector<ListedModel>> models = listed(*answer);
-  if (!models) co_return models.error();
+  Result<std::vector<ListedModel>> found = listed(*answer);
+  if (!found) co_return found.error();
   ServerListing listing;
-  listing.models = std::move(*models);
+  listing.models = std::move(*found);
   const Result<std::string> props = co_await get("/props", cancel);
   if (!props) co_return props.error();
   const json::value value = parsed(*props);
@@ -82,14 +84,14 @@ ResultTask<bool> LlamaApi::is_llama_swap(CancelSource& cancel) {
 }
 
 ResultTask<ServerListing> LlamaApi::swap_listing(CancelSource& cancel) {
-  Result<std::string> answer = co_await get("/v1/models", cancel);
+  Result<std::string> answer = co_await models(cancel);
   if (!answer) co_return answer.error();
-  Result<std::vector<ListedModel>> models = listed(*answer);
-  if (!models) co_return models.error();
+  Result<std::vector<ListedModel>> found = listed(*answer);
+  if (!found) co_return found.error();
   Result<std::vector<std::string>> running = co_await swap_running(cancel);
   if (!running) co_return running.error();
   ServerListing listing;
-  listing.models = std::move(*models);
+  listing.models = std::move(*found);
   for (ListedModel& model : listing.models) {
     model.running = std::find(running->begin(), running->end(), model.name) != running->end();
   }

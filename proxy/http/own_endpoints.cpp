@@ -163,6 +163,39 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
   return answer;
 }
 
+Task<OwnAnswer> models_answer(const ServedModels& served, CancelSource& cancel) {
+  json::array models;
+  for (const ServedModels::Entry& entry : served.entries()) {
+    const Result<std::string> told = co_await entry.server->api().models(cancel);
+    boost::system::error_code bad;
+    const json::value listing = told ? json::parse(*told, bad) : json::value{};
+    const json::value* data = listing.find_pointer("/data", bad);
+    const json::array listed = data != nullptr && data->is_array() ? data->get_array() : json::array{};
+    if (entry.models.empty()) models.insert(models.end(), listed.begin(), listed.end());
+    for (const std::string& name : entry.models) {
+      // One that is not there, or not loaded, is served all the same.
+      json::object model;
+      for (const json::value& one : listed) {
+        const json::value* id = one.is_object() ? one.get_object().if_contains("id") : nullptr;
+        const bool its_own = id != nullptr && id->is_string() && std::string_view{id->get_string()} == name;
+        if (one.is_object() && (its_own || !entry.server->by_name())) model = one.get_object();
+        if (its_own) break;
+      }
+      model["id"] = name;
+      if (!model.contains("object")) model["object"] = "model";
+      if (!model.contains("owned_by")) model["owned_by"] = "llamacpp";
+      models.push_back(std::move(model));
+    }
+  }
+  json::object list;
+  list["object"] = "list";
+  list["data"] = std::move(models);
+  OwnAnswer answer;
+  answer.content_type = "application/json; charset=utf-8";
+  answer.body = json::serialize(list);
+  co_return answer;
+}
+
 OwnAnswer metrics_answer(const ServedModels& served, const Metrics& metrics) {
   CachedBackend& backend = served.entries().front().server->front();
   std::string text = metrics.text();

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "http/checkpoint_endpoints.hpp"
-#include "http/own_endpoints.hpp"
 #include "request/api_key.hpp"
 #include "request/cached_request.hpp"
 #include "request/error_answer.hpp"
@@ -100,6 +99,11 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
     co_await answer_own(downstream, record);
     co_return;
   }
+  if (served_.several() && record.method == "GET" && (record.path == "/v1/models" || record.path == "/models")) {
+    OwnAnswer answer = co_await models_answer(served_, downstream.cancel());
+    co_await send(downstream, record, std::move(answer));
+    co_return;
+  }
   // The model is named in the query of a GET and in the body of a POST; where one server has several, only there.
   const std::string& target = downstream.head().target;
   const bool by_name = served_.by_name();
@@ -135,7 +139,7 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   if (says_so) {
     backend = server->known(model);
   } else {
-    backend = co_await server->find(model);
+    backend = co_await server->find(record.path, model, downstream.cancel());
   }
   const ModelServer::Visit visit(*server, model);
   if (backend == nullptr) {
@@ -224,6 +228,10 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
     (void)co_await write_error(downstream, 404, "Cairn's own endpoints are /cairn/status, /cairn/metrics and /cairn/checkpoints");
     co_return;
   }
+  co_await send(downstream, record, std::move(answer));
+}
+
+Task<void> Router::send(Downstream& downstream, RequestRecord& record, OwnAnswer answer) {
   ResponseHead head;
   head.status = answer.status;
   head.reason = status_reason(answer.status);
@@ -236,7 +244,7 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   record.answer_bytes = answer.body.size();
   Result<void> written = co_await downstream.write_head(head, framing);
   const std::span<const char> bytes{answer.body.data(), answer.body.size()};
-  if (written && method != "HEAD") written = co_await downstream.write_body(bytes);
+  if (written && record.method != "HEAD") written = co_await downstream.write_body(bytes);
   if (written) written = co_await downstream.finish();
   if (!written) record.error = to_string(written.error());
 }

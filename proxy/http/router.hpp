@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "http/own_endpoints.hpp"
 #include "observe/metrics.hpp"
 #include "request/prompt_body.hpp"
 #include "request/recent_requests.hpp"
@@ -45,6 +46,7 @@ class Router final : public RequestHandler {
   ResultTask<std::string> read_body(Downstream& downstream, RequestRecord& record);
   Task<void> pass_on(Downstream& downstream, RequestRecord& record, ModelServer& server, std::optional<std::string> body);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
+  Task<void> send(Downstream& downstream, RequestRecord& record, OwnAnswer answer);
 
   ServedModels& served_;
   Metrics& metrics_;

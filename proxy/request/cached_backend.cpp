@@ -69,7 +69,7 @@ Task<void> CachedBackend::start(milliseconds patience) {
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
     // A probe under way is waited for longer than a backend that is not there.
     const milliseconds limit = phase_ == BackendPhase::probing ? options_.probe_wait : left;
-    if (limit.count() <= 0 || !co_await phase_change(limit)) co_return;
+    if (limit.count() <= 0 || !co_await phase_change(limit, stopping_)) co_return;
   }
 }
 
@@ -129,10 +129,12 @@ void CachedBackend::became(BackendPhase phase, std::string trouble) {
 }
 
 // A Wakeup each: it takes one waiter.
-Task<bool> CachedBackend::phase_change(milliseconds limit) {
+Task<bool> CachedBackend::phase_change(milliseconds limit, CancelSource& cancel) {
   auto told = std::make_shared<Wakeup>(executor_);
   phase_waiters_.push_back(told);
-  const bool changed = co_await told->wait_for(limit);
+  const std::function<void()> wake = [told] { told->notify(); };
+  const CancelSource::Registration registration = cancel.on_cancel(wake);
+  const bool changed = co_await told->wait_for(limit) && !cancel.cancelled();
   if (!changed) std::erase(phase_waiters_, told);
   co_return changed;
 }
@@ -271,7 +273,7 @@ Task<bool> CachedBackend::look() {
   co_return true;
 }
 
-Task<bool> CachedBackend::wait_ready() {
+Task<bool> CachedBackend::wait_ready(CancelSource& cancel) {
   auto deadline = std::chrono::steady_clock::now() + options_.probe_wait;
   bool looked = false;
   ++wanted_;
@@ -280,14 +282,14 @@ Task<bool> CachedBackend::wait_ready() {
     plain_since_ = std::chrono::steady_clock::now();
     if (co_await worth_another_probe() && phase_ == BackendPhase::plain) phase_ = BackendPhase::connecting;
   }
-  while (phase_ == BackendPhase::probing || (phase_ == BackendPhase::connecting && !looked)) {
+  while (!cancel.cancelled() && (phase_ == BackendPhase::probing || (phase_ == BackendPhase::connecting && !looked))) {
     if (loading_) deadline = std::chrono::steady_clock::now() + options_.probe_wait;
     const auto left = std::chrono::duration_cast<milliseconds>(deadline - std::chrono::steady_clock::now());
     if (left.count() <= 0) break;
     // Perhaps it has just come back: one look now, rather than when the next is due.
     looked = looked || phase_ == BackendPhase::connecting;
     if (phase_ == BackendPhase::connecting) look_now_->notify();
-    (void)co_await phase_change(left);
+    (void)co_await phase_change(left, cancel);
   }
   --wanted_;
   co_return phase_ == BackendPhase::ready;
@@ -341,7 +343,7 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
     if (same) believe(*infos);
   }
   if (!same && phase_ == BackendPhase::ready) {
-    spdlog::warn("the backend is not the one that was probed any more: probing it again");
+    spdlog::log(shared_ == nullptr ? spdlog::level::warn : spdlog::level::info, "{} is not the one that was probed any more: probing it again", label());
     suspect_down();
   }
   co_return same;

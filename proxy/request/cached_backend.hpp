@@ -79,7 +79,7 @@ class CachedBackend {
 
   // For a client's request: waits while the model is loaded, and (for at most probe_wait) while a probe is under way; true when
   // requests can be cached.
-  Task<bool> wait_ready();
+  Task<bool> wait_ready(CancelSource& cancel);
   // Of a server of several models; empty where it has one.
   Task<SharedServer::Turn> begin_turn(CancelSource& cancel);
   // Somebody found nobody listening, or a dead connection: look again.
@@ -235,7 +235,7 @@ class CachedBackend {
   Task<bool> worth_another_probe();
   std::string label() const;
   Task<bool> may_touch();   // with a call that no client waits for
-  Task<bool> phase_change(std::chrono::milliseconds limit);  // false: there was none
+  Task<bool> phase_change(std::chrono::milliseconds limit, CancelSource& cancel);  // false: there was none
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
   std::chrono::milliseconds quiet_before_write_back() const;

@@ -84,11 +84,11 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   if (parsed_.cache_prompt == false) co_return NoCacheReason::client_refused;
   if (parsed_.id_slot.value_or(0) < 0) co_return NoCacheReason::client_refused;
   if (!knows_the_key()) co_return NoCacheReason::other_key;
-  if (!co_await backend_.wait_ready()) co_return NoCacheReason::backend_not_ready;
+  if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
   turn_ = co_await backend_.begin_turn(downstream_.cancel());
   if (!co_await backend_.still_the_same(downstream_.cancel())) {
     turn_.end();  // it may have to be loaded, and others to make room
-    if (!co_await backend_.wait_ready()) co_return NoCacheReason::backend_not_ready;
+    if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
     turn_ = co_await backend_.begin_turn(downstream_.cancel());
   }
 

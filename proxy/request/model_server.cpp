@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <utility>
 
@@ -19,6 +20,15 @@ std::string swap_prefix(std::string_view name) {
     from = slash + 1;
   }
   return prefix;
+}
+
+// Whether the server sends a request to `path` to the model that the body names. To others it answers itself, and starts none.
+bool dispatches(ServerKind kind, std::string_view path) {
+  if (kind == ServerKind::router) return path != "/api/chat";
+  constexpr std::array<std::string_view, 12> paths{"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+                                                   "/v1/rerank", "/v1/reranking", "/rerank", "/reranking", "/infill", "/completion",
+                                                   "/v1/audio/transcriptions"};
+  return std::find(paths.begin(), paths.end(), path) != paths.end();
 }
 
 }  // namespace
@@ -83,11 +93,11 @@ std::string ModelServer::canonical(const std::string& name) const {
   return at == names_.end() ? name : at->second;
 }
 
-Task<CachedBackend*> ModelServer::find(const std::optional<std::string>& model) {
+Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optional<std::string>& model, CancelSource& cancel) {
   // What it is must be known before what the request needs of it.
-  if (by_name() && front_.phase() != BackendPhase::plain) (void)co_await front_.wait_ready();
+  if (by_name() && front_.phase() != BackendPhase::plain) (void)co_await front_.wait_ready(cancel);
   if (!by_name() || !front_.looked_at()) co_return &front_;
-  if (!model || front_.phase() != BackendPhase::plain) co_return nullptr;
+  if (!model || front_.phase() != BackendPhase::plain || !dispatches(front_.probe().server, path)) co_return nullptr;
   if (!names_.contains(*model)) (void)co_await listing();
   const auto listed = names_.find(*model);
   if (listed == names_.end()) co_return nullptr;

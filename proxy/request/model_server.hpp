@@ -30,9 +30,9 @@ class ModelServer final : public SharedServer {
   void cut();
   Task<void> stop(std::chrono::milliseconds limit);
 
-  // For a client's request that names `model`: what serves it. nullptr: the server knows no such model, or is not there; it
-  // answers for itself.
-  Task<CachedBackend*> find(const std::optional<std::string>& model);
+  // For a client's request to `path` that names `model`: what serves it. nullptr: the server knows no such model, or is not
+  // there; it answers for itself.
+  Task<CachedBackend*> find(std::string_view path, const std::optional<std::string>& model, CancelSource& cancel);
   // The one it made for `model`, which may be an alias; nullptr: none so far.
   CachedBackend* known(const std::optional<std::string>& model);
   // False: it has one model, so that names do not matter.
@@ -54,6 +54,7 @@ class ModelServer final : public SharedServer {
   // The server itself: its one model where it has one, and `plain` where it has several.
   CachedBackend& front() { return front_; }
   Upstream& upstream() { return *upstream_; }
+  LlamaApi& api() { return api_; }  // of the server itself
   const std::map<std::string, std::unique_ptr<CachedBackend>>& models() const { return models_; }
 
   Task<void> before_load(CachedBackend& model) override;

@@ -65,7 +65,7 @@ void RequestRecord::finish(Metrics& metrics) {
 
   std::string line = fmt::format("req={} {} {} status={}", id, method, path, status);
   const auto out = std::back_inserter(line);
-  if (!model.empty()) fmt::format_to(out, " model={}", model);
+  if (!model.empty()) fmt::format_to(out, " model={:?}", model);
   if (no_cache == NoCacheReason::used) {
     fmt::format_to(out, " prompt={} known={} plan={}({}) planned={} reused={} computed={} pieces={} slot={}", prompt_tokens,
                    known_tokens, to_string(source), plan_reason, planned_tokens, reused_tokens, computed_tokens, pieces, slot);

@@ -1,15 +1,17 @@
 """Several models: a router with real children, several backends by name, and llama-swap's documented behaviour (a stand-in) in
 front of real servers. Each model's later turns reuse its earlier ones, whatever was swapped, and Cairn's own calls load nothing."""
 
+import concurrent.futures
 import contextlib
 import http.client
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
-from stack import Backend, Cairn, Process, call, free_port, llama_server, model_path, tail, tokens, wait_until
+from stack import (Backend, Cairn, Process, cairn_binary, call, free_port, llama_server, model_path, prose, tail, tokens, wait_until)
 from swap_stand_in import SwapStandIn
 
 PROMPT = 1500
@@ -92,7 +94,6 @@ class FrontProcess(Cairn):
 
 
 def serve(folder, *more):
-    from stack import cairn_binary
     return lambda port: [cairn_binary(), "serve", "--listen", f"127.0.0.1:{port}", "--slot-dir", folder / "slots", "--state-dir",
                          folder / "state", "--checkpoint-interval", "1024", *more]
 
@@ -176,6 +177,15 @@ def test_models_side_by_side_go_on_in_their_slots_and_come_back_after_unload(fol
     assert record["plan"] == "restore" and record["reused_tokens"] >= PROMPT + 199, record
     record = front.ask("beta", talks["beta"][2])
     assert record["plan"] == "live" and record["reused_tokens"] >= PROMPT + 199, record
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        messages = [{"role": "user", "content": prose(400, seed=len(path))}]
+        first = call(front.port, "POST", path, {"model": "al", "messages": messages, "max_tokens": 4})
+        assert first.status == 200, first.body
+        messages += [{"role": "assistant", "content": "so it is"}, {"role": "user", "content": "and then?"}]
+        second = call(front.port, "POST", path, {"model": "alpha", "messages": messages, "max_tokens": 4})
+        record = front.cairn.status()["latest_requests"][0]
+        assert second.status == 200 and record["path"] == path and record["model"] == "alpha"
+        assert record["reused_tokens"] > 0.8 * record["prompt_tokens"] > 400, record
     listed = call(front.port, "GET", "/v1/models").json()["data"]
     assert [one["id"] for one in listed] == [one["id"] for one in call(router.port, "GET", "/v1/models").json()["data"]]
     metrics = call(front.port, "GET", "/cairn/metrics").body.decode()
@@ -247,7 +257,6 @@ def test_backends_by_the_names_of_models(folder, running):
     config = {"slot_dir": str(folder / "slots"), "state_dir": str(folder / "state"), "checkpoint_interval": 1024,
               "backends": [{"url": f"http://127.0.0.1:{backend.port}", "models": [name, f"{name}-too"]} for name, backend in backends.items()]}
     (folder / "cairn.yaml").write_text(json.dumps(config))  # which is YAML
-    from stack import cairn_binary
     front = Front(folder, lambda port: [cairn_binary(), "serve", "--config", folder / "cairn.yaml", "--listen", f"127.0.0.1:{port}"])
     running(front.cairn)
     talks = {name: conversation(seed + 40) for seed, name in enumerate(KINDS)}
@@ -265,6 +274,11 @@ def test_backends_by_the_names_of_models(folder, running):
     for name, talk in talks.items():
         record = front.ask(f"{name}-too", talk[2])
         assert record["plan"] == "restore" and record["reused_tokens"] >= PROMPT - 1, record
+    listed = {one["id"]: one["meta"]["size"] for one in call(front.port, "GET", "/v1/models").json()["data"]}
+    assert set(listed) == {"alpha", "alpha-too", "beta", "beta-too"} and listed["alpha"] == listed["alpha-too"] != listed["beta"]
+    checked = subprocess.run([cairn_binary(), "check", "--config", folder / "cairn.yaml"], capture_output=True, text=True, timeout=60)
+    for name, backend in backends.items():
+        assert f"backend http://127.0.0.1:{backend.port} for {name}, {name}-too" in checked.stdout, checked.stdout
     # What is not cached finds its way by the name as well.
     for name in KINDS:
         path = call(front.port, "GET", f"/props?model={name}").json()["model_path"]
@@ -295,9 +309,28 @@ def test_behind_llama_swap_each_model_comes_back_with_its_states_and_nothing_els
                 assert record["plan"] == "restore" and record["reused_tokens"] >= len(talk[turn - 1]) - 1, record
     front.settle()
     assert swap.started == list(KINDS) * 3, "one start for each request that wanted another model"
+    for path in ("/completions", "/v1/nothing"):  # which it does not know
+        assert call(front.port, "POST", path, {"model": "alpha", "prompt": "x"}).status == 404
+    assert swap.running() == ["beta"]
     own, theirs = (call(port, "POST", "/v1/chat/completions", {"model": "nobody", "messages": []}) for port in (front.port, swap.port))
     assert (own.status, own.body) == (theirs.status, theirs.body)
     call(front.port, "GET", "/unload")
     assert swap.running() == []
     front.cairn.stop()
     assert swap.started == list(KINDS) * 3, "not even to save at the end"
+
+
+def test_requests_for_both_models_at_once_behind_llama_swap_do_not_swap_back_and_forth(folder, running):
+    def start(name, port):
+        return Backend(KINDS[name], port, folder / "slots", folder / "router.log", ("-np", "2", "-c", "8192"))
+
+    swap = running(SwapStandIn(free_port(), list(KINDS), start))
+    front = start_front(folder, running, swap.port)
+    wanted = [name for name in KINDS for _ in range(3)]
+    bodies = [{"model": name, "prompt": tokens(700, seed=60 + i), "n_predict": 4, "stream": i % 2 == 0} for i, name in enumerate(wanted)]
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: call(front.port, "POST", "/completion", body), bodies))
+    assert [answer.status for answer in answers] == [200] * len(bodies)
+    # Without Cairn at most one start a request; with it a request makes several calls.
+    assert len(swap.started) <= len(wanted), swap.started
+    front.cairn.stop()
