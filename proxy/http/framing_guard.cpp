@@ -113,7 +113,6 @@ std::optional<HeadRejection> check_head(std::string_view head) {
   if (seen.encodings > 0 && seen.length) return bad("both Transfer-Encoding and Content-Length");
   if (seen.encodings > 0 && seen.version < 11) return bad("Transfer-Encoding in HTTP/1.0");
   if (seen.hosts > 1) return bad("Host twice");
-  if (seen.hosts == 0 && seen.version >= 11) return bad("no Host");
   return std::nullopt;
 }
 

@@ -128,6 +128,8 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
       body.has_media = mentions_media(raw);
     }
   }
+  const char* rest = nullptr;
+  if (document.current_location().get(rest) == simdjson::SUCCESS) return unreadable("more than an object");
   if (form == PromptForm::messages || form == PromptForm::responses) {
     Result<ConvertedChat> converted = form == PromptForm::messages ? chat_of_messages(text) : chat_of_responses(text);
     if (!converted) return converted.error();
@@ -145,16 +147,15 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
 }
 
 std::string splice_slot(std::string_view body, int slot, bool add_cache_prompt) {
-  const std::size_t open = body.find('{');
-  const std::size_t next = body.find_first_not_of(" \t\r\n", open + 1);
-  const bool empty = next != std::string_view::npos && body[next] == '}';
+  const std::size_t close = body.rfind('}');
+  const std::size_t before = body.find_last_not_of(" \t\r\n", close - 1);
   std::string spliced;
   spliced.reserve(body.size() + 48);
-  spliced.append(body.substr(0, open + 1));
+  spliced.append(body.substr(0, close));
+  if (body[before] != '{') spliced += ',';
   fmt::format_to(std::back_inserter(spliced), R"("id_slot":{})", slot);
   if (add_cache_prompt) spliced += R"(,"cache_prompt":true)";
-  if (!empty) spliced += ',';
-  spliced.append(body.substr(open + 1));
+  spliced.append(body.substr(close));
   return spliced;
 }
 

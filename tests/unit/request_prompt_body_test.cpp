@@ -162,6 +162,7 @@ TEST(PromptBody, DeepAndLongBodies) {
   // Deeper than any parser goes: either way, but not a crash.
   deep = R"({"x":)" + std::string(200'000, '[') + std::string(200'000, ']') + R"(,"prompt":"a"})";
   (void)completion(deep);
+  for (const char* more : {"}", ",", "1", " {}", "\n]"}) EXPECT_FALSE(completion(R"({"prompt":"a"})" + std::string(more))) << more;
   (void)completion(R"({"prompt":)" + std::string(100'000, '['));
   (void)chat(R"({"messages":)" + std::string(100'000, '[') + std::string(100'000, ']') + "}");
 
@@ -184,18 +185,19 @@ TEST(SpliceSlot, EveryOtherByteStays) {
     const char* spliced;
   };
   for (const Row& row : std::initializer_list<Row>{
-           {R"({"prompt":"a"})", R"({"id_slot":3,"cache_prompt":true,"prompt":"a"})"},
-           {"  \r\n{ \"prompt\" : \"{\" }\n ", "  \r\n{\"id_slot\":3,\"cache_prompt\":true, \"prompt\" : \"{\" }\n "},
+           {R"({"prompt":"a"})", R"({"prompt":"a","id_slot":3,"cache_prompt":true})"},
+           {"  \r\n{ \"prompt\" : \"}\" }\n ", "  \r\n{ \"prompt\" : \"}\" ,\"id_slot\":3,\"cache_prompt\":true}\n "},
            {"{}", R"({"id_slot":3,"cache_prompt":true})"},
-           {"{ \n }", "{\"id_slot\":3,\"cache_prompt\":true \n }"},
-           {R"({"n":1.0,"x":1e+05,"\u0061":"\/"})", R"({"id_slot":3,"cache_prompt":true,"n":1.0,"x":1e+05,"\u0061":"\/"})"}}) {
+           {"{ \n }", "{ \n \"id_slot\":3,\"cache_prompt\":true}"},
+           {R"({"a":{}})", R"({"a":{},"id_slot":3,"cache_prompt":true})"},
+           {R"({"n":1.0,"x":1e+05,"\u0061":"\/"})", R"({"n":1.0,"x":1e+05,"\u0061":"\/","id_slot":3,"cache_prompt":true})"}}) {
     EXPECT_EQ(splice_slot(row.body, 3, true), row.spliced);
     boost::system::error_code error;
     const auto parsed = boost::json::parse(row.spliced, error);
     EXPECT_FALSE(error) << row.spliced;
     EXPECT_EQ(parsed.at("id_slot").as_int64(), 3);
   }
-  EXPECT_EQ(splice_slot(R"({"prompt":"a"})", 0, false), R"({"id_slot":0,"prompt":"a"})");
+  EXPECT_EQ(splice_slot(R"({"prompt":"a"})", 0, false), R"({"prompt":"a","id_slot":0})");
   EXPECT_EQ(splice_slot("{}", 12, false), R"({"id_slot":12})");
 }
 
