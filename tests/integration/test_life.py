@@ -120,6 +120,23 @@ def test_requests_cut_at_every_byte_leave_nothing_behind(rig):
     assert rig.right(list(b"abc"))
 
 
+def test_clients_that_stall_in_the_middle_hold_up_nobody(rig):
+    backend = rig.start(state_version=4)
+    watched = Watched(rig)
+    request = request_bytes({"prompt": "abc", "n_predict": 2})
+    stalled = []
+    for at in (1, 20, len(request) // 2, len(request) - 1) * 5:
+        client = connect(rig.cairn_port)
+        client.sendall(request[:at])
+        stalled.append((client, request[at:]))
+    assert rig.right(prompt(300, 1)), "the only slot is not theirs yet"
+    for client, rest in stalled:
+        client.sendall(rest)
+        assert backend.expected(list(b"abc")).encode() in read_until(client, b"timings")
+        client.close()
+    watched.assert_nothing_left()
+
+
 def test_corrupted_requests_get_an_answer_or_an_error(rig):
     rig.start(state_version=4)
     request = request_bytes({"prompt": "abc", "n_predict": 2})
