@@ -1,10 +1,38 @@
 #include "prefix/prefix_tree.hpp"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <stdexcept>
 
 namespace cairn {
+
+namespace {
+constexpr std::size_t kHopsAhead = 16;  // a node's record is asked for so long before it is needed
+constexpr std::size_t kHopsApart = 8;   // and its tokens so long after that, when the record is there
+}  // namespace
+
+// On the way down a long path cache misses are the cost: fetches what lies some hops ahead, where the last insert went. Hints
+// only: a path that turns elsewhere pays for its misses.
+class PrefixTree::Lookahead {
+ public:
+  explicit Lookahead(const PrefixTree& tree) : tree_(tree) { coming_.fill(kNone); }
+  void arrive_at(NodeId id) {
+    const NodeId ahead = tree_.at(id).ahead;
+    if (ahead != kNone) __builtin_prefetch(&tree_.at(ahead));
+    coming_[hops_ % kHopsAhead] = ahead;
+    const NodeId fetched = coming_[(hops_ + kHopsAhead - kHopsApart) % kHopsAhead];
+    if (fetched != kNone) tree_.arena_.prefetch<7>(tree_.at(fetched).edge_offset);
+    ++hops_;
+  }
+  // What the path may go on with; any id, or kNone.
+  NodeId guess() const { return coming_[hops_ % kHopsAhead]; }
+
+ private:
+  const PrefixTree& tree_;
+  std::array<NodeId, kHopsAhead> coming_;
+  std::size_t hops_ = 0;
+};
 
 PrefixTree::PrefixTree(Options options) : arena_(options.arena_block_log2) {
   new_node(kNone, 0);
@@ -17,9 +45,11 @@ PrefixTree::InsertResult PrefixTree::insert(TokenSpan tokens, std::int64_t now_m
   InsertResult result;
   NodeId node = kRoot;
   std::size_t depth = 0;
+  Lookahead lookahead(*this);
   while (depth < tokens.size()) {
-    const NodeId child = find_child(node, tokens[depth]);
+    const NodeId child = find_child(node, tokens[depth], lookahead.guess());
     if (child == kNone) break;
+    lookahead.arrive_at(child);
     const std::uint32_t length = at(child).edge_length;
     const std::uint32_t common = common_with_edge(child, tokens.subspan(depth));
     depth += common;
@@ -49,9 +79,11 @@ PrefixTree::InsertResult PrefixTree::insert(TokenSpan tokens, std::int64_t now_m
 PrefixTree::Match PrefixTree::match(TokenSpan tokens) const {
   Match match;
   std::size_t depth = 0;
+  Lookahead lookahead(*this);
   while (depth < tokens.size()) {
-    const NodeId child = find_child(match.node, tokens[depth]);
+    const NodeId child = find_child(match.node, tokens[depth], lookahead.guess());
     if (child == kNone) break;
+    lookahead.arrive_at(child);
     const std::uint32_t length = at(child).edge_length;
     const std::uint32_t common = common_with_edge(child, tokens.subspan(depth));
     depth += common;
@@ -110,22 +142,22 @@ std::uint64_t PrefixTree::bytes_held() const {
   return sizeof(*this) + arena_.bytes() + nodes_.bytes() + marks_.bytes() + children_.bytes();
 }
 
-NodeId PrefixTree::find_child(NodeId parent, Token first) const {
-  const NodeId likeliest = at(parent).first_child;  // fetched already, see common_with_edge()
+NodeId PrefixTree::find_child(NodeId parent, Token first, NodeId guess) const {
+  // Both were fetched already: by Lookahead, by common_with_edge().
+  const NodeId likeliest = at(parent).first_child;
+  const auto is_it = [&](NodeId id) { return at(id).parent == parent && first_token(at(id)) == first; };
+  if (guess != kNone && is_it(guess)) return guess;
   if (likeliest == kNone || first_token(at(likeliest)) == first) return likeliest;
-  return children_.find(ChildTable::hash(parent, first), [&](NodeId id) {
-    const Node& node = at(id);
-    return node.parent == parent && first_token(node) == first;
-  });
+  return children_.find(ChildTable::hash(parent, first), is_it);
 }
 
-// Compares the edge with what is left of a sequence. On paths of many nodes cache misses are the cost, so what comes
-// next if all of the edge fits is fetched meanwhile: the table's slot, the likeliest child (the one split off, which
-// stays first, and whose tokens follow in the arena).
+// Compares the edge with what is left of a sequence. What comes next if all of the edge fits is fetched meanwhile: the
+// likeliest child (the one split off, which stays first, and whose tokens follow in the arena) and, where no hint leads on, the
+// table's slot: on every hop of a long path those misses would cost as much as all the rest.
 std::uint32_t PrefixTree::common_with_edge(NodeId id, TokenSpan rest) const {
   const Node& node = at(id);
   if (node.edge_length < rest.size() && node.child_count > 0) {
-    children_.prefetch(ChildTable::hash(id, rest[node.edge_length]));
+    if (node.ahead == kNone) children_.prefetch(ChildTable::hash(id, rest[node.edge_length]));
     __builtin_prefetch(&at(node.first_child));
     arena_.prefetch(std::uint64_t{node.edge_offset} + node.edge_length);
   }
@@ -144,7 +176,7 @@ NodeId PrefixTree::new_node(NodeId parent, std::uint32_t begin) {
                 .child_count = 0,
                 .last_use_ms = 0,
                 .visits = 0,
-                .pins = 0,
+                .ahead = kNone,
                 .first_mark = kNone,
                 .subtree_marks = 0,
                 .older = id,
@@ -165,6 +197,7 @@ NodeId PrefixTree::split(NodeId id, std::uint32_t depth) {
   high.edge_length = high_length;
   high.last_use_ms = low.last_use_ms;
   high.visits = low.visits;
+  high.ahead = low.ahead;
   high.subtree_marks = low.subtree_marks;
   replace_child(id, upper);
   children_.replace(hash_of(upper), id, upper);
@@ -186,10 +219,14 @@ NodeId PrefixTree::split(NodeId id, std::uint32_t depth) {
 
 // From the leaf up, so that on the recency list every node stands before its parent.
 void PrefixTree::touch_path(NodeId leaf, std::int64_t now_ms) {
+  std::array<NodeId, kHopsAhead> below;
+  std::size_t hops = 0;
   for (NodeId id = leaf;; id = at(id).parent) {
     Node& node = at(id);
     ++node.visits;
     node.last_use_ms = now_ms;
+    if (hops >= kHopsAhead) node.ahead = below[hops % kHopsAhead];
+    below[hops++ % kHopsAhead] = id;
     if (id == kRoot) return;
     if (is_listed(id)) unlist(id);
     list_newest(id);

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "prefix/child_table.hpp"
@@ -78,7 +79,7 @@ class PrefixTree {
   std::uint32_t children(NodeId node) const { return at(node).child_count; }
   std::uint32_t visits(NodeId node) const { return at(node).visits; }
   std::int64_t last_use_ms(NodeId node) const { return at(node).last_use_ms; }
-  std::uint32_t pins(NodeId node) const { return at(node).pins; }
+  std::uint32_t pins(NodeId node) const { return is_pinned(node) ? pins_.at(node) : 0; }
   std::uint32_t marks_in_subtree(NodeId node) const { return at(node).subtree_marks; }
   Tokens edge_tokens(NodeId node) const;
   Tokens tokens_to(NodeId node) const;                             // the whole path
@@ -133,7 +134,8 @@ class PrefixTree {
     NodeId parent, first_child, next_sibling, previous_sibling;  // the first child's previous is the last child
     std::uint32_t child_count;
     std::int64_t last_use_ms;
-    std::uint32_t visits, pins;
+    std::uint32_t visits;
+    NodeId ahead;  // some hops down the path last inserted here, for fetching only: it may be any id, dead or elsewhere
     std::uint32_t first_mark, subtree_marks;
     NodeId older, newer;  // the recency list; off it: older == itself
   };
@@ -174,7 +176,8 @@ class PrefixTree {
   const Node& at(NodeId id) const { return nodes_[id]; }
   Token first_token(const Node& node) const { return arena_.at(node.edge_offset); }
 
-  NodeId find_child(NodeId parent, Token first) const;
+  class Lookahead;
+  NodeId find_child(NodeId parent, Token first, NodeId guess = kNone) const;
   std::uint32_t common_with_edge(NodeId id, TokenSpan rest) const;
   NodeId new_node(NodeId parent, std::uint32_t begin);
   NodeId split(NodeId id, std::uint32_t depth);
@@ -192,6 +195,7 @@ class PrefixTree {
   void list_newest(NodeId id);
   void list_oldest(NodeId id);
   void unlist(NodeId id);
+  bool is_pinned(NodeId id) const { return !pins_.empty() && pins_.contains(id); }
   bool is_removable(NodeId id) const;
   void offer(NodeId id);  // back on the list, if it is free to go
   void remove_leaf(NodeId id);
@@ -205,6 +209,7 @@ class PrefixTree {
   Pool<Node> nodes_;
   Pool<MarkRecord> marks_;
   ChildTable children_;
+  std::unordered_map<NodeId, std::uint32_t> pins_;  // of those that have any
   NodeId oldest_ = kNone;  // of the recency list: a node stands before its parent, so the oldest one is a leaf
   NodeId newest_ = kNone;
   std::size_t node_count_ = 0;

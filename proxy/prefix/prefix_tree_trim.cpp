@@ -15,13 +15,13 @@ constexpr std::uint32_t kMaxCopiedTokens = 4096;
 
 bool PrefixTree::pin(NodeId node) {
   if (!is_live(node)) return false;
-  ++at(node).pins;  // ancestors are safe already: only leaves go, and only pinless nodes are joined
+  ++pins_[node];  // ancestors are safe already: only leaves go, and only pinless nodes are joined
   return true;
 }
 
 bool PrefixTree::unpin(NodeId node) {
-  if (!is_live(node) || at(node).pins == 0) return false;
-  --at(node).pins;
+  if (!is_live(node) || !is_pinned(node)) return false;
+  if (--pins_.at(node) == 0) pins_.erase(node);
   offer(node);
   return true;
 }
@@ -42,7 +42,7 @@ std::uint64_t PrefixTree::trim(std::uint64_t max_edge_tokens) {
 
 bool PrefixTree::is_removable(NodeId id) const {
   const Node& node = at(id);
-  return id != kRoot && node.child_count == 0 && node.subtree_marks == 0 && node.pins == 0;
+  return id != kRoot && node.child_count == 0 && node.subtree_marks == 0 && !is_pinned(id);
 }
 
 void PrefixTree::offer(NodeId id) {
@@ -68,7 +68,7 @@ void PrefixTree::remove_leaf(NodeId id) {
 // A later last use of the upper node is its own prompt's: joining the two would let it go with the older child.
 void PrefixTree::merge_into_only_child(NodeId id) {
   const Node& upper = at(id);
-  if (id == kRoot || upper.first_mark != kNone || upper.pins > 0) return;
+  if (id == kRoot || upper.first_mark != kNone || is_pinned(id)) return;
   const NodeId child = upper.first_child;
   Node& lower = at(child);
   if (lower.last_use_ms != upper.last_use_ms) return;

@@ -36,6 +36,10 @@ void TokenArena::release(Offset offset, std::uint32_t count_tokens) {
 
 std::uint32_t TokenArena::common_prefix(Offset offset, std::uint32_t count_tokens, TokenSpan tokens) const {
   const std::uint32_t limit = static_cast<std::uint32_t>(std::min<std::size_t>(count_tokens, tokens.size()));
+  if ((offset & block_mask()) + std::uint64_t{limit} <= block_tokens()) {
+    const Token* held = blocks_[offset >> block_log2_].get() + (offset & block_mask());
+    return static_cast<std::uint32_t>(cairn::common_prefix({held, limit}, tokens.first(limit)));
+  }
   std::uint32_t common = 0;
   for_each_piece(offset, limit, [&](const Token* piece, std::uint32_t length, std::uint32_t done) {
     const std::size_t same = cairn::common_prefix({piece, length}, tokens.subspan(done, length));

@@ -32,11 +32,12 @@ class TokenArena {
   Token at(Offset offset) const { return blocks_[offset >> block_log2_][offset & block_mask()]; }
 
   // Says that the tokens from here on may be wanted soon; any number will do.
+  template <std::size_t kLines = 4>
   void prefetch(std::uint64_t offset) const {
     const std::uint64_t inside = offset & block_mask();
-    if (is_free(offset >> block_log2_) || inside + 64 > block_tokens()) return;
+    if (is_free(offset >> block_log2_) || inside + 16 * kLines > block_tokens()) return;
     const Token* tokens = blocks_[offset >> block_log2_].get() + inside;
-    for (std::size_t line = 0; line < 4; ++line) __builtin_prefetch(tokens + 16 * line);
+    for (std::size_t line = 0; line < kLines; ++line) __builtin_prefetch(tokens + 16 * line);
   }
 
   // Number of leading tokens that [offset, offset + count) and `tokens` have in common.

@@ -21,6 +21,8 @@ std::size_t common_prefix(TokenSpan a, TokenSpan b) {
   const std::size_t limit = std::min(a.size(), b.size());
   std::size_t at = 0;
   while (at + 32 <= limit && same_stride<32>(a.data() + at, b.data() + at)) at += 32;
+  // The rest with one look back over what was compared already: loops over it would be mispredicted edge after edge.
+  if (at + 32 > limit && limit >= 32 && same_stride<32>(a.data() + limit - 32, b.data() + limit - 32)) return limit;
   while (at + 8 <= limit && same_stride<8>(a.data() + at, b.data() + at)) at += 8;
   while (at < limit && a[at] == b[at]) ++at;
   return at;
