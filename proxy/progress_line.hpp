@@ -19,6 +19,7 @@ class ProgressLine {
   ~ProgressLine() {
     if (shown_) fmt::print(stderr, "\r\x1b[K");
   }
+  bool shown() const { return shown_; }
   void show(std::uint64_t done, std::string_view what) const {
     if (!shown_) return;
     constexpr std::size_t width = 30;

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -12,6 +13,7 @@
 #include <thread>
 
 #include "config.hpp"
+#include "progress_line.hpp"
 #include "simulate/report.hpp"
 
 namespace cairn {
@@ -33,16 +35,24 @@ Result<std::uint64_t> budget_of(const std::string& text, double distinct_bytes) 
 
 // Fills in the results. The runs share nothing but the trace.
 void simulate_side_by_side(const Trace& trace, const SimulationOptions& options, std::vector<SimulationReport::Run>& runs) {
-  std::atomic<std::size_t> next{0};
+  std::atomic<std::size_t> next{0}, ended{0};
+  std::atomic<std::uint64_t> replayed{0};
   const auto work = [&] {
     for (std::size_t i = next++; i < runs.size(); i = next++) {
       SimulationOptions own = options;
       own.budget_bytes = runs[i].budget_bytes;
+      own.replayed = &replayed;
       runs[i].result = simulate(trace, own, *make_policy(runs[i].policy));
+      ++ended;
     }
   };
   std::vector<std::jthread> workers(std::min<std::size_t>(runs.size(), std::max(1U, std::thread::hardware_concurrency())));
   for (std::jthread& worker : workers) worker = std::jthread(work);
+  const ProgressLine progress(trace.requests.size() * runs.size());
+  while (progress.shown() && ended < runs.size()) {
+    progress.show(replayed, fmt::format("{} of {} runs", ended.load(), runs.size()));
+    std::this_thread::sleep_for(std::chrono::milliseconds{100});
+  }
 }
 
 Result<SimulationReport> simulate_all(const SimulateFlags& flags) {

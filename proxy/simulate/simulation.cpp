@@ -33,7 +33,10 @@ class Replay {
   }
 
   SimulationResult run() {
-    for (const TraceRequest& request : trace_.requests) step(request);
+    for (const TraceRequest& request : trace_.requests) {
+      step(request);
+      if (options_.replayed != nullptr) options_.replayed->fetch_add(1, std::memory_order_relaxed);
+    }
     result_.requests = trace_.requests.size();
     result_.held_bytes = bytes_;
     return result_;

@@ -2,6 +2,7 @@
 // Pure; one call, no state kept.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -32,6 +33,7 @@ struct SimulationOptions {
   ModelProfile profile;
   std::uint64_t budget_bytes = 0;  // 0: unbounded
   double low_water = 1.0;          // of the budget: what an eviction trims to
+  std::atomic<std::uint64_t>* replayed = nullptr;  // counts requests as they are done, for whoever watches
 };
 
 struct SimulationResult {
