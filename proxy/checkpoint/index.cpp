@@ -334,6 +334,27 @@ Result<Tokens> Index::tokens(CheckpointId id) {
                        static_cast<std::uint64_t>(read.integer_at(1)));
 }
 
+Result<Index::TokenBatch> Index::tokens_after(CheckpointId id, std::size_t enough) {
+  Statement read(*this,
+                 "SELECT id, token_count, token_hash, tokens FROM checkpoints JOIN checkpoint_tokens ON checkpoint_id=id "
+                 "WHERE id>? ORDER BY id");
+  read.integer(static_cast<std::int64_t>(id));
+  TokenBatch batch;
+  for (std::size_t found = 0; found < enough;) {
+    auto row = read.step();
+    if (!row) return row.error();
+    if (!*row) break;
+    const std::int64_t count = read.integer_at(1);
+    Result<Tokens> tokens = corrupt("negative token count");
+    if (count >= 0) {
+      tokens = decode_tokens(read.bytes_at(3), static_cast<std::uint64_t>(count), static_cast<std::uint64_t>(read.integer_at(2)));
+    }
+    found += 1 + (tokens ? tokens->size() : 0);
+    batch.emplace_back(CheckpointId{read.integer_at(0)}, std::move(tokens));
+  }
+  return batch;
+}
+
 Result<std::map<std::string, std::string>> Index::settings() {
   Statement read(*this, "SELECT key, value FROM settings");
   std::map<std::string, std::string> values;

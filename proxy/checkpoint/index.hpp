@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.hpp"
@@ -44,6 +45,10 @@ class Index {
   Result<void> update_checkpoints(const std::vector<CheckpointRecord>& records);
   Result<void> remove_checkpoints(const std::vector<CheckpointId>& ids);
   Result<Tokens> tokens(CheckpointId id);  // not_found, corrupt
+  // Those of the checkpoints with the next higher numbers, ascending, until they have `enough` tokens; empty at the end. Each is
+  // the tokens, or what is wrong with them (corrupt).
+  using TokenBatch = std::vector<std::pair<CheckpointId, Result<Tokens>>>;
+  Result<TokenBatch> tokens_after(CheckpointId id, std::size_t enough);
 
   Result<std::map<std::string, std::string>> settings();
   Result<void> put_setting(const std::string& key, const std::string& value);

@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
 #include <sstream>
 #include <utility>
 
@@ -72,13 +73,24 @@ std::string encode_files(const std::vector<FileStamp>& files) {
 }
 
 bool decode_files(const std::string& text, std::vector<FileStamp>& files) {
-  std::istringstream in(text);
-  FileStamp file;
-  while (in >> file.suffix >> file.bytes >> file.inode >> file.mtime_ns) {
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  const auto take = [&](auto& number) {
+    if (at == end || *at++ != ' ') return false;
+    const auto [stop, error] = std::from_chars(at, end, number);
+    at = stop;
+    return error == std::errc{};
+  };
+  while (at != end) {
+    FileStamp file;
+    const char* const space = std::find(at, end, ' ');
+    file.suffix.assign(at, space);
+    at = space;
+    if (file.suffix.empty() || !take(file.bytes) || !take(file.inode) || !take(file.mtime_ns) || at == end || *at++ != '\n') return false;
     if (file.suffix == "-") file.suffix.clear();
-    files.push_back(file);
+    files.push_back(std::move(file));
   }
-  return in.eof() && !files.empty() && files.front().suffix.empty();
+  return !files.empty() && files.front().suffix.empty();
 }
 
 std::string encode_tokens(TokenSpan tokens) {
@@ -93,7 +105,15 @@ Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::ui
   Tokens tokens(static_cast<std::size_t>(count));
   for (Token& token : tokens) {
     std::uint32_t id = 0;
-    if (!take_varint(blob, id)) return corrupt("token ids end early");
+    if (blob.size() >= 3 && static_cast<signed char>(blob[0]) < 0 && static_cast<signed char>(blob[1]) < 0 &&
+        static_cast<signed char>(blob[2]) >= 0) {
+      // Most of today's vocabularies.
+      id = (static_cast<std::uint32_t>(blob[0]) & 0x7f) | (static_cast<std::uint32_t>(blob[1]) & 0x7f) << 7 |
+           static_cast<std::uint32_t>(blob[2]) << 14;
+      blob.remove_prefix(3);
+    } else if (!take_varint(blob, id)) {
+      return corrupt("token ids end early");
+    }
     token = static_cast<Token>(id);
   }
   if (!blob.empty()) return corrupt("bytes behind the last token");
