@@ -81,7 +81,10 @@ const std::map<std::string, Setter>& setters() {
       {"backend_tls_verify", into(&Config::backend_tls_verify, &parse_bool)},
       {"slot_dir", into(&Config::slot_dir, &text_as_is)},
       {"state_dir", into(&Config::state_dir, &text_as_is)},
+      {"disk_dir", into(&Config::disk_dir, &text_as_is)},
       {"budget", into(&Config::budget_bytes, &parse_size)},
+      {"ram_budget", into(&Config::ram_budget_bytes, &parse_size)},
+      {"low_water", into(&Config::low_water, &parse_share)},
       {"min_free", into(&Config::min_free_bytes, &parse_size)},
       {"checkpoint_interval", into(&Config::checkpoint_interval_tokens, &parse_interval)},
       {"checkpoint_budget", into(&Config::checkpoint_budget, &parse_share)},
@@ -321,6 +324,11 @@ Result<void> validate(const Config& config) {
   });
   if (!any_tls && !config.backend_ca.empty()) {
     return invalid(fmt::format("backend_ca: the backend is {}, without TLS", backends.front().url));
+  }
+  if (!config.disk_dir.empty()) {
+    if (config.slot_dir.empty()) return invalid("slot_dir: missing (disk_dir alone is of no use)");
+    if (config.disk_dir == config.slot_dir) return invalid("disk_dir: is slot_dir itself; it is for copies on another, lasting disk");
+    if (config.ram_budget_bytes > config.budget_bytes) return invalid("ram_budget: is more than budget, which must hold copies of it all");
   }
   return {};
 }

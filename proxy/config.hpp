@@ -27,6 +27,7 @@ struct Config {
   std::vector<BackendConfig> backends;  // by the names of models; empty: `backend` is the only one
   std::string slot_dir;   // what the backend got as --slot-save-path, as this process sees it
   std::string state_dir;  // Cairn's own data
+  std::string disk_dir;   // set: two tiers; slot_dir is in RAM, and here lie the copies that outlive a reboot
   std::string backend_api_key;
   std::string own_api_key;        // for /cairn/…; empty: whoever can connect may ask
   std::string tls_certificate;    // PEM; with tls_key: clients come by https://
@@ -34,7 +35,9 @@ struct Config {
   std::string backend_ca;         // PEM; whom to trust as the backend; empty: the system's authorities
   bool backend_tls_verify = true;
   std::uint64_t budget_bytes = 20ull << 30;
+  std::uint64_t ram_budget_bytes = 4ull << 30;  // with disk_dir: of slot_dir; `budget` is disk_dir's then
   std::uint64_t min_free_bytes = 2ull << 30;
+  double low_water = 1.0;  // of the budget: what an eviction trims to
   std::optional<std::uint32_t> checkpoint_interval_tokens;  // 0: none inside a prompt; nullopt: chosen from what things cost
   double checkpoint_budget = 0.03;           // of a prompt's own time, for the stops that are chosen
   std::uint32_t worst_recomputation_tokens = 1024;      // what they aim at

@@ -19,7 +19,8 @@ namespace {
 // Flags override the file; what is not given stays.
 struct Flags {
   std::string config_path;
-  std::optional<std::string> listen, backend, slot_dir, state_dir, budget, min_free, interval, log_level, api_key, ubatch;
+  std::optional<std::string> listen, backend, slot_dir, state_dir, disk_dir, budget, ram_budget, min_free, interval, log_level, api_key,
+      ubatch;
   std::optional<std::string> own_key, tls_certificate, tls_key, backend_ca, backend_tls_verify;
 };
 
@@ -29,7 +30,9 @@ void add_flags(CLI::App& command, Flags& flags) {
   command.add_option("--backend", flags.backend, "llama-server's address (http://127.0.0.1:8080)");
   command.add_option("--slot-dir", flags.slot_dir, "what llama-server got as --slot-save-path, as seen from here");
   command.add_option("--state-dir", flags.state_dir, "where Cairn keeps its index");
+  command.add_option("--disk-dir", flags.disk_dir, "with --slot-dir in RAM: where copies of the states lie on a disk");
   command.add_option("--budget", flags.budget, "bytes that saved states may take (20GiB)");
+  command.add_option("--ram-budget", flags.ram_budget, "with --disk-dir: of these in --slot-dir (4GiB)");
   command.add_option("--min-free", flags.min_free, "bytes of the disk to leave free (2GiB)");
   command.add_option("--checkpoint-interval", flags.interval,
                      "tokens between checkpoints inside a prompt, off, or auto: as the budget of 3 % allows (auto)");
@@ -71,12 +74,14 @@ cairn::Result<cairn::Config> configuration(const Flags& flags) {
   }
   if (flags.slot_dir) config.slot_dir = *flags.slot_dir;
   if (flags.state_dir) config.state_dir = *flags.state_dir;
+  if (flags.disk_dir) config.disk_dir = *flags.disk_dir;
   if (flags.api_key) config.backend_api_key = *flags.api_key;
   if (flags.own_key) config.own_api_key = *flags.own_key;
   if (flags.tls_certificate) config.tls_certificate = *flags.tls_certificate;
   if (flags.tls_key) config.tls_key = *flags.tls_key;
   if (flags.backend_ca) config.backend_ca = *flags.backend_ca;
   cairn::Result<void> ok = take(config.budget_bytes, flags.budget, "--budget", &cairn::parse_size);
+  if (ok) ok = take(config.ram_budget_bytes, flags.ram_budget, "--ram-budget", &cairn::parse_size);
   if (ok) ok = take(config.min_free_bytes, flags.min_free, "--min-free", &cairn::parse_size);
   if (ok) ok = take(config.checkpoint_interval_tokens, flags.interval, "--checkpoint-interval", &cairn::parse_interval);
   if (ok) ok = take(config.ubatch_tokens, flags.ubatch, "--ubatch", &cairn::parse_count);

@@ -19,7 +19,10 @@ StoreOptions store_options(const Config& config) {
   StoreOptions options;
   options.slot_dir = config.slot_dir;
   options.state_dir = config.state_dir;
+  options.disk_dir = config.disk_dir;
   options.budget_bytes = config.budget_bytes;
+  options.ram_budget_bytes = config.ram_budget_bytes;
+  options.low_water = config.low_water;
   options.min_free_bytes = config.min_free_bytes;
   options.verify_checksums = config.verify_checksums;
   return options;
@@ -43,6 +46,13 @@ ResultTask<void> ServedStore::open() {
       spdlog::warn("nothing is saved until the disk allows it again: {}", to_string(*trouble));
     } else {
       spdlog::info("the disk allows saving again");
+    }
+  });
+  store->on_copying([](const Error* trouble) {
+    if (trouble != nullptr) {
+      spdlog::warn("saved states stay in slot_dir alone, and are lost in a reboot, until disk_dir takes copies again: {}", to_string(*trouble));
+    } else {
+      spdlog::info("disk_dir takes copies again");
     }
   });
   auto catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);

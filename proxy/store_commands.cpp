@@ -41,14 +41,18 @@ double mib(const json::value& bytes) { return bytes.to_number<double>() / (1 << 
 void print_json(const json::value& value) { fmt::print("{}\n", json::serialize(value)); }
 
 void print_list(const json::object& answer) {
-  fmt::print("{:>6}  {:>8}  {:>10}  {:>5}  {:>9}  {:<12}  {}\n", "id", "tokens", "MiB", "uses", "last used", "kind", "pin");
+  const bool tiers = answer.contains("disk_bytes");
+  fmt::print("{:>6}  {:>8}  {:>10}  {:>5}  {:>9}  {:<12}  {}{}\n", "id", "tokens", "MiB", "uses", "last used", "kind",
+             tiers ? "where     " : "", "pin");
   for (const json::value& value : answer.at("checkpoints").as_array()) {
     const json::object& one = value.as_object();
     std::string pin = one.at("pinned").as_bool() ? "pinned" : "";
     if (const json::value* label = one.if_contains("pin_label")) pin = std::string{label->as_string()};
-    fmt::print("{:>6}  {:>8}  {:>10.1f}  {:>5}  {:>9}  {:<12}  {}\n", one.at("id").to_number<std::int64_t>(),
+    std::string where;
+    if (tiers) where = fmt::format("{:<10}", std::string_view{one.at("tier").as_string()});
+    fmt::print("{:>6}  {:>8}  {:>10.1f}  {:>5}  {:>9}  {:<12}  {}{}\n", one.at("id").to_number<std::int64_t>(),
                one.at("tokens").to_number<std::int64_t>(), mib(one.at("bytes")), one.at("uses").to_number<std::int64_t>(),
-               ago(one.at("last_used_unix_ms").to_number<std::int64_t>()), std::string_view{one.at("kind").as_string()}, pin);
+               ago(one.at("last_used_unix_ms").to_number<std::int64_t>()), std::string_view{one.at("kind").as_string()}, where, pin);
   }
   fmt::print("{} states, {:.1f} MiB\n", answer.at("checkpoints").as_array().size(), mib(answer.at("bytes")));
 }

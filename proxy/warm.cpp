@@ -73,6 +73,14 @@ bool all_saved(const json::object& model) {
   });
 }
 
+// States that were not saved because others are worth more, since that Cairn started; 0 when it has no store.
+Task<std::int64_t> declined(StoreClient& server) {
+  const Result<json::value> status = co_await server.call("GET", "/cairn/status");
+  boost::system::error_code missing;
+  const json::value* count = status ? status->find_pointer("/store/declined", missing) : nullptr;
+  co_return count != nullptr ? count->to_number<std::int64_t>() : 0;
+}
+
 // Waits until nothing is left to save: the next prompt may take the slot.
 Task<bool> saved(StoreClient& server) {
   const auto executor = co_await boost::asio::this_coro::executor;
@@ -110,11 +118,13 @@ Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool 
         status = 1;
       } else {
         const Request request = request_of(*text);
+        const std::int64_t declined_before = co_await declined(server);
         const Result<json::value> answer = co_await server.call("POST", request.path, request.body, longest_prompt);
         if (answer) {
           result["computed_tokens"] = timing(*answer, "prompt_n");
           result["reused_tokens"] = timing(*answer, "cache_n");
-          result["saved"] = co_await saved(server);
+          const bool nothing_left = co_await saved(server);
+          result["saved"] = nothing_left && co_await declined(server) == declined_before;
         } else {
           result["error"] = answer.error().context;
           status = 1;
@@ -133,8 +143,8 @@ Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool 
     if (const json::value* error = result.if_contains("error")) {
       fmt::print(stderr, "{}: {}\n", name, std::string_view{error->as_string()});
     } else {
-      fmt::print("{}: {} tokens computed, {} were there\n", name, result.at("computed_tokens").as_int64(),
-                 result.at("reused_tokens").as_int64());
+      fmt::print("{}: {} tokens computed, {} were there{}\n", name, result.at("computed_tokens").as_int64(),
+                 result.at("reused_tokens").as_int64(), result.at("saved").as_bool() ? "" : "; not saved");
     }
   }
   co_return status;

@@ -185,6 +185,7 @@ bool Catalogue::has_state_at(NamespaceId name_space, TokenSpan tokens) const {
   if (match.matched_tokens != tokens.size()) return false;
   bool found = false;
   const PrefixTree::MarkVisitor visit = [&](const PrefixTree::Mark& mark) {
+    if (store_.find(id_of(mark.mark)) == nullptr) return true;  // on its way in
     found = mark.position_tokens == tokens.size();
     return false;
   };
@@ -228,6 +229,17 @@ std::vector<CheckpointId> Catalogue::add(CheckpointId id, TokenSpan tokens, std:
   }
   return useless;
 }
+
+Catalogue::Incoming::Incoming(Catalogue& catalogue, CheckpointRecord state, TokenSpan tokens, std::int64_t now_ms)
+    : catalogue_(catalogue), state_(std::move(state)) {
+  constexpr std::uint32_t above_all_rows = 0x80000000;  // see mark_of()
+  state_.id = id_of(above_all_rows | catalogue_.incoming_++);
+  state_.token_count = static_cast<std::uint32_t>(tokens.size());
+  state_.created_unix_ms = state_.last_used_unix_ms = now_ms;
+  catalogue_.attach(state_, tokens, now_ms);
+}
+
+Catalogue::Incoming::~Incoming() { catalogue_.detach(state_); }
 
 void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms) {
   std::unique_ptr<PrefixTree>& tree = trees_[record.namespace_id];

@@ -56,6 +56,22 @@ class Catalogue {
   // does not offer as well.
   std::vector<CheckpointId> add(CheckpointId id, TokenSpan tokens, std::int64_t now_ms);
 
+  // A state that is about to be saved, in the tree while this lives, so that what it drives out is judged beside it.
+  class [[nodiscard]] Incoming {
+   public:
+    // `state`: its namespace, tokens, kind, resume positions, bytes and cost; the id is given here.
+    Incoming(Catalogue& catalogue, CheckpointRecord state, TokenSpan tokens, std::int64_t now_ms);
+    Incoming(const Incoming&) = delete;
+    Incoming& operator=(const Incoming&) = delete;
+    ~Incoming();
+    // False: it would drive out what is worth more.
+    bool worth_saving() const { return catalogue_.store_.worth_saving(state_); }
+
+   private:
+    Catalogue& catalogue_;
+    CheckpointRecord state_;
+  };
+
   // A saved state can be resumed exactly at the end of `tokens`.
   bool has_state_at(NamespaceId name_space, TokenSpan tokens) const;
 
@@ -106,6 +122,7 @@ class Catalogue {
   std::map<NamespaceId, std::unique_ptr<PrefixTree>> trees_;
   std::map<CheckpointId, Place> places_;
   std::map<NamespaceId, Recent> recent_;
+  std::uint32_t incoming_ = 0;  // states on their way in, ever
   EvictedStates evicted_;
   std::map<NamespaceId, StateValues> values_;
 };

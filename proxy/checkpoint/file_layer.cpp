@@ -73,6 +73,24 @@ class PosixFile final : public ReadableFile {
   std::string path_;
 };
 
+class PosixWritable final : public WritableFile {
+ public:
+  PosixWritable(Descriptor descriptor, std::string path) : descriptor_(std::move(descriptor)), path_(std::move(path)) {}
+  Result<void> append(std::span<const std::byte> data) override {
+    while (!data.empty()) {
+      const ssize_t put = ::write(descriptor_.get(), data.data(), data.size());
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) return system_error("write", path_, errno);
+      data = data.subspan(static_cast<std::size_t>(put));
+    }
+    return {};
+  }
+
+ private:
+  Descriptor descriptor_;
+  std::string path_;
+};
+
 class PosixLock final : public FileLock {
  public:
   explicit PosixLock(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
@@ -101,6 +119,13 @@ Result<std::unique_ptr<ReadableFile>> PosixFileLayer::open(const std::string& pa
   if (!S_ISREG(status.st_mode)) return disk_error(ErrorCode::io, "open " + path + ": not a regular file");
   std::unique_ptr<ReadableFile> file = std::make_unique<PosixFile>(
       std::move(*opened), static_cast<std::uint64_t>(status.st_size), path);
+  return file;
+}
+
+Result<std::unique_ptr<WritableFile>> PosixFileLayer::create(const std::string& path) {
+  auto opened = open_descriptor(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+  if (!opened) return opened.error();
+  std::unique_ptr<WritableFile> file = std::make_unique<PosixWritable>(std::move(*opened), path);
   return file;
 }
 

@@ -37,6 +37,13 @@ class ReadableFile {
   virtual Result<std::size_t> read_at(std::uint64_t offset, std::span<std::byte> out) = 0;
 };
 
+// Written from its beginning to its end; closed when it goes out of scope.
+class WritableFile {
+ public:
+  virtual ~WritableFile() = default;
+  virtual Result<void> append(std::span<const std::byte> data) = 0;
+};
+
 // An advisory lock, given up when it goes out of scope or its process dies.
 class FileLock {
  public:
@@ -47,6 +54,7 @@ class FileLayer {
  public:
   virtual ~FileLayer() = default;
   virtual Result<std::unique_ptr<ReadableFile>> open(const std::string& path) = 0;
+  virtual Result<std::unique_ptr<WritableFile>> create(const std::string& path) = 0;  // io when the name is taken
   virtual Result<FileStatus> status(const std::string& path) = 0;  // of a link itself, not of its target
   virtual Result<DiskSpace> space(const std::string& directory) = 0;
   virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // plain names, unordered
@@ -62,6 +70,7 @@ class FileLayer {
 class PosixFileLayer final : public FileLayer {
  public:
   Result<std::unique_ptr<ReadableFile>> open(const std::string& path) override;
+  Result<std::unique_ptr<WritableFile>> create(const std::string& path) override;
   Result<FileStatus> status(const std::string& path) override;
   Result<DiskSpace> space(const std::string& directory) override;
   Result<std::vector<std::string>> list(const std::string& directory) override;

@@ -55,6 +55,9 @@ struct CheckpointRecord {
   std::string pin_label;
   Checksum checksum;             // over the files in the order of `files`
   std::vector<FileStamp> files;  // the state first, then its side files
+  // Where it lies, at least one of them. Not in the index: start-up looks.
+  bool in_slots = true;   // in the slot directory, from where the backend restores it
+  bool on_disk = false;   // in the disk directory, where there are tiers
 };
 
 // One behaviour of one model. Who decides whether a backend is the same one compares `identity` and `probe`.

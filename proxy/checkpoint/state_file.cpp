@@ -122,8 +122,8 @@ Result<ContextCheckpoints> read_appendix(ReadableFile& file, const StateHeader& 
   return found;
 }
 
-// Hashes one file, or only looks for the magic in it (hasher null).
-Result<void> pass_over(ReadableFile& file, std::uint64_t from, Hasher* hasher, MagicSearch* search) {
+// Hashes one file, looks for the magic in it, copies it: whatever is not null.
+Result<void> pass_over(ReadableFile& file, std::uint64_t from, Hasher* hasher, MagicSearch* search, WritableFile* copy = nullptr) {
   std::vector<std::byte> buffer(read_bytes + 4);
   const std::span<std::byte> piece(buffer.data() + 4, read_bytes);
   std::uint64_t offset = from;
@@ -133,6 +133,9 @@ Result<void> pass_over(ReadableFile& file, std::uint64_t from, Hasher* hasher, M
     if (auto read = read_exactly(file, offset, wanted); !read) return read.error();
     if (hasher != nullptr) hasher->add(wanted.data(), wanted.size());
     if (search != nullptr) search->look(wanted.data(), wanted.size(), offset);
+    if (copy != nullptr) {
+      if (auto put = copy->append(wanted); !put) return put;
+    }
     offset += wanted.size();
   }
   return {};
@@ -211,10 +214,12 @@ bool same_sizes(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b
   });
 }
 
-Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
-                                   bool look_for_appendix) {
+namespace {
+
+Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps, bool look_for_appendix,
+                       const std::string* copy_to) {
   const auto start = std::chrono::steady_clock::now();
-  StateScan scan;
+  StateScan result;
   Hasher hasher;
   for (const FileStamp& stamp : stamps) {
     auto file = files.open(path + stamp.suffix);
@@ -224,13 +229,31 @@ Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, co
     hasher.add(&stamp.bytes, sizeof stamp.bytes);
     MagicSearch search;
     const bool look = look_for_appendix && stamp.suffix.empty();
-    if (auto done = pass_over(**file, 0, &hasher, look ? &search : nullptr); !done) return done.error();
-    if (look) scan.appendix_candidates = search.take();
-    scan.bytes += stamp.bytes;
+    std::unique_ptr<WritableFile> copy;
+    if (copy_to != nullptr) {
+      auto created = files.create(*copy_to + stamp.suffix);
+      if (!created) return created.error();
+      copy = std::move(*created);
+    }
+    if (auto done = pass_over(**file, 0, &hasher, look ? &search : nullptr, copy.get()); !done) return done.error();
+    if (look) result.appendix_candidates = search.take();
+    result.bytes += stamp.bytes;
   }
-  scan.checksum = hasher.finish();
-  scan.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return scan;
+  result.checksum = hasher.finish();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace
+
+Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
+                                   bool look_for_appendix) {
+  return scan(files, path, stamps, look_for_appendix, nullptr);
+}
+
+Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
+                                   const std::string& to) {
+  return scan(files, path, stamps, false, &to);
 }
 
 Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates) {

@@ -54,6 +54,10 @@ struct StateScan {
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
                                    bool look_for_appendix);
 
+// The same while every file is copied to `to` + its suffix, names that must be free. Nothing is synced.
+Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
+                                   const std::string& to);
+
 // The context checkpoints that llama-server appended to the file; none when there are none. Format, from llama.cpp's pull request 26004 and checked on files of build 11669:
 //   "SCKP", u32 version 1, u32 count, then each: i64 n_tokens, i32 pos_min, i32 pos_max, three blobs (u64 size, bytes).
 // Where it begins is written nowhere: a candidate counts when its records end exactly where the file ends.

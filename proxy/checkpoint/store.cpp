@@ -85,6 +85,7 @@ CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, Blockin
     : options_(std::move(options)), files_(files), disk_pool_(disk_pool), policy_(std::move(policy)) {
   if (policy_ == nullptr) policy_ = std::make_unique<ValuePolicy>();
   counters_.budget_bytes = options_.budget_bytes;
+  if (has_tiers()) counters_.ram_budget_bytes = options_.ram_budget_bytes;
 }
 
 CheckpointStore::~CheckpointStore() = default;
@@ -95,77 +96,44 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   std::unique_ptr<CheckpointStore> store(
       new CheckpointStore(std::move(options), files, disk_pool, std::move(policy)));
   CheckpointStore& self = *store;
-  const auto job = [&self] { return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir); };
+  const auto job = [&self] {
+    return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir);
+  };
   auto loaded = co_await self.index_pool_.run(job);
   if (!loaded) co_return loaded.error();
   self.index_ = std::move(loaded->index);
   self.state_lock_ = std::move(loaded->state_lock);
   self.slot_lock_ = std::move(loaded->slot_lock);
+  self.disk_lock_ = std::move(loaded->disk_lock);
   self.settings_ = std::move(loaded->settings);
   for (NamespaceRecord& record : loaded->namespaces) self.namespaces_.emplace(record.id, std::move(record));
   for (CheckpointRecord& record : loaded->checkpoints) {
     const CheckpointId id = record.id;
     self.counters_.bytes += record.bytes;
+    if (record.in_slots) self.counters_.slot_bytes += record.bytes;
+    if (record.on_disk) self.counters_.disk_bytes += record.bytes;
     self.entries_.emplace(id, Entry{std::move(record), false, {}});
   }
-  for (const auto& [id, name] : loaded->left) self.condemned_.push_back({name, 0, id, id != CheckpointId{}});
+  for (const Loaded::Left& left : loaded->left) {
+    self.condemned_.push_back({left.file_name, 0, left.row, left.row != CheckpointId{}, left.on_disk});
+  }
   self.index_damage_ = std::move(loaded->index_damage);
   self.counters_.swept_files = loaded->swept_files;
   self.counters_.swept_entries = loaded->swept_entries;
   // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.
+  if (self.has_tiers() && self.counters_.disk_bytes > self.options_.budget_bytes) {
+    const std::uint64_t over = self.counters_.disk_bytes - self.options_.budget_bytes;
+    (void)self.evict(Tier::disk, over, over);
+  }
   auto room = co_await self.make_room(false);
   if (!room && room.error().code != ErrorCode::no_space) co_return room.error();
   co_return store;
 }
 
-ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
-  // Small enough not to hold the I/O thread up, large enough for the trips to and fro not to matter.
-  constexpr std::size_t batch_tokens = 1u << 19;
-  std::vector<CheckpointId> ids;
-  for (const auto& [id, entry] : entries_) ids.push_back(id);
-  std::sort(ids.begin(), ids.end());
-  std::size_t handed_out = 0;
-  std::size_t next = 0;
-  while (next < ids.size()) {
-    const auto job = [this, &ids, next] {
-      std::vector<std::pair<CheckpointId, Result<Tokens>>> batch;
-      std::size_t tokens = 0;
-      for (std::size_t i = next; i < ids.size() && tokens < batch_tokens; ++i) {
-        batch.emplace_back(ids[i], index_->tokens(ids[i]));
-        if (batch.back().second) tokens += batch.back().second->size();
-      }
-      return batch;
-    };
-    const auto batch = co_await index_pool_.run(job);
-    next += batch.size();
-    for (const auto& [id, tokens] : batch) {
-      const auto entry = entries_.find(id);
-      if (entry == entries_.end()) continue;
-      if (tokens) {
-        visitor(entry->second.record, *tokens);
-        ++handed_out;
-        continue;
-      }
-      const Error error = tokens.error();
-      if (error.code != ErrorCode::corrupt && error.code != ErrorCode::not_found) co_return error;
-      condemn(id, RemovalReason::bad_file);
-    }
-  }
-  auto tidied = co_await tidy();
-  (void)tidied;  // tried again later
-  co_return handed_out;
-}
-
-ResultTask<Tokens> CheckpointStore::tokens_of(CheckpointId id) {
-  const auto job = [this, id] { return index_->tokens(id); };
-  auto tokens = co_await index_pool_.run(job);
-  co_return tokens;
-}
-
 // ---- saving
 
 ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t bytes_estimate) {
-  if (bytes_estimate > options_.budget_bytes) {
+  if (bytes_estimate > slot_budget()) {
     ++counters_.refused_reservations;
     co_return disk_error(ErrorCode::no_space, std::to_string(bytes_estimate) + " bytes are more than the whole budget");
   }
@@ -272,6 +240,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   reservation.temporary_name_.clear();  // renamed: nothing to delete
   reservation.release();
   counters_.bytes += record.bytes;
+  counters_.slot_bytes += record.bytes;
   ++counters_.commits;
   if (pause_.succeeded() && on_saving_) on_saving_(nullptr);
   // Hashed by this process a moment ago: verified as it lies there now.
@@ -283,65 +252,6 @@ ResultTask<void> CheckpointStore::discard(Reservation reservation) {
   reservation.release();
   auto tidied = co_await tidy();
   co_return tidied;
-}
-
-// ---- reading
-
-const CheckpointRecord* CheckpointStore::find(CheckpointId id) const {
-  const auto found = entries_.find(id);
-  return found == entries_.end() ? nullptr : &found->second.record;
-}
-
-void CheckpointStore::for_each(const std::function<void(const CheckpointRecord&)>& visitor) const {
-  for (const auto& [id, entry] : entries_) visitor(entry.record);
-}
-
-CheckpointStore::Use CheckpointStore::use(CheckpointId id) {
-  if (!entries_.contains(id)) return {};
-  return Use(this, id);
-}
-
-ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id, bool afresh) {
-  const auto entry = entries_.find(id);
-  if (entry == entries_.end()) {
-    co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
-  }
-  const CheckpointRecord record = entry->second.record;
-  const std::vector<FileStamp> verified_as = afresh ? std::vector<FileStamp>{} : entry->second.verified_as;
-  const std::string path = slot_path(record.file_name);
-  const bool read_all = afresh || options_.verify_checksums;
-  const auto job = [&]() -> Result<Verified> {
-    auto done = verify_files(files_, path, record, verified_as, read_all);
-    // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.
-    if (!done && done.error().code == ErrorCode::not_found && slot_lock_ != nullptr &&
-        !files_.status(options_.slot_dir + "/" + std::string(lock_file_name))) {
-      return disk_error(ErrorCode::io, options_.slot_dir + " is not the directory it was");
-    }
-    return done;
-  };
-  auto verified = co_await disk_pool_.run(job);
-  if (verified) {
-    counters_.checksum_bytes += verified->outcome.bytes;
-    counters_.checksum_seconds += verified->outcome.seconds;
-    const auto again = entries_.find(id);
-    if (again != entries_.end()) {
-      again->second.verified_as = verified->stamps;
-      if (verified->outcome.checksum_read) {
-        again->second.record.files = std::move(verified->stamps);  // moved or copied by somebody, and still good
-        again->second.dirty = true;
-      }
-    }
-    co_return verified->outcome;
-  }
-  const Error error = verified.error();
-  if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {
-    condemn(id, RemovalReason::bad_file);
-    auto tidied = co_await tidy();
-    (void)tidied;  // tried again later
-  } else {
-    ++counters_.disk_errors;
-  }
-  co_return error;
 }
 
 // ---- what may change

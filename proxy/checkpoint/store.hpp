@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -29,9 +30,13 @@ class Index;
 struct StoreOptions {
   std::string slot_dir;   // the backend's --slot-save-path, as this process sees it
   std::string state_dir;  // Cairn's own data: index.sqlite; made when it is missing
-  std::uint64_t budget_bytes = 0;
-  std::uint64_t min_free_bytes = 0;  // of the slot directory's disk
-  double low_water = 0.97;          // of the budget: what an eviction trims to, so that not every save evicts
+  // Two tiers when it is set: the slot directory is in RAM, and here, on a disk, lie copies that outlive a reboot and states
+  // that no longer fit there. Both are made when they are missing.
+  std::string disk_dir;
+  std::uint64_t budget_bytes = 0;      // of the slot directory; with tiers of the disk directory
+  std::uint64_t ram_budget_bytes = 0;  // with tiers: of the slot directory
+  std::uint64_t min_free_bytes = 0;    // of the slot directory's disk; with tiers of the disk directory's
+  double low_water = 1.0;              // of the budget: what an eviction trims to; below 1 not every save evicts
   bool verify_checksums = true;      // false: only size, inode and times are looked at before a restore
   std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
 };
@@ -68,14 +73,23 @@ struct VerifyOutcome {
 
 struct StoreCounters {
   std::uint64_t files = 0;
-  std::uint64_t bytes = 0;           // of committed checkpoints
-  std::uint64_t reserved_bytes = 0;  // being saved
-  std::uint64_t condemned_bytes = 0;  // removed from the index, still on disk: in use or undeletable so far
+  std::uint64_t bytes = 0;           // of committed checkpoints, each once
+  std::uint64_t slot_bytes = 0;      // of those in the slot directory; without tiers all
+  std::uint64_t disk_bytes = 0;      // of those in the disk directory
+  std::uint64_t reserved_bytes = 0;  // being saved, or brought up
+  std::uint64_t disk_reserved_bytes = 0;  // being copied to the disk directory
+  std::uint64_t condemned_bytes = 0;  // to be deleted from the slot directory, still there: in use or undeletable so far
+  std::uint64_t condemned_disk_bytes = 0;  // likewise of the disk directory
   std::uint64_t budget_bytes = 0;
+  std::uint64_t ram_budget_bytes = 0;  // 0: no tiers
   std::uint64_t pinned_bytes = 0;
   std::uint64_t commits = 0;
   std::uint64_t failed_commits = 0;
   std::uint64_t refused_reservations = 0;
+  std::uint64_t declined = 0;       // not saved: worth less than all they would have driven out
+  std::uint64_t copied_down = 0;    // to the disk directory
+  std::uint64_t brought_up = 0;     // from there
+  std::uint64_t left_slots = 0;     // whose file in the slot directory made room, the copy on disk staying
   std::uint64_t evictions = 0;
   std::uint64_t dropped_bad = 0;
   std::uint64_t swept_files = 0;    // at start-up: files without an entry, half-saved ones
@@ -162,6 +176,9 @@ class CheckpointStore {
 
   // Makes room for a file of about so many bytes, evicting where needed. no_space when it cannot.
   ResultTask<Reservation> reserve(std::uint64_t bytes_estimate);
+  // False: it would have to drive out states that are worth more than it, by the policy of eviction. `incoming` has the bytes,
+  // tokens and cost it will have, and an id for which `on_worth` answers.
+  bool worth_saving(const CheckpointRecord& incoming);
   // Takes the file saved under the reservation's name: checks its tokens and size, makes it durable, gives it its final
   // name and its entry. On any error the file is gone, and the reservation with it. corrupt: not what was expected.
   ResultTask<CommittedCheckpoint> commit(Reservation reservation, NewCheckpoint checkpoint);
@@ -177,7 +194,19 @@ class CheckpointStore {
   // size, inode or times differ; else a stat. A bad one is removed, and the Error (corrupt, not_found) says what it was.
   // Trouble with reading (io), or with the whole directory, removes nothing.
   // `afresh`: reads it whatever is known of it.
+  // With tiers a state that lies on disk alone is brought up, verified on the way; `afresh` reads each copy where it is.
   ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id, bool afresh = false);
+  // What that will take: copying up, or a first checksum. 0 when nothing is to be done.
+  double seconds_before_restore(CheckpointId id) const;
+
+  // --- tiers
+  bool has_tiers() const { return !options_.disk_dir.empty(); }
+  // Some state lies in the slot directory alone, and the disk is not refusing copies just now.
+  bool copies_due() const;
+  // Copies such states to the disk directory, one by one, until `busy` says true. Errors: of the disk; tried again later.
+  ResultTask<void> copy_down(std::function<bool()> busy);
+  // Called when the disk directory begins to refuse copies, and when it takes one again.
+  void on_copying(SavingCallback callback) { on_copying_ = std::move(callback); }
 
   // Counts a use; written with the next flush, commit or removal.
   void mark_used(CheckpointId id);
@@ -218,6 +247,19 @@ class CheckpointStore {
     std::uint64_t bytes = 0;
     CheckpointId id{};  // 0: never had a row
     bool row_left = false;
+    bool on_disk = false;  // in the disk directory, not the slot directory
+  };
+  // Bytes passed and how long they took, with a first guess that weighs as much as 64 MiB.
+  struct Pace {
+    double bytes = 0, seconds = 0;
+    void add(std::uint64_t more_bytes, double more_seconds) {
+      bytes += static_cast<double>(more_bytes);
+      seconds += more_seconds;
+    }
+    double seconds_for(std::uint64_t wanted, double guessed_bytes_per_s) const {
+      constexpr double weight = 64 << 20;
+      return static_cast<double>(wanted) * (seconds + weight / guessed_bytes_per_s) / (bytes + weight);
+    }
   };
 
   CheckpointStore(StoreOptions options, FileLayer& files, BlockingPool& disk_pool,
@@ -225,13 +267,31 @@ class CheckpointStore {
   ResultTask<void> make_room(bool check_disk);
   ResultTask<void> fit_budget();
   ResultTask<void> tidy();
-  bool evict(std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
+  enum class Tier { slots, disk };
+  std::uint64_t low_water_of(std::uint64_t budget) const {
+    return options_.low_water >= 1 ? budget : static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget));
+  }
+  std::uint64_t slot_budget() const { return has_tiers() ? options_.ram_budget_bytes : options_.budget_bytes; }
+  bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
+  bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes);
+  std::vector<const CheckpointRecord*> evictable(Tier tier) const;
+  std::uint64_t held_bytes(Tier tier) const;
+  // Tiers (store_tiers.cpp).
+  ResultTask<void> leave_slots(std::uint64_t at_least_bytes);
+  void leave_slots(CheckpointId id);
+  ResultTask<void> copy_down(CheckpointId id);
+  ResultTask<void> make_room_on_disk(const CheckpointRecord& incoming);
+  ResultTask<VerifyOutcome> bring_up(CheckpointId id);
+  ResultTask<void> clear_the_name(std::string file_name, CheckpointId id);
+  ResultTask<VerifyOutcome> verify_copy(CheckpointId id, Tier tier, bool afresh);
   ResultTask<void> set_pin(CheckpointId id, bool pinned, std::string label);
   void condemn(CheckpointId id, RemovalReason reason);
   void condemn_file(std::string file_name);
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
   void saving_failed(const Error& error);
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
+  std::string disk_path(const std::string& name) const { return options_.disk_dir + "/" + name; }
+  std::string path_of(Tier tier, const std::string& name) const { return tier == Tier::slots ? slot_path(name) : disk_path(name); }
 
   StoreOptions options_;
   FileLayer& files_;
@@ -239,13 +299,18 @@ class CheckpointStore {
   std::unique_ptr<EvictionPolicy> policy_;
   RemovalCallback on_removed_;
   SavingCallback on_saving_;
+  SavingCallback on_copying_;
   SavingPause pause_;
+  SavingPause copying_pause_;  // of copies to the disk directory
   WorthOf worth_;
   std::unique_ptr<FileLock> state_lock_;
   std::unique_ptr<FileLock> slot_lock_;
+  std::unique_ptr<FileLock> disk_lock_;
   std::unordered_map<CheckpointId, Entry> entries_;
   std::unordered_map<CheckpointId, int> uses_;
   std::vector<Condemned> condemned_;
+  std::multiset<std::string> deleting_;  // paths on their way out on the index thread
+  Pace checksums_, copies_up_;
   std::map<NamespaceId, NamespaceRecord> namespaces_;
   std::map<std::string, std::string> settings_;
   StoreCounters counters_;

@@ -1,14 +1,17 @@
 #include "checkpoint/store_disk.hpp"
 
 #include <algorithm>
+#include <chrono>
+#include <iterator>
 #include <random>
-#include <set>
+#include <unordered_set>
 
 namespace cairn {
 namespace {
 
 constexpr std::string_view name_prefix = "cairn-";
 constexpr std::size_t hex_digits = 32;
+constexpr std::string_view disk_dir_setting = "disk_dir";
 
 Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, std::move(what)); }
 
@@ -93,12 +96,73 @@ Result<void> remove_state_files(FileLayer& files, const std::string& path) {
   return result;
 }
 
-Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir) {
-  Loaded loaded;
-  if (auto made = files.make_directory(state_dir); !made) return made.error();
-  // Before anything is touched. Without the list nothing may be swept: every entry would seem to have lost its file.
-  auto names = files.list(slot_dir);
+namespace {
+
+// One of the directories that hold states, as it is found.
+struct Found {
+  std::string path;
+  bool on_disk = false;
+  std::unordered_set<std::string> names;
+  std::unordered_set<std::string> kept;  // states with an entry
+
+  // The files of the record are there, with their sizes. An error that says nothing of that keeps them, too.
+  bool holds(FileLayer& files, const CheckpointRecord& record) const {
+    if (!names.contains(record.file_name)) return false;
+    std::vector<FileStamp> stamps;
+    for (const std::string_view suffix : {std::string_view{}, side_file_suffixes[0], side_file_suffixes[1]}) {
+      const std::string name = record.file_name + std::string(suffix);
+      if (!suffix.empty() && !names.contains(name)) continue;
+      auto status = files.status(path + "/" + name);
+      if (!status && status.error().code != ErrorCode::not_found) return true;
+      if (!status || !status->regular) return false;
+      stamps.push_back({std::string(suffix), status->bytes, status->inode, status->mtime_ns, status->ctime_ns});
+    }
+    return same_sizes(stamps, record.files);
+  }
+};
+
+Result<void> list_into(FileLayer& files, Found& found) {
+  auto names = files.list(found.path);
   if (!names) return names.error();
+  found.names = {std::make_move_iterator(names->begin()), std::make_move_iterator(names->end())};
+  return {};
+}
+
+// Files of ours without an entry: half-saved, never committed, or of an entry that was just removed.
+void sweep(FileLayer& files, const Found& found, Loaded& loaded) {
+  for (const std::string& name : found.names) {
+    if (found.kept.contains(name)) continue;
+    const std::string state_name = state_name_of(name);
+    if (state_name.empty() || found.kept.contains(state_name)) continue;
+    const std::string path = found.path + "/" + name;
+    const auto status = files.status(path);
+    if (!status || !status->regular) continue;
+    if (files.remove(path)) {
+      ++loaded.swept_files;
+    } else {
+      loaded.left.push_back({CheckpointId{}, state_name, found.on_disk});
+    }
+  }
+}
+
+}  // namespace
+
+Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir) {
+  Loaded loaded;
+  const bool tiers = !disk_dir.empty();
+  Found slots, disk;
+  slots.path = slot_dir;
+  disk.path = disk_dir;
+  disk.on_disk = true;
+  if (auto made = files.make_directory(state_dir); !made) return made.error();
+  if (tiers) {
+    // After a reboot the RAM is empty.
+    for (const std::string& directory : {disk_dir, slot_dir}) {
+      if (auto made = files.make_directory(directory); !made) return made.error();
+    }
+  }
+  // Before anything is touched. Without the list nothing may be swept: every entry would seem to have lost its file.
+  if (auto listed = list_into(files, slots); !listed) return listed.error();
   auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
@@ -106,8 +170,14 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   // In a slot directory that we cannot write we can at least restore.
   if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
-  names = files.list(slot_dir);  // again, now that nobody else sweeps or saves there
-  if (!names) return names.error();
+  // Again, now that nobody else sweeps or saves there.
+  if (auto listed = list_into(files, slots); !listed) return listed.error();
+  if (tiers) {
+    auto disk_lock = files.lock(disk_dir + "/" + std::string(lock_file_name));
+    if (!disk_lock) return disk_lock.error();
+    loaded.disk_lock = std::move(*disk_lock);
+    if (auto listed = list_into(files, disk); !listed) return listed.error();
+  }
 
   const std::string index_path = state_dir + "/index.sqlite";
   auto index = open_index(files, index_path, loaded.index_damage);
@@ -126,42 +196,42 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   }
   if (!read) return read.error();
 
+  // Who forgets to name the disk directory must not forget what lies in it.
+  const auto known = loaded.settings.find(std::string(disk_dir_setting));
+  const std::string known_dir = known == loaded.settings.end() ? "" : known->second;
+  if (known_dir != disk_dir) {
+    const auto is_ours = [](const std::string& name) { return !state_name_of(name).empty(); };
+    const auto there = known_dir.empty() ? Result<std::vector<std::string>>{std::vector<std::string>{}} : files.list(known_dir);
+    if (there && std::any_of(there->begin(), there->end(), is_ours)) {
+      return disk_error(ErrorCode::unsupported, "states lie in " + known_dir + ": disk_dir must name it, or where they were moved to");
+    }
+    if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_dir); !put) return put.error();
+    loaded.settings[std::string(disk_dir_setting)] = disk_dir;
+  }
+
   // Entries without their files, or with files of another size.
-  std::set<std::string> kept;
   std::vector<CheckpointRecord> good;
+  good.reserve(loaded.checkpoints.size());
   for (CheckpointRecord& record : loaded.checkpoints) {
     // A name that is not ours could only come from a damaged index: never believed, never deleted.
     const bool ours = state_name_of(record.file_name) == record.file_name;
-    auto stamps = stamp_state_files(files, slot_dir + "/" + record.file_name);
-    const bool lost = !stamps && (stamps.error().code == ErrorCode::not_found ||
-                                  stamps.error().code == ErrorCode::corrupt);
-    if (!ours || lost || (stamps && !same_sizes(*stamps, record.files))) {
+    record.in_slots = ours && slots.holds(files, record);
+    record.on_disk = ours && tiers && disk.holds(files, record);
+    if (!record.in_slots && !record.on_disk) {
       doomed.push_back(record.id);
       continue;
     }
-    kept.insert(record.file_name);
+    if (record.in_slots) slots.kept.insert(record.file_name);
+    if (record.on_disk) disk.kept.insert(record.file_name);
     good.push_back(std::move(record));
   }
   loaded.checkpoints = std::move(good);
   loaded.swept_entries = doomed.size();
   if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {
-    for (const CheckpointId id : doomed) loaded.left.emplace_back(id, new_base_name());  // the row alone is left
+    for (const CheckpointId id : doomed) loaded.left.push_back({id, new_base_name(), false});  // the row alone is left
   }
-
-  // Files of ours without an entry: half-saved, never committed, or of an entry that was just removed.
-  for (const std::string& name : *names) {
-    const std::string state_name = state_name_of(name);
-    if (state_name.empty() || kept.contains(state_name)) continue;
-    const std::string path = slot_dir + "/" + name;
-    const auto status = files.status(path);
-    if (!status || !status->regular) continue;
-    auto removed = files.remove(path);
-    if (removed) {
-      ++loaded.swept_files;
-    } else {
-      loaded.left.emplace_back(CheckpointId{}, state_name);
-    }
-  }
+  sweep(files, slots, loaded);
+  if (tiers) sweep(files, disk, loaded);
   return loaded;
 }
 
@@ -243,6 +313,56 @@ Result<Verified> verify_files(FileLayer& files, const std::string& path, const C
   if (scan->checksum != record.checksum) return corrupt(path + " does not match its checksum");
   // Stamps taken before the read: a file that changed meanwhile is read again the next time.
   return verified;
+}
+
+namespace {
+
+// Copies what lies at `path` to a temporary name in `directory`, checking it, and gives it its own name there.
+Result<Verified> copy_files(FileLayer& files, const std::string& path, const std::string& directory, const std::string& temporary_name,
+                            const CheckpointRecord& record, bool durable) {
+  const auto began = std::chrono::steady_clock::now();
+  auto stamps = stamp_state_files(files, path);
+  if (!stamps) return stamps.error();
+  if (!same_sizes(*stamps, record.files)) return corrupt(path + " changed its size");
+  const std::string temporary_path = directory + "/" + temporary_name;
+  auto copied = copy_state_files(files, path, *stamps, temporary_path);
+  if (!copied) return copied.error();
+  if (copied->checksum != record.checksum) return corrupt(path + " does not match its checksum");
+  if (durable) {
+    for (const FileStamp& stamp : *stamps) {
+      if (auto synced = files.sync_file(temporary_path + stamp.suffix); !synced) return synced.error();
+    }
+  }
+  // The state last: once it has its own name, all of it is there.
+  const std::string final_path = directory + "/" + record.file_name;
+  for (auto stamp = stamps->rbegin(); stamp != stamps->rend(); ++stamp) {
+    auto renamed = files.rename(temporary_path + stamp->suffix, final_path + stamp->suffix);
+    if (!renamed) return renamed.error();
+  }
+  if (durable) {
+    if (auto synced = files.sync_directory(directory); !synced) return synced.error();
+  }
+  Verified verified;
+  auto there = stamp_state_files(files, final_path);
+  if (!there) return there.error();
+  if (!same_sizes(*there, record.files)) return corrupt(final_path + " changed while it was copied");
+  verified.stamps = std::move(*there);
+  verified.outcome = VerifyOutcome{true, copied->bytes, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count()};
+  return verified;
+}
+
+}  // namespace
+
+Result<void> copy_to_disk(FileLayer& files, const std::string& path, const std::string& disk_dir, const std::string& temporary_name,
+                          const CheckpointRecord& record) {
+  auto copied = copy_files(files, path, disk_dir, temporary_name, record, true);
+  if (!copied) return copied.error();
+  return {};
+}
+
+Result<Verified> copy_to_slots(FileLayer& files, const std::string& path, const std::string& slot_dir, const std::string& temporary_name,
+                               const CheckpointRecord& record) {
+  return copy_files(files, path, slot_dir, temporary_name, record, false);
 }
 
 }  // namespace cairn

@@ -31,14 +31,20 @@ std::string state_name_of(const std::string& name);
 struct Loaded {
   std::unique_ptr<Index> index;
   std::string index_damage;  // why the index was set aside, and where to; empty: it was not
-  std::unique_ptr<FileLock> state_lock, slot_lock;
+  std::unique_ptr<FileLock> state_lock, slot_lock, disk_lock;
   std::vector<NamespaceRecord> namespaces;
   std::vector<CheckpointRecord> checkpoints;
   std::map<std::string, std::string> settings;
-  std::vector<std::pair<CheckpointId, std::string>> left;  // could not be deleted: row (0: none) and file name
+  struct Left {  // could not be deleted
+    CheckpointId row{};  // 0: none
+    std::string file_name;
+    bool on_disk = false;  // in the disk directory
+  };
+  std::vector<Left> left;
   std::uint64_t swept_files = 0, swept_entries = 0;
 };
-Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir);
+// `disk_dir` empty: no tiers.
+Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir);
 
 struct Inspected {
   StateHeader header;
@@ -66,6 +72,14 @@ struct Verified {
 // corrupt or not_found: not the file of the record. `verified_as`: its stamps when this process last verified it.
 Result<Verified> verify_files(FileLayer& files, const std::string& path, const CheckpointRecord& record,
                               const std::vector<FileStamp>& verified_as, bool read_all);
+
+// Copies the record's files from `path` into `disk_dir`, durable under their own name when it returns. corrupt: they are not
+// what was committed.
+Result<void> copy_to_disk(FileLayer& files, const std::string& path, const std::string& disk_dir, const std::string& temporary_name,
+                          const CheckpointRecord& record);
+// The way back; not synced, for that directory is in RAM.
+Result<Verified> copy_to_slots(FileLayer& files, const std::string& path, const std::string& slot_dir, const std::string& temporary_name,
+                               const CheckpointRecord& record);
 
 // The state and its side files; those that are not there are success.
 Result<void> remove_state_files(FileLayer& files, const std::string& path);

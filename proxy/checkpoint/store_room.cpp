@@ -18,6 +18,8 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   auto room = co_await fit_budget();
   if (!room || !check_disk) co_return room;
   Error error;
+  // With tiers the floor is the disk directory's: the slot directory is RAM set aside for it.
+  const std::uint64_t floor_bytes = has_tiers() ? 0 : options_.min_free_bytes;
   for (int round = 0; round < max_rounds; ++round) {
     const auto job = [this] { return files_.space(options_.slot_dir); };
     auto space = co_await index_pool_.run(job);
@@ -26,12 +28,17 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
       co_return space.error();
     }
     // What other saves have written of their reservations is counted twice: on the safe side.
-    const std::uint64_t needed = counters_.reserved_bytes + options_.min_free_bytes;
+    const std::uint64_t needed = counters_.reserved_bytes + floor_bytes;
     if (space->free_bytes >= needed) co_return Result<void>{};
     error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " +
                                                 std::to_string(needed) + " are needed");
     const std::uint64_t missing = needed - space->free_bytes;
-    if (!evict(missing, missing)) break;
+    if (has_tiers()) {
+      auto left = co_await leave_slots(missing);
+      if (!left) break;
+    } else if (!evict(Tier::slots, missing, missing)) {
+      break;
+    }
     auto tidied = co_await tidy();
     if (!tidied) co_return tidied;
   }
@@ -40,22 +47,21 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
 }
 
 ResultTask<void> CheckpointStore::fit_budget() {
-  const std::uint64_t budget = options_.budget_bytes;
-  const auto low_water = std::min(budget, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget)));
+  const std::uint64_t budget = slot_budget();
+  const std::uint64_t low_water = low_water_of(budget);
   Result<void> tidied;
   for (int round = 0; round < max_rounds; ++round) {
-    std::uint64_t held_bytes = 0;  // condemned, but somebody is reading it
-    for (const Condemned& condemned : condemned_) {
-      if (in_use(condemned.id)) held_bytes += condemned.bytes;
-    }
-    const std::uint64_t wanted = counters_.bytes + held_bytes + counters_.reserved_bytes;
-    if (wanted > budget && !evict(wanted - budget, wanted - low_water)) {
+    const std::uint64_t wanted = counters_.slot_bytes + held_bytes(Tier::slots) + counters_.reserved_bytes;
+    if (wanted > budget && has_tiers()) {
+      auto left = co_await leave_slots(wanted - budget);
+      if (!left) co_return left;
+    } else if (wanted > budget && !evict(Tier::slots, wanted - budget, wanted - low_water)) {
       co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full");
     }
     // Also when there is nothing to delete: the index thread takes one job after the other, so that deletions which
     // another save asked for are done when this one returns.
     tidied = co_await tidy();
-    if (counters_.bytes + counters_.condemned_bytes + counters_.reserved_bytes <= budget) co_return Result<void>{};
+    if (counters_.slot_bytes + counters_.condemned_bytes + counters_.reserved_bytes <= budget) co_return Result<void>{};
     // Not yet: what others condemned meanwhile is on its way out.
   }
   if (!tidied) co_return tidied;
@@ -64,15 +70,11 @@ ResultTask<void> CheckpointStore::fit_budget() {
 
 // Condemns victims of the policy's choice until `at_least` bytes are gone, then as many more as fit into `at_most`. When
 // all that may go would not be enough, nothing goes.
-bool CheckpointStore::evict(std::uint64_t at_least, std::uint64_t at_most) {
-  std::vector<const CheckpointRecord*> candidates;
-  std::uint64_t evictable = 0;
-  for (const auto& [id, entry] : entries_) {
-    if (entry.record.pinned || in_use(id)) continue;
-    candidates.push_back(&entry.record);
-    evictable += entry.record.bytes;
-  }
-  if (evictable < at_least) return false;
+bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most) {
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier);
+  std::uint64_t evictable_bytes = 0;
+  for (const CheckpointRecord* candidate : candidates) evictable_bytes += candidate->bytes;
+  if (evictable_bytes < at_least) return false;
   std::uint64_t gone = 0;
   Victims victims(*policy_, worth_, candidates, now_unix_ms());
   while (gone < at_most) {
@@ -87,20 +89,62 @@ bool CheckpointStore::evict(std::uint64_t at_least, std::uint64_t at_most) {
   return gone >= at_least;
 }
 
+std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier) const {
+  std::vector<const CheckpointRecord*> candidates;
+  for (const auto& [id, entry] : entries_) {
+    const CheckpointRecord& record = entry.record;
+    if (!record.pinned && !in_use(id) && (tier == Tier::slots ? record.in_slots : record.on_disk)) candidates.push_back(&record);
+  }
+  return candidates;
+}
+
+bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least) {
+  if (!policy_->judges_new_states()) return true;
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier);
+  const Victims victims(*policy_, worth_, candidates, now_unix_ms());
+  return victims.bytes_below(incoming) >= at_least;
+}
+
+bool CheckpointStore::worth_saving(const CheckpointRecord& incoming) {
+  if (has_tiers()) return true;  // it drives nothing out: what leaves RAM goes to the disk, where the same is asked
+  const std::uint64_t wanted = counters_.slot_bytes + held_bytes(Tier::slots) + counters_.reserved_bytes + incoming.bytes;
+  if (wanted <= slot_budget() || incoming.bytes > slot_budget()) return true;  // too large: refused for that
+  if (worth_more_than_victims(incoming, Tier::slots, wanted - slot_budget())) return true;
+  ++counters_.declined;
+  return false;
+}
+
+// Bytes that are condemned, but somebody is reading them.
+std::uint64_t CheckpointStore::held_bytes(Tier tier) const {
+  std::uint64_t held = 0;
+  for (const Condemned& condemned : condemned_) {
+    if (condemned.on_disk == (tier == Tier::disk) && in_use(condemned.id)) held += condemned.bytes;
+  }
+  return held;
+}
+
 void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
   auto node = entries_.extract(id);
   if (node.empty()) return;
   const CheckpointRecord record = std::move(node.mapped().record);
   counters_.bytes -= record.bytes;
-  counters_.condemned_bytes += record.bytes;
-  condemned_.push_back({record.file_name, record.bytes, id, true});
+  if (record.in_slots) {
+    counters_.slot_bytes -= record.bytes;
+    counters_.condemned_bytes += record.bytes;
+  }
+  if (record.on_disk) {
+    counters_.disk_bytes -= record.bytes;
+    counters_.condemned_disk_bytes += record.bytes;
+    condemned_.push_back({record.file_name, record.bytes, id, true, true});
+  }
+  if (record.in_slots || !record.on_disk) condemned_.push_back({record.file_name, record.bytes, id, true, false});
   if (reason == RemovalReason::evicted) ++counters_.evictions;
   if (reason == RemovalReason::bad_file) ++counters_.dropped_bad;
   if (on_removed_) on_removed_(record, reason);
 }
 
 void CheckpointStore::condemn_file(std::string file_name) {
-  condemned_.push_back({std::move(file_name), 0, CheckpointId{}, false});
+  condemned_.push_back({std::move(file_name), 0, CheckpointId{}, false, false});
 }
 
 // Deletes what is condemned and writes what changed. What fails stays for the next time. Rows go before files: a crash in
@@ -124,7 +168,8 @@ ResultTask<void> CheckpointStore::tidy() {
     if (in_use(condemned.id)) {
       waiting.push_back(condemned);
     } else {
-      work.paths.push_back(slot_path(condemned.file_name));
+      work.paths.push_back(path_of(condemned.on_disk ? Tier::disk : Tier::slots, condemned.file_name));
+      deleting_.insert(work.paths.back());
       taken.push_back(std::move(condemned));
     }
   }
@@ -143,6 +188,7 @@ ResultTask<void> CheckpointStore::tidy() {
     return outcome;
   };
   auto outcome = co_await index_pool_.run(job);
+  for (const std::string& path : work.paths) deleting_.erase(deleting_.find(path));
 
   Result<void> result;
   const auto note = [&](const Result<void>& done) {
@@ -163,7 +209,7 @@ ResultTask<void> CheckpointStore::tidy() {
     if (outcome.rows) condemned.row_left = false;
     note(outcome.files[i]);
     if (outcome.files[i]) {
-      counters_.condemned_bytes -= condemned.bytes;
+      (condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes) -= condemned.bytes;
       condemned.bytes = 0;
     }
     if (condemned.row_left || !outcome.files[i]) condemned_.push_back(std::move(condemned));

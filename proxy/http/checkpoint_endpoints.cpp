@@ -28,7 +28,7 @@ OwnAnswer trouble(const Error& error) {
 
 OwnAnswer answer_with(const json::object& object) { return OwnAnswer{"application/json", json::serialize(object), 200}; }
 
-json::object outline(const CheckpointRecord& record) {
+json::object outline(const CheckpointStore& store, const CheckpointRecord& record) {
   json::object object;
   object["id"] = static_cast<std::int64_t>(record.id);
   object["namespace"] = static_cast<std::int64_t>(record.namespace_id);
@@ -42,6 +42,7 @@ json::object outline(const CheckpointRecord& record) {
   object["last_used_unix_ms"] = record.last_used_unix_ms;
   object["pinned"] = record.pinned;
   if (!record.pin_label.empty()) object["pin_label"] = record.pin_label;
+  if (store.has_tiers()) object["tier"] = !record.in_slots ? "disk" : record.on_disk ? "ram+disk" : "ram";
   return object;
 }
 
@@ -50,18 +51,23 @@ OwnAnswer list(const CheckpointStore& store) {
   store.for_each([&](const CheckpointRecord& record) { records.push_back(&record); });
   std::sort(records.begin(), records.end(), [](const auto* a, const auto* b) { return a->id < b->id; });
   json::array checkpoints;
-  for (const CheckpointRecord* record : records) checkpoints.push_back(outline(*record));
+  for (const CheckpointRecord* record : records) checkpoints.push_back(outline(store, *record));
   const StoreCounters counters = store.counters();
   json::object answer;
   answer["checkpoints"] = std::move(checkpoints);
   answer["bytes"] = counters.bytes;
   answer["pinned_bytes"] = counters.pinned_bytes;
   answer["budget_bytes"] = counters.budget_bytes;
+  if (store.has_tiers()) {
+    answer["ram_bytes"] = counters.slot_bytes;
+    answer["ram_budget_bytes"] = counters.ram_budget_bytes;
+    answer["disk_bytes"] = counters.disk_bytes;
+  }
   return answer_with(answer);
 }
 
 OwnAnswer show(const CheckpointStore& store, const CheckpointRecord& record) {
-  json::object object = outline(record);
+  json::object object = outline(store, record);
   json::array positions;
   for (const std::uint32_t position : record.resume_positions) positions.push_back(position);
   object["resume_positions"] = std::move(positions);
@@ -119,7 +125,7 @@ Task<OwnAnswer> pin(CheckpointStore& store, CheckpointId id, bool pinned, std::s
   if (!done) co_return trouble(done.error());
   const CheckpointRecord* record = store.find(id);
   if (record == nullptr) co_return refusal(404, "it was removed meanwhile");
-  co_return answer_with(outline(*record));
+  co_return answer_with(outline(store, *record));
 }
 
 Task<OwnAnswer> evict(CheckpointStore& store, CheckpointId id) {

@@ -118,6 +118,15 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
     store["failed_commits"] = counters.failed_commits;
     store["refused_for_space"] = counters.refused_reservations;
     store["evictions"] = counters.evictions;
+    store["declined"] = counters.declined;
+    if (backend.store()->has_tiers()) {
+      store["ram_bytes"] = counters.slot_bytes;
+      store["ram_budget_bytes"] = counters.ram_budget_bytes;
+      store["disk_bytes"] = counters.disk_bytes;
+      store["copied_down"] = counters.copied_down;
+      store["brought_up"] = counters.brought_up;
+      store["left_ram"] = counters.left_slots;
+    }
     store["dropped_bad"] = counters.dropped_bad;
     store["disk_errors"] = counters.disk_errors;
     status["store"] = std::move(store);

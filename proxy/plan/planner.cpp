@@ -79,14 +79,14 @@ std::optional<Plan> make_plan(const PlanInput& input) {
   for (const RestoreOption& option : input.restores) {
     const double restore_s = costs.restore_seconds(option.bytes);
     const double rest_s = costs.prefill_seconds(option.usable, input.prompt);
-    if (restore_s + rest_s >= all) continue;  // cheaper to compute than to bring back
+    if (option.ready_s + restore_s + rest_s >= all) continue;  // cheaper to compute than to bring back
     for (const SlotOption& slot : input.slots) {
       if (option.usable <= slot.usable) continue;
       Plan plan;
       plan.source = Source::restore;
       plan.checkpoint = option.checkpoint;
       plan.base = option.usable;
-      plan.expected_s = restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
+      plan.expected_s = option.ready_s + restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
       // Whatever is lost with the slot is lost either way: this very slot would answer sooner from what it holds.
       if (plan.expected_s >= costs.prefill_seconds(slot.usable, input.prompt)) continue;
       plan.reason = "a saved state reaches further";

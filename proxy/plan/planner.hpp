@@ -31,6 +31,7 @@ struct RestoreOption {
   std::int64_t checkpoint = 0;
   std::uint32_t usable = 0;
   double bytes = 0;
+  double ready_s = 0;  // until the backend can be asked for it: brought up from the disk, its checksum read
 };
 
 // What a slot in use will offer, when it can be had: its own end, or a state that is about to be saved from it.

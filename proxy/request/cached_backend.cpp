@@ -111,6 +111,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) {
     (void)co_await store_->put_setting(rates_key(), costs_.to_json());
+    co_await copy_down(deadline);
     (void)co_await store_->flush();
   }
   last_call.cancel();
@@ -416,8 +417,8 @@ Task<void> CachedBackend::look_at_slots() {
 
 void CachedBackend::schedule_write_back() {
   if (write_back_scheduled_ || stopping_.cancelled() || phase_ != BackendPhase::ready) return;
-  const auto slots = std::as_const(slots_).slots();
-  if (std::none_of(slots.begin(), slots.end(), [](const SlotState& state) { return state.unsaved; })) return;
+  const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved; });
+  if (!unsaved && (store_ == nullptr || !store_->copies_due())) return;
   write_back_scheduled_ = true;
   spawn(write_back());
 }
@@ -465,7 +466,7 @@ void CachedBackend::add_stop_credit(double seconds) {
 }
 
 Task<void> CachedBackend::write_back() {
-  // A moment of quiet first: a client that sends its next request at once should not find the backend saving.
+  // First a moment of quiet: the next request may come at once.
   Wakeup pause(executor_);
   const std::function<void()> wake = [&pause] { pause.notify(); };
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
@@ -495,6 +496,7 @@ Task<void> CachedBackend::write_back() {
   }
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) (void)co_await store_->put_setting(rates_key(), costs_.to_json());
+  co_await copy_down(std::nullopt);
 }
 
 }  // namespace cairn

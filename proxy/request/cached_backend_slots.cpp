@@ -21,7 +21,9 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
   if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
   Result<VerifyOutcome> verified = co_await store_->verify_before_restore(id);
   if (!verified) {
-    spdlog::warn("checkpoint {} is not what was saved: {}", static_cast<std::int64_t>(id), to_string(verified.error()));
+    const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
+    spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
+                 to_string(verified.error()));
     co_return verified.error();
   }
   // A request may have waited long since its plan was made: the model may be another one by now.
@@ -120,6 +122,20 @@ std::int64_t CachedBackend::name_space_of(const std::string& lora) {
   return adapter_spaces_.try_emplace(lora, next).first->second;
 }
 
+Task<void> CachedBackend::copy_down(std::optional<std::chrono::steady_clock::time_point> until) {
+  if (store_ == nullptr) co_return;
+  std::function<bool()> enough = [this, until] {
+    if (until) return std::chrono::steady_clock::now() >= *until;
+    return scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || stopping_.cancelled();
+  };
+  (void)co_await store_->copy_down(std::move(enough));  // trouble is said by the store
+}
+
+// Of what is saved now; where a checkpointed state can be resumed, the file itself says.
+CheckpointKind CachedBackend::kind_of_states() const {
+  return kind_ == MemoryKind::truncatable || kind_ == MemoryKind::exact ? kind_ : CheckpointKind::checkpointed;
+}
+
 ResultTask<void> CachedBackend::save(int slot) {
   SlotState& state = slots_.at(slot);
   const std::uint64_t generation = generation_;
@@ -133,7 +149,21 @@ ResultTask<void> CachedBackend::save(int slot) {
   if (phase_ != BackendPhase::ready || state.name_space != static_cast<std::int64_t>(probe_.name_space)) co_return Result<void>{};
   const std::uint32_t held = state.held();
   const double bytes_guess = costs_.state_bytes(held, static_cast<double>(state.resume_points.size()));
-  Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(static_cast<std::uint64_t>(bytes_guess * 1.1) + 4096);
+  const auto bytes = static_cast<std::uint64_t>(bytes_guess * 1.1) + 4096;
+  CheckpointRecord coming;
+  coming.namespace_id = probe_.name_space;
+  coming.kind = kind_of_states();
+  coming.bytes = bytes;
+  coming.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(state.known.size()));
+  if (coming.kind == CheckpointKind::checkpointed) coming.resume_positions = state.resume_points;
+  std::optional<Catalogue::Incoming> incoming;
+  incoming.emplace(*catalogue_, std::move(coming), state.known, now_ms());
+  if (!incoming->worth_saving()) {
+    spdlog::debug("slot {} is not saved: what would have to go for it is worth more", slot);
+    co_return Result<void>{};
+  }
+  Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(bytes);
+  incoming.reset();
   if (!reservation) co_return reservation.error();
   const std::string name = reservation->temporary_name();
   const auto began = std::chrono::steady_clock::now();
@@ -164,13 +194,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   checkpoint.saved_tokens = static_cast<std::uint64_t>(saved->n_tokens);
   checkpoint.saved_bytes = static_cast<std::uint64_t>(saved->bytes);
   checkpoint.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(saved->n_tokens));
-  if (kind_ == MemoryKind::truncatable) {
-    checkpoint.kind = CheckpointKind::truncatable;
-  } else if (kind_ == MemoryKind::exact) {
-    checkpoint.kind = CheckpointKind::exact;
-  } else {
-    checkpoint.kind = CheckpointKind::checkpointed;  // where it can be resumed, the file itself says
-  }
+  checkpoint.kind = kind_of_states();
   Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(checkpoint));
   if (!committed) {
     if (committed.error().code == ErrorCode::corrupt) slots_.forget(slot);  // it held something else

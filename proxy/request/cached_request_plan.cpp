@@ -108,6 +108,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.checkpoint = static_cast<std::int64_t>(candidate.checkpoint);
     option.usable = candidate.usable_tokens;
     option.bytes = static_cast<double>(candidate.bytes);
+    option.ready_s = backend_.store()->seconds_before_restore(candidate.checkpoint);
     restores.push_back(option);
   }
   PlanInput input;

@@ -96,6 +96,15 @@ extern "C" int unlink(const char* path) noexcept {
   return counted("unlink", path, [&] { return next(path); });
 }
 
+// Of the writes only those to files of states: copies between the tiers. Logs and sockets are no business of this.
+extern "C" ssize_t write(int file, const void* data, size_t bytes) {
+  static const auto next = real<ssize_t (*)(int, const void*, size_t)>("write");
+  char path[256];
+  path_of(file, path);
+  if (std::strstr(path, "/cairn-") == nullptr) return next(file, data, bytes);
+  return counted("write", path, [&] { return next(file, data, bytes); });
+}
+
 #define CAIRN_ON_FILE(result, function, parameters, arguments)             \
   extern "C" result function parameters {                                 \
     static const auto next = real<result(*) parameters>(#function);        \

@@ -185,6 +185,22 @@ class SimulatedReadable final : public ReadableFile {
   std::uint64_t bytes_;
 };
 
+class SimulatedWritable final : public WritableFile {
+ public:
+  SimulatedWritable(SimulatedDisk& disk, SimulatedDisk::File file) : disk_(disk), file_(std::move(file)) {}
+  Result<void> append(std::span<const std::byte> data) override {
+    const std::lock_guard hold(disk_.mutex);
+    if (const int code = disk_.begin("append")) return failed("append", "", code);
+    const std::string_view text(reinterpret_cast<const char*>(data.data()), data.size());
+    if (const int code = disk_.write(*file_, file_->data.size(), text)) return failed("append", "", code);
+    return {};
+  }
+
+ private:
+  SimulatedDisk& disk_;
+  SimulatedDisk::File file_;
+};
+
 class SimulatedLock final : public FileLock {
  public:
   SimulatedLock(SimulatedDisk& disk, std::string path) : disk_(disk), path_(std::move(path)) {}
@@ -207,6 +223,16 @@ Result<std::unique_ptr<ReadableFile>> SimulatedFileLayer::open(const std::string
   if (const int code = disk_.open(path, false, file)) return failed("open", path, code);
   std::unique_ptr<ReadableFile> readable = std::make_unique<SimulatedReadable>(disk_, std::move(file));
   return readable;
+}
+
+Result<std::unique_ptr<WritableFile>> SimulatedFileLayer::create(const std::string& path) {
+  const std::lock_guard hold(disk_.mutex);
+  if (const int code = disk_.begin("create")) return failed("create", path, code);
+  SimulatedDisk::File file;
+  if (disk_.find(path) != nullptr) return failed("create", path, EEXIST);
+  if (const int code = disk_.open(path, true, file)) return failed("create", path, code);
+  std::unique_ptr<WritableFile> writable = std::make_unique<SimulatedWritable>(disk_, std::move(file));
+  return writable;
 }
 
 Result<FileStatus> SimulatedFileLayer::status(const std::string& path) {

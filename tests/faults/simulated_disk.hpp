@@ -89,6 +89,7 @@ class SimulatedFileLayer final : public FileLayer {
  public:
   explicit SimulatedFileLayer(SimulatedDisk& disk) : disk_(disk) {}
   Result<std::unique_ptr<ReadableFile>> open(const std::string& path) override;
+  Result<std::unique_ptr<WritableFile>> create(const std::string& path) override;
   Result<FileStatus> status(const std::string& path) override;
   Result<DiskSpace> space(const std::string& directory) override;
   Result<std::vector<std::string>> list(const std::string& directory) override;

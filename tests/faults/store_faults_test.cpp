@@ -13,23 +13,30 @@ namespace cairn::test {
 namespace {
 
 constexpr std::uint64_t budget = 30000;
+constexpr std::uint64_t ram_budget = 16000;
 
 // What must be there: id to tokens of all that was committed and not removed since.
 using Journal = std::map<CheckpointId, Tokens>;
 
 class Machine {
  public:
-  Machine() { use_for_sqlite(&disk); }
+  explicit Machine(bool with_tiers = false) : tiers(with_tiers) { use_for_sqlite(&disk); }
   ~Machine() { use_for_sqlite(nullptr); }
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
 
   SimulatedDisk disk;
   SimulatedFileLayer files{disk};
+  const bool tiers;
   Journal journal;
+  Journal copied;  // with tiers: what must be there when the slot directory is emptied
 
   std::unique_ptr<StoreFixture> start() {
     auto fixture = std::make_unique<StoreFixture>(scratch_, files, budget);
+    if (tiers) {
+      fixture->options.disk_dir = scratch_.path() + "/disk";
+      fixture->options.ram_budget_bytes = ram_budget;
+    }
     fixture->write = [this](const std::string& path, const std::string& data) {
       const std::lock_guard hold(disk.mutex);
       SimulatedDisk::File file;
@@ -40,11 +47,18 @@ class Machine {
 
   // Some of everything that the store does.
   void work(StoreFixture& fixture, std::mt19937_64& random, int steps) {
-    fixture.store->on_removed([this](const CheckpointRecord& record, RemovalReason) { journal.erase(record.id); });
+    fixture.store->on_removed([this](const CheckpointRecord& record, RemovalReason) {
+      journal.erase(record.id);
+      copied.erase(record.id);
+    });
     std::vector<CheckpointId> ids;
     fixture.store->for_each([&](const CheckpointRecord& record) { ids.push_back(record.id); });
     for (int step = 0; step < steps; ++step) {
       fixture.now_ms += 1000;
+      if (tiers && random() % 3 == 0) {
+        (void)fixture.await(fixture.store->copy_down([] { return false; }));
+        note_copied(*fixture.store);
+      }
       const auto choice = random() % 10;
       if (choice < 5 || ids.empty()) {
         const Tokens tokens = tokens_of_length(20, static_cast<Token>(random() % 1000));
@@ -58,7 +72,10 @@ class Machine {
       }
       const CheckpointId id = ids[random() % ids.size()];
       if (choice == 5) (void)fixture.await(fixture.store->erase(id));
-      if (choice == 6) (void)fixture.await(fixture.store->verify_before_restore(id));
+      if (choice == 6) {
+        const auto use = fixture.store->use(id);
+        (void)fixture.await(fixture.store->verify_before_restore(id));
+      }
       if (choice == 7) (void)fixture.await(fixture.store->put_setting("rate", std::to_string(step)));
       if (choice == 8) fixture.store->mark_used(id);
       if (choice == 9) {
@@ -66,6 +83,20 @@ class Machine {
         if (reservation) fixture.write(fixture.options.slot_dir + "/" + reservation->temporary_name(), "half a save");
       }
     }
+  }
+
+  void note_copied(const CheckpointStore& store) {
+    store.for_each([this](const CheckpointRecord& record) {
+      if (record.on_disk && journal.contains(record.id)) copied[record.id] = journal[record.id];
+    });
+  }
+
+  // A reboot: what lies in RAM is gone.
+  void empty_slots() {
+    const std::string slots = scratch_.slots();
+    for (const std::string& name : disk.names_in(slots)) disk.remove(slots + "/" + name);
+    disk.sync_directory(slots);
+    journal = copied;
   }
 
   // As the next process finds it.
@@ -76,15 +107,23 @@ class Machine {
     const auto opened = fixture->open();
     ASSERT_TRUE(opened) << to_string(opened.error());
     EXPECT_EQ(fixture->store->index_damage(), "");
-    std::set<std::string> expected{"cairn.lock"};
+    std::set<std::string> expected{"cairn.lock"}, expected_on_disk{"cairn.lock"};
     std::vector<CheckpointId> ids;
     fixture->store->for_each([&](const CheckpointRecord& record) {
-      for (const FileStamp& file : record.files) expected.insert(record.file_name + file.suffix);
+      for (const FileStamp& file : record.files) {
+        if (record.in_slots) expected.insert(record.file_name + file.suffix);
+        if (record.on_disk) expected_on_disk.insert(record.file_name + file.suffix);
+      }
       ids.push_back(record.id);
     });
     const std::vector<std::string> there = disk.names_in(fixture->options.slot_dir);
     EXPECT_EQ(std::set<std::string>(there.begin(), there.end()), expected);
-    EXPECT_LE(fixture->store->counters().bytes, budget);
+    EXPECT_LE(fixture->store->counters().slot_bytes, tiers ? ram_budget : budget);
+    if (tiers) {
+      const std::vector<std::string> below = disk.names_in(fixture->options.disk_dir);
+      EXPECT_EQ(std::set<std::string>(below.begin(), below.end()), expected_on_disk);
+      EXPECT_LE(fixture->store->counters().disk_bytes, budget);
+    }
     Journal present;
     const auto visitor = [&](const CheckpointRecord& record, TokenSpan tokens) {
       present[record.id] = Tokens(tokens.begin(), tokens.end());
@@ -96,6 +135,8 @@ class Machine {
       EXPECT_EQ(present[id], tokens);
     }
     for (const CheckpointId id : ids) {
+      const auto use = fixture->store->use(id);
+      if (tiers && !use) continue;  // what was brought up before it has pushed it out
       const auto verified = fixture->await(fixture->store->verify_before_restore(id));
       EXPECT_TRUE(verified) << to_string(verified.error());
     }
@@ -114,13 +155,22 @@ std::string_view name_of(SimulatedDisk::Loss loss) {
   return "?";
 }
 
-TEST(PowerCut, AtEveryCall) {
+class PowerCut : public ::testing::TestWithParam<bool> {};
+class FailingCalls : public ::testing::TestWithParam<bool> {};
+class FullDisk : public ::testing::TestWithParam<bool> {};
+const auto tiers_or_not = ::testing::Bool();
+std::string name_of_tiers(const ::testing::TestParamInfo<bool>& tiers) { return tiers.param ? "TwoTiers" : "OneTier"; }
+INSTANTIATE_TEST_SUITE_P(Store, PowerCut, tiers_or_not, name_of_tiers);
+INSTANTIATE_TEST_SUITE_P(Store, FailingCalls, tiers_or_not, name_of_tiers);
+INSTANTIATE_TEST_SUITE_P(Store, FullDisk, tiers_or_not, name_of_tiers);
+
+TEST_P(PowerCut, AtEveryCall) {
   const std::uint64_t base = seed();
   int cuts = 0;
   for (const auto loss : {SimulatedDisk::Loss::everything, SimulatedDisk::Loss::nothing, SimulatedDisk::Loss::some}) {
     bool cut = true;
     for (int number = 1; cut; ++number) {
-      Machine machine;
+      Machine machine(GetParam());
       std::mt19937_64 random(base);
       cut = false;
       machine.disk.fault = [&](int call, std::string_view) -> std::optional<int> {
@@ -136,6 +186,7 @@ TEST(PowerCut, AtEveryCall) {
       }
       std::mt19937_64 chance(base + static_cast<std::uint64_t>(number));
       machine.disk.power_cut(loss, chance);
+      if (machine.tiers && number % 2 == 0) machine.empty_slots();
       cuts += cut;
       machine.check("call " + std::to_string(number) + ", " + std::string(name_of(loss)));
       if (::testing::Test::HasFailure()) return;
@@ -146,14 +197,14 @@ TEST(PowerCut, AtEveryCall) {
 }
 
 // One call fails, or that one and all for a while after it; the store must be usable when that is over.
-TEST(FailingCalls, EveryOneOfThem) {
+TEST_P(FailingCalls, EveryOneOfThem) {
   const std::uint64_t base = seed();
   int failures = 0;
   for (const int code : {EIO, ENOSPC}) {
     for (const int lasting : {1, 40}) {
       bool failed = true;
       for (int number = 1; failed; ++number) {
-        Machine machine;
+        Machine machine(GetParam());
         {
           std::mt19937_64 random(base);
           failed = false;
@@ -174,11 +225,22 @@ TEST(FailingCalls, EveryOneOfThem) {
           machine.journal[saved->id] = tokens;
           EXPECT_TRUE(fixture->await(fixture->store->flush()));
           EXPECT_FALSE(fixture->store->saving_trouble());
-          EXPECT_LE(fixture->store->counters().bytes, budget);
+          if (machine.tiers) {
+            fixture->now_ms += 600'000;  // a pause of copying is over
+            const auto copying = fixture->await(fixture->store->copy_down([] { return false; }));
+            EXPECT_TRUE(copying || copying.error().code == ErrorCode::no_space) << to_string(copying.error());  // full of better ones
+            EXPECT_LE(fixture->store->counters().disk_bytes, budget);
+            EXPECT_EQ(fixture->store->counters().condemned_disk_bytes, 0u);
+            EXPECT_EQ(fixture->store->counters().disk_reserved_bytes, 0u);
+            machine.note_copied(*fixture->store);
+            EXPECT_FALSE(machine.copied.empty());
+          }
+          EXPECT_LE(fixture->store->counters().slot_bytes, machine.tiers ? ram_budget : budget);
           EXPECT_EQ(fixture->store->counters().reserved_bytes, 0u);
           EXPECT_EQ(fixture->store->counters().condemned_bytes, 0u);
         }
         failures += failed;
+        if (machine.tiers && number % 2 == 0) machine.empty_slots();
         machine.check("call " + std::to_string(number) + " fails with " + std::to_string(code) + ", " + std::to_string(lasting) + " of them");
         if (::testing::Test::HasFailure()) return;
       }
@@ -188,11 +250,11 @@ TEST(FailingCalls, EveryOneOfThem) {
   EXPECT_GT(failures, 500);
 }
 
-TEST(FullDisk, AtEverySize) {
+TEST_P(FullDisk, AtEverySize) {
   const std::uint64_t base = seed();
   int refused = 0;
   for (std::uint64_t capacity = 2000; capacity < 150'000; capacity += 1777) {
-    Machine machine;
+    Machine machine(GetParam());
     std::mt19937_64 random(base);
     machine.disk.capacity_bytes = capacity;
     {

@@ -21,6 +21,7 @@ from stack import Cairn, call, cairn_binary, first_logprobs, logprob_distance, q
 
 KILLS = int(os.environ.get("CAIRN_KILLS") or (8 if quick_run() else 20))
 BUDGET = 28 << 20  # eight states or so: most saves evict one once it is full
+RAM_BUDGET = 12 << 20  # with tiers, of the slot directory
 
 
 def kill_library():
@@ -34,8 +35,9 @@ def kill_library():
 class Victim:
     """A stack whose Cairn is started to die, and what must hold afterwards."""
 
-    def __init__(self, stack, folder, cold, source):
+    def __init__(self, stack, folder, cold, source, disk_dir=None):
         self.stack = stack
+        self.disk_dir = disk_dir  # with tiers
         self.folder = folder
         self.cold = cold
         self.source = source
@@ -92,10 +94,21 @@ class Victim:
         """No entry without its files, whenever it is looked at."""
         entries = self.rows()
         for row, files in entries.items():
-            for name, size in files:
-                path = self.stack.slot_dir / name
-                assert path.is_file() and path.stat().st_size == size, f"entry {row} has lost {name}"
+            folders = [self.stack.slot_dir] + ([self.disk_dir] if self.disk_dir else [])
+            whole = [folder for folder in folders if all(self.is_file_of(folder / name, size) for name, size in files)]
+            assert whole, f"entry {row} has lost {files}"
         return entries
+
+    @staticmethod
+    def is_file_of(path, size):
+        return path.is_file() and path.stat().st_size == size
+
+    def emptied_ram(self):
+        """A reboot: what had a copy on disk must survive."""
+        for path in self.stack.slot_dir.iterdir():
+            path.unlink()
+        self.survivors = {row: files for row, files in self.survivors.items()
+                          if all(self.is_file_of(self.disk_dir / name, size) for name, size in files)}
 
     def check_start(self):
         """What a start must leave."""
@@ -103,9 +116,15 @@ class Victim:
         lost = set(self.survivors) - set(entries)
         evicted = self.stack.cairn.status()["store"]["evictions"]  # the probe saves, too, and may need the room
         assert len(lost) <= evicted, f"of {sorted(self.survivors)} only {sorted(entries)} are left, and {evicted} were evicted"
-        there = {path.name for path in self.stack.slot_dir.iterdir()} - {"cairn.lock"}
-        assert there == {name for files in entries.values() for name, _ in files}
-        assert sum(size for files in entries.values() for _, size in files) <= BUDGET
+        known = {name for files in entries.values() for name, _ in files}
+        there = {path.name: path.stat().st_size for path in self.stack.slot_dir.iterdir() if path.name != "cairn.lock"}
+        if self.disk_dir is None:
+            assert there.keys() == known
+        else:
+            below = {path.name: path.stat().st_size for path in self.disk_dir.iterdir() if path.name != "cairn.lock"}
+            assert there.keys() | below.keys() == known
+            assert sum(below.values()) <= BUDGET
+        assert sum(there.values()) <= (BUDGET if self.disk_dir is None else RAM_BUDGET)
         return entries
 
     def prompt(self):
@@ -144,11 +163,15 @@ class Victim:
                 return
 
 
-def test_killed_at_every_step(make_stack, make_backend, tmp_path):
+@pytest.mark.parametrize("tiers", [False, True], ids=["one tier", "two tiers"])
+def test_killed_at_every_step(make_stack, make_backend, tmp_path, tiers):
     seed = int(os.environ.get("CAIRN_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
     print(f"\nCAIRN_TEST_SEED={seed}")
     source = random.Random(seed)
     flags = ("--checkpoint-interval", "512", "--budget", str(BUDGET), "--min-free", "0", "--log-level", "debug")
+    disk_dir = tmp_path / "disk" if tiers else None
+    if tiers:
+        flags += ("--disk-dir", str(disk_dir), "--ram-budget", str(RAM_BUDGET))
     stack = make_stack("granitehybrid", backend_flags=("-np", "2"), cairn_flags=flags)
     alone = make_backend("granitehybrid", ("-np", "1"))
     known = {}
@@ -162,7 +185,7 @@ def test_killed_at_every_step(make_stack, make_backend, tmp_path):
             known[key] = first_logprobs(answer)
         return known[key]
 
-    victim = Victim(stack, tmp_path, cold, source)
+    victim = Victim(stack, tmp_path, cold, source, disk_dir)
     stack.cairn.stop()
 
     # Two lives that end well: one fills the store, the other says how many calls a life has.
@@ -179,7 +202,8 @@ def test_killed_at_every_step(make_stack, make_backend, tmp_path):
 
     steps = collections.Counter()
     began = time.monotonic()
-    for number in range(KILLS):
+    kills = (KILLS + 1) // 2  # of each kind
+    for number in range(kills):
         victim.log.unlink(missing_ok=True)
         if victim.start(source.randrange(1, calls + 1), after=source.random() < 0.5):
             victim.check_start()
@@ -195,12 +219,14 @@ def test_killed_at_every_step(make_stack, make_backend, tmp_path):
             stack.backend.kill()
             stack.start_backend()
         victim.survivors = victim.check_entries()
+        if tiers and source.random() < 0.2:
+            victim.emptied_ram()
     victim.log.unlink(missing_ok=True)
     assert victim.start(0)
     victim.check_start()
     for step, count in sorted(steps.items()):
         print(f"{count:4} {step}")
-    print(f"{KILLS} kills in {time.monotonic() - began:.0f} s, {calls} calls a life; {victim.restored} answers reused something; "
+    print(f"{kills} kills in {time.monotonic() - began:.0f} s, {calls} calls a life; {victim.restored} answers reused something; "
           f"off by at most {victim.worst:.4f}")
-    assert victim.restored > KILLS / 4
-    assert sum(steps.values()) - steps["idle or answering"] > KILLS / 2
+    assert victim.restored > kills / 4
+    assert sum(steps.values()) - steps["idle or answering"] > kills / 2

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from stack import cairn_binary, call, prose, tokens
+from stack import cairn_binary, call, prose, tokens, wait_until
 
 
 def run(stack, *arguments, status=0, stdin=None):
@@ -95,6 +95,30 @@ def test_warm_makes_prompts_cheap(make_stack, tmp_path):
     answered = stack.ask({**chat, "stream": False, "max_tokens": 1}, "/v1/chat/completions")
     assert answered.computed <= 16, "of the chat"
     assert "cannot be read" in run(stack, "warm", tmp_path / "missing", status=1)[0]["error"]
+
+
+def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_path):
+    """The slot directory is emptied while both are down, as a reboot does with /dev/shm."""
+    disk = tmp_path / "disk"
+    where = ("--disk-dir", disk, "--ram-budget", "64MiB")
+    stack = make_stack("llama", backend_flags=("-np", "2"), cairn_flags=("--checkpoint-interval", "off", *map(str, where)))
+    first = tokens(900, seed=1)
+    stack.complete(first)
+    stack.cairn.settle()
+
+    def tiers():
+        return {one["tier"] for one in run(stack, "list", *where)["checkpoints"]}
+    wait_until(lambda: tiers() == {"ram+disk"}, "the state is copied")
+    stack.stop()
+    assert tiers() == {"ram+disk"}, "the command finds them, too"
+    assert "must name it" in run(stack, "list", status=1), "to look without disk_dir must not forget what lies there"
+    for path in stack.slot_dir.iterdir():
+        path.unlink()
+    assert tiers() == {"disk"}
+    stack.start()
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+    assert stack.cairn.status()["store"]["brought_up"] == 1
+    wait_until(lambda: tiers() == {"ram+disk"}, "all are in both again")
 
 
 def test_without_a_server_or_a_store_there_is_an_error(make_stack):

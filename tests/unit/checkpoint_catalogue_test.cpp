@@ -365,6 +365,35 @@ struct NaiveState {
   }
 };
 
+TEST_F(CatalogueTest, AStateWorthLessThanAllThatItWouldDriveOutIsDeclined) {
+  fixture.options.budget_bytes = 4000;
+  reopen();
+  const std::string dear(200, 'a');
+  const std::string cheap(20, 'b');
+  (void)catalogue->learn(ours, text(dear), fixture.now_ms);
+  const CheckpointId kept = save(dear, truncatable, {}, 2000);
+  store().set_cost(kept, 100);
+  const auto judge = [&](const std::string& letters, std::uint64_t bytes, double cost_s) {
+    fixture.now_ms += 1000;
+    (void)catalogue->learn(ours, text(letters), fixture.now_ms);
+    CheckpointRecord state;
+    state.namespace_id = ours;
+    state.kind = truncatable;
+    state.bytes = bytes;
+    state.cost_to_recompute_s = cost_s;
+    const Catalogue::Incoming incoming(*catalogue, state, text(letters), fixture.now_ms);
+    EXPECT_FALSE(catalogue->has_state_at(ours, text(letters))) << "it is not there yet";
+    return incoming.worth_saving();
+  };
+  EXPECT_TRUE(judge(cheap, 1000, 0.001)) << "there is room";
+  EXPECT_FALSE(judge(cheap, 3000, 0.001));
+  EXPECT_EQ(store().counters().declined, 1u);
+  EXPECT_TRUE(judge(std::string(200, 'c'), 3000, 1e6));
+  EXPECT_TRUE(judge(dear + "longer", 3000, 110)) << "what it makes useless is no loss";
+  EXPECT_NE(store().find(kept), nullptr);
+  EXPECT_THAT(catalogue->candidates(ours, text(cheap + "x"), truncatable, 4), IsEmpty());
+}
+
 TEST_F(CatalogueTest, SaysWhatANaiveOneSays) {
   std::mt19937_64 random(seed());
   const auto letters = [&](std::size_t length) {

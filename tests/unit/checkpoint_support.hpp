@@ -140,6 +140,9 @@ class FaultyLayer final : public FileLayer {
   Result<std::unique_ptr<ReadableFile>> open(const std::string& path) override {
     return through<std::unique_ptr<ReadableFile>>("open", [&] { return real_.open(path); });
   }
+  Result<std::unique_ptr<WritableFile>> create(const std::string& path) override {
+    return through<std::unique_ptr<WritableFile>>("create", [&] { return real_.create(path); });
+  }
   Result<FileStatus> status(const std::string& path) override {
     return through<FileStatus>("status", [&] { return real_.status(path); });
   }

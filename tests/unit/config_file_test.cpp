@@ -223,6 +223,18 @@ TEST(ConfigValidate, NamesTheKey) {
   EXPECT_THAT(complaint([](Config& c) { c.slot_dir = "/a"; }), StartsWith("state_dir: "));
   EXPECT_THAT(complaint([](Config& c) { c.state_dir = "/a"; }), StartsWith("slot_dir: "));
   EXPECT_EQ(complaint([](Config& c) { c.slot_dir = c.state_dir = "/a"; }), "none");
+  EXPECT_THAT(complaint([](Config& c) { c.disk_dir = "/a"; }), StartsWith("slot_dir: "));
+  EXPECT_THAT(complaint([](Config& c) { c.slot_dir = c.state_dir = c.disk_dir = "/a"; }), StartsWith("disk_dir: "));
+  const auto tiers = [](std::uint64_t ram) {
+    return [ram](Config& c) {
+      c.slot_dir = c.state_dir = "/a";
+      c.disk_dir = "/b";
+      c.budget_bytes = 100;
+      c.ram_budget_bytes = ram;
+    };
+  };
+  EXPECT_THAT(complaint(tiers(101)), StartsWith("ram_budget: "));
+  EXPECT_EQ(complaint(tiers(100)), "none");
 }
 
 TEST(ConfigSizes, Table) {
@@ -289,7 +301,7 @@ TEST_F(ConfigFile, EveryKeyOfTheSchemaIsAKeyAndItsDefaultIsTaken) {
     EXPECT_TRUE(config) << key << ": " << to_string(config.error());
     ++checked;
   }
-  EXPECT_EQ(checked, 26u);  // as many as config.cpp has: a new key belongs into the schema too
+  EXPECT_EQ(checked, 29u);  // as many as config.cpp has: a new key belongs into the schema too
 }
 
 }  // namespace

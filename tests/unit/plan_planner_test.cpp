@@ -143,6 +143,22 @@ TEST(Planner, Table) {
   }
 }
 
+// One on disk is copied into memory first: that may be dearer than to go on from a shorter one, or to compute.
+TEST(Planner, TheWayUpFromTheDiskIsPartOfARestore) {
+  Input input;
+  input.prompt = 9000;
+  input.slots = {slot(0, 0, 0)};
+  input.restores = {saved(7, 8500), saved(8, 8000)};
+  input.restores[0].ready_s = 0.1;
+  EXPECT_EQ(make_plan(input.view())->checkpoint, 7);
+  input.restores[0].ready_s = 2;
+  EXPECT_EQ(make_plan(input.view())->checkpoint, 8);
+  input.restores[1].ready_s = 20;
+  EXPECT_EQ(make_plan(input.view())->checkpoint, 7);
+  input.restores[0].ready_s = 20;
+  EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
+}
+
 TEST(Planner, AnUnwashedSlotCostsAToken) {
   Input input;
   input.prompt = 9000;

@@ -1,0 +1,195 @@
+// What the store reads: tokens from the index, states before they are restored.
+#include <boost/asio/co_spawn.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "base/wakeup.hpp"
+#include "checkpoint/index.hpp"
+#include "checkpoint/store.hpp"
+#include "checkpoint/store_disk.hpp"
+
+namespace cairn {
+
+ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
+  // Small enough not to hold the I/O thread up, large enough for the trips to and fro not to matter.
+  constexpr std::size_t batch_tokens = 1u << 18;
+  const auto executor = co_await boost::asio::this_coro::executor;
+  // The next batch is read and decoded while this one is visited.
+  struct Coming {
+    explicit Coming(boost::asio::any_io_executor on) : read(on) {}
+    Wakeup read;
+    Result<Index::TokenBatch> batch;
+  };
+  std::vector<CheckpointId> expected;
+  expected.reserve(entries_.size());
+  for (const auto& [id, entry] : entries_) expected.push_back(id);
+  std::sort(expected.begin(), expected.end());
+  const auto fetch = [&](CheckpointId after) {
+    auto coming = std::make_shared<Coming>(executor);
+    const auto job = [this, after, &expected]() -> Result<Index::TokenBatch> {
+      auto batch = index_->tokens_after(after, batch_tokens);
+      if (batch || batch.error().code != ErrorCode::corrupt) return batch;
+      // A damaged page: one by one, whatever can be read.
+      Index::TokenBatch rest;
+      std::size_t tokens = 0;
+      for (auto at = std::upper_bound(expected.begin(), expected.end(), after); at != expected.end() && tokens < batch_tokens; ++at) {
+        rest.emplace_back(*at, index_->tokens(*at));
+        tokens += 1 + (rest.back().second ? rest.back().second->size() : 0);
+      }
+      return rest;
+    };
+    boost::asio::co_spawn(executor, index_pool_.run(job), [coming](std::exception_ptr thrown, Result<Index::TokenBatch> batch) {
+      if (thrown) std::rethrow_exception(thrown);
+      coming->batch = std::move(batch);
+      coming->read.notify();
+    });
+    return coming;
+  };
+  std::vector<CheckpointId> unread;  // without tokens, or with such as do not match their hash
+  std::size_t handed_out = 0;
+  auto next = expected.begin();
+  std::shared_ptr<Coming> coming = fetch(CheckpointId{});
+  for (;;) {
+    co_await coming->read.wait();
+    if (!coming->batch) co_return coming->batch.error();
+    const Index::TokenBatch batch = std::move(*coming->batch);
+    if (batch.empty()) break;
+    coming = fetch(batch.back().first);
+    for (const auto& [id, tokens] : batch) {
+      for (; next != expected.end() && *next < id; ++next) unread.push_back(*next);
+      if (next != expected.end() && *next == id) ++next;
+      if (!tokens && tokens.error().code != ErrorCode::corrupt && tokens.error().code != ErrorCode::not_found) {
+        co_await coming->read.wait();
+        co_return tokens.error();
+      }
+      const auto entry = entries_.find(id);
+      if (entry == entries_.end()) continue;
+      if (!tokens) {
+        unread.push_back(id);
+        continue;
+      }
+      visitor(entry->second.record, *tokens);
+      ++handed_out;
+    }
+  }
+  unread.insert(unread.end(), next, expected.end());
+  for (const CheckpointId id : unread) condemn(id, RemovalReason::bad_file);
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return handed_out;
+}
+
+ResultTask<Tokens> CheckpointStore::tokens_of(CheckpointId id) {
+  const auto job = [this, id] { return index_->tokens(id); };
+  auto tokens = co_await index_pool_.run(job);
+  co_return tokens;
+}
+
+const CheckpointRecord* CheckpointStore::find(CheckpointId id) const {
+  const auto found = entries_.find(id);
+  return found == entries_.end() ? nullptr : &found->second.record;
+}
+
+void CheckpointStore::for_each(const std::function<void(const CheckpointRecord&)>& visitor) const {
+  for (const auto& [id, entry] : entries_) visitor(entry.record);
+}
+
+CheckpointStore::Use CheckpointStore::use(CheckpointId id) {
+  if (!entries_.contains(id)) return {};
+  return Use(this, id);
+}
+
+ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id, bool afresh) {
+  const CheckpointRecord* record = find(id);
+  if (record == nullptr) {
+    co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
+  }
+  if (!has_tiers()) co_return co_await verify_copy(id, Tier::slots, afresh);
+  if (!afresh) {
+    if (!record->in_slots) co_return co_await bring_up(id);
+    auto verified = co_await verify_copy(id, Tier::slots, false);
+    // One copy was bad; the other may be brought up.
+    record = find(id);
+    if (verified || record == nullptr || record->in_slots) co_return verified;
+    co_return co_await bring_up(id);
+  }
+  VerifyOutcome both;
+  std::optional<Error> failed;
+  for (const Tier tier : {Tier::slots, Tier::disk}) {
+    record = find(id);
+    if (record == nullptr || !(tier == Tier::slots ? record->in_slots : record->on_disk)) continue;
+    auto verified = co_await verify_copy(id, tier, true);
+    if (!verified) {
+      failed = verified.error();
+      continue;
+    }
+    both.checksum_read = true;
+    both.bytes += verified->bytes;
+    both.seconds += verified->seconds;
+  }
+  if (find(id) == nullptr || !both.checksum_read) co_return failed.value_or(disk_error(ErrorCode::not_found, "the checkpoint is gone"));
+  co_return both;
+}
+
+// A bad copy goes; the checkpoint with it, unless the other tier has one.
+ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tier, bool afresh) {
+  const auto entry = entries_.find(id);
+  if (entry == entries_.end()) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  const CheckpointRecord record = entry->second.record;
+  const bool in_slots = tier == Tier::slots;
+  const std::vector<FileStamp> verified_as = afresh || !in_slots ? std::vector<FileStamp>{} : entry->second.verified_as;
+  const std::string path = path_of(tier, record.file_name);
+  const bool read_all = afresh || options_.verify_checksums;
+  const bool locked = in_slots ? slot_lock_ != nullptr : disk_lock_ != nullptr;
+  const auto job = [&]() -> Result<Verified> {
+    auto done = verify_files(files_, path, record, verified_as, read_all);
+    // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.
+    if (!done && done.error().code == ErrorCode::not_found && locked && !files_.status(path_of(tier, std::string(lock_file_name)))) {
+      return disk_error(ErrorCode::io, (in_slots ? options_.slot_dir : options_.disk_dir) + " is not the directory it was");
+    }
+    return done;
+  };
+  auto verified = co_await disk_pool_.run(job);
+  const auto again = entries_.find(id);
+  if (verified) {
+    counters_.checksum_bytes += verified->outcome.bytes;
+    counters_.checksum_seconds += verified->outcome.seconds;
+    if (verified->outcome.checksum_read) checksums_.add(verified->outcome.bytes, verified->outcome.seconds);
+    if (again != entries_.end() && in_slots) {
+      again->second.verified_as = verified->stamps;
+      if (verified->outcome.checksum_read) {
+        again->second.record.files = std::move(verified->stamps);  // moved or copied by somebody, and still good
+        again->second.dirty = true;
+      }
+    }
+    co_return verified->outcome;
+  }
+  const Error error = verified.error();
+  if (error.code != ErrorCode::corrupt && error.code != ErrorCode::not_found) {
+    ++counters_.disk_errors;
+    co_return error;
+  }
+  if (again != entries_.end()) {
+    CheckpointRecord& now = again->second.record;
+    if (in_slots && now.in_slots && now.on_disk) {
+      ++counters_.dropped_bad;
+      leave_slots(id);
+      condemned_.back().id = CheckpointId{};  // whoever uses the checkpoint has no use for this file, nor is it to be taken back
+    } else if (!in_slots && now.in_slots && now.on_disk) {
+      ++counters_.dropped_bad;
+      now.on_disk = false;
+      counters_.disk_bytes -= now.bytes;
+      condemned_.push_back({now.file_name, 0, CheckpointId{}, false, true});
+    } else {
+      condemn(id, RemovalReason::bad_file);
+    }
+  }
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return error;
+}
+
+}  // namespace cairn

@@ -1,0 +1,274 @@
+// The store's two tiers: states are saved to and restored from the slot directory, which lies in RAM; their copies in the disk
+// directory outlive a reboot, and hold what no longer fits into RAM.
+#include <algorithm>
+#include <utility>
+
+#include "checkpoint/index.hpp"
+#include "checkpoint/store.hpp"
+#include "checkpoint/store_disk.hpp"
+
+namespace cairn {
+
+namespace {
+// Of a disk nobody has measured yet, and of the memory that a checksum passes over.
+constexpr double guessed_copy_bytes_per_s = 500e6;
+constexpr double guessed_checksum_bytes_per_s = 4e9;
+constexpr int most_tries = 3;
+
+// Counts bytes towards a total while it lives.
+class Counted {
+ public:
+  Counted(std::uint64_t& total, std::uint64_t bytes) : total_(total), bytes_(bytes) { total_ += bytes_; }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+  ~Counted() { total_ -= bytes_; }
+
+ private:
+  std::uint64_t& total_;
+  std::uint64_t bytes_;
+};
+}  // namespace
+
+double CheckpointStore::seconds_before_restore(CheckpointId id) const {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return 0;
+  const Entry& entry = found->second;
+  if (!entry.record.in_slots) return copies_up_.seconds_for(entry.record.bytes, guessed_copy_bytes_per_s);
+  if (entry.verified_as.empty() && options_.verify_checksums) return checksums_.seconds_for(entry.record.bytes, guessed_checksum_bytes_per_s);
+  return 0;
+}
+
+bool CheckpointStore::copies_due() const {
+  if (!has_tiers() || copying_pause_.waiting(now_unix_ms())) return false;
+  return std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) { return !entry.second.record.on_disk; });
+}
+
+// ---- down
+
+ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy) {
+  if (!has_tiers() || copying_pause_.waiting(now_unix_ms())) co_return Result<void>{};
+  // What was used last would be missed most.
+  std::vector<std::pair<std::int64_t, CheckpointId>> waiting;
+  for (const auto& [id, entry] : entries_) {
+    if (!entry.record.on_disk) waiting.emplace_back(-entry.record.last_used_unix_ms, id);
+  }
+  std::sort(waiting.begin(), waiting.end());
+  Result<void> result;
+  for (const auto& [age, id] : waiting) {
+    if (busy()) break;
+    auto copied = co_await copy_down(id);
+    if (!copied && result) result = copied;
+    if (copying_pause_.waiting(now_unix_ms())) break;
+  }
+  co_return result;
+}
+
+ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end() || found->second.record.on_disk || !found->second.record.in_slots) co_return Result<void>{};
+  const CheckpointRecord record = found->second.record;
+  const Use hold = use(id);
+  const Counted reserved(counters_.disk_reserved_bytes, record.bytes);
+  auto room = co_await make_room_on_disk(record);
+  if (!room) co_return room;
+
+  const std::string temporary_name = new_base_name() + std::string(saving_suffix);
+  const auto job = [&]() -> Result<void> {
+    auto done = copy_to_disk(files_, slot_path(record.file_name), options_.disk_dir, temporary_name, record);
+    if (done || done.error().code != ErrorCode::not_found) return done;
+    for (const std::string& directory : {options_.disk_dir, options_.slot_dir}) {
+      if (!files_.status(directory + "/" + std::string(lock_file_name))) {
+        return disk_error(ErrorCode::io, directory + " is not the directory it was");
+      }
+    }
+    return done;
+  };
+  auto copied = co_await disk_pool_.run(job);
+  if (!copied) {
+    const Error error = copied.error();
+    condemned_.push_back({temporary_name, 0, CheckpointId{}, false, true});
+    // A part may have its name already; unless somebody else has copied it meanwhile.
+    const CheckpointRecord* now = find(id);
+    if (now == nullptr || !now->on_disk) condemned_.push_back({record.file_name, 0, CheckpointId{}, false, true});
+    if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {
+      condemn(id, RemovalReason::bad_file);  // it is not what was committed any more
+    } else {
+      ++counters_.disk_errors;
+      if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);
+    }
+    auto tidied = co_await tidy();
+    (void)tidied;  // tried again later
+    co_return error;
+  }
+  if (copying_pause_.succeeded() && on_copying_) on_copying_(nullptr);
+  ++counters_.copied_down;
+  const auto again = entries_.find(id);
+  if (again == entries_.end()) {  // removed meanwhile
+    condemned_.push_back({record.file_name, 0, CheckpointId{}, false, true});
+    auto tidied = co_await tidy();
+    co_return tidied;
+  }
+  if (!again->second.record.on_disk) counters_.disk_bytes += record.bytes;  // else somebody else has copied it meanwhile
+  again->second.record.on_disk = true;
+  co_return Result<void>{};
+}
+
+// The caller has counted it as reserved.
+ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& incoming) {
+  const std::uint64_t budget = options_.budget_bytes;
+  Error error;
+  for (int round = 0; round < most_tries; ++round) {
+    const std::uint64_t wanted = counters_.disk_bytes + held_bytes(Tier::disk) + counters_.disk_reserved_bytes;
+    if (wanted > budget) {
+      const std::uint64_t missing = wanted - budget;
+      if (!worth_more_than_victims(incoming, Tier::disk, missing) || !evict(Tier::disk, missing, wanted - low_water_of(budget))) {
+        co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full of better states");
+      }
+    }
+    auto tidied = co_await tidy();
+    if (counters_.disk_bytes + counters_.condemned_disk_bytes + counters_.disk_reserved_bytes > budget) {
+      error = tidied ? disk_error(ErrorCode::no_space, "evicted files are still there") : tidied.error();
+      continue;
+    }
+    const auto job = [this] { return files_.space(options_.disk_dir); };
+    auto space = co_await index_pool_.run(job);
+    if (!space) {
+      error = space.error();
+      break;
+    }
+    const std::uint64_t needed = counters_.disk_reserved_bytes + options_.min_free_bytes;
+    if (space->free_bytes >= needed) co_return Result<void>{};
+    error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " + std::to_string(needed) + " are needed");
+    const std::uint64_t missing = needed - space->free_bytes;
+    if (!worth_more_than_victims(incoming, Tier::disk, missing) || !evict(Tier::disk, missing, missing)) break;
+  }
+  ++counters_.disk_errors;
+  if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);
+  co_return error;
+}
+
+// ---- out of the slot directory
+
+// Takes files out of the slot directory, the least valuable first, until so many bytes are on their way out. What has no copy
+// yet gets one first; what cannot get one is evicted, unless it is pinned.
+ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
+  std::uint64_t gone = 0;
+  std::set<CheckpointId> stays;  // pinned, and no copy can be made
+  while (gone < at_least_bytes) {
+    std::vector<const CheckpointRecord*> candidates;
+    for (const auto& [id, entry] : entries_) {
+      if (entry.record.in_slots && !in_use(id) && !stays.contains(id)) candidates.push_back(&entry.record);
+    }
+    Victims victims(*policy_, worth_, candidates, now_unix_ms());
+    const CheckpointRecord* victim = victims.worst();
+    while (victim != nullptr && victim->on_disk && gone < at_least_bytes) {
+      gone += victim->bytes;
+      victims.take();
+      leave_slots(victim->id);
+      victim = victims.worst();
+    }
+    if (gone >= at_least_bytes) break;
+    if (victim == nullptr) co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full");
+    const CheckpointId id = victim->id;
+    const bool may_go = !victim->pinned;
+    const bool tried = copying_pause_.waiting(now_unix_ms());
+    if (!tried) {
+      auto copied = co_await copy_down(id);
+      if (copied) continue;
+    }
+    const auto found = entries_.find(id);
+    if (found == entries_.end() || in_use(id)) continue;
+    if (may_go && !found->second.record.pinned) {
+      gone += found->second.record.bytes;
+      condemn(id, RemovalReason::evicted);
+    } else {
+      stays.insert(id);
+    }
+  }
+  co_return Result<void>{};
+}
+
+// Its copy on disk stays.
+void CheckpointStore::leave_slots(CheckpointId id) {
+  Entry& entry = entries_.at(id);
+  entry.record.in_slots = false;
+  entry.verified_as.clear();
+  counters_.slot_bytes -= entry.record.bytes;
+  counters_.condemned_bytes += entry.record.bytes;
+  ++counters_.left_slots;
+  condemned_.push_back({entry.record.file_name, entry.record.bytes, id, false, false});
+}
+
+// ---- up
+
+// Before a file may take this name in the slot directory: an earlier one of that name must be gone, or is taken back.
+ResultTask<void> CheckpointStore::clear_the_name(std::string file_name, CheckpointId id) {
+  for (int round = 0; round < most_tries; ++round) {
+    const auto at = std::find_if(condemned_.begin(), condemned_.end(), [&](const Condemned& one) { return !one.on_disk && one.file_name == file_name; });
+    const auto entry = entries_.find(id);
+    if (entry == entries_.end()) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+    if (at == condemned_.end() && !deleting_.contains(slot_path(file_name))) co_return Result<void>{};
+    if (at != condemned_.end() && at->id == id) {
+      // It only made room a moment ago.
+      counters_.condemned_bytes -= at->bytes;
+      counters_.slot_bytes += at->bytes;
+      entry->second.record.in_slots = true;
+      condemned_.erase(at);
+      co_return Result<void>{};
+    }
+    // The index thread takes one job after the other: a deletion under way is over when this returns.
+    auto tidied = co_await tidy();
+    (void)tidied;
+  }
+  co_return disk_error(ErrorCode::io, file_name + " cannot be deleted");
+}
+
+ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  const CheckpointRecord record = found->second.record;
+  auto cleared = co_await clear_the_name(record.file_name, id);
+  if (!cleared) co_return cleared.error();
+  if (const CheckpointRecord* now = find(id); now != nullptr && now->in_slots) co_return co_await verify_copy(id, Tier::slots, false);
+  auto reservation = co_await reserve(record.bytes);
+  if (!reservation) co_return reservation.error();
+
+  const auto job = [&]() -> Result<Verified> {
+    auto done = copy_to_slots(files_, disk_path(record.file_name), options_.slot_dir, reservation->temporary_name(), record);
+    if (!done && done.error().code == ErrorCode::not_found && !files_.status(disk_path(std::string(lock_file_name)))) {
+      return disk_error(ErrorCode::io, options_.disk_dir + " is not the directory it was");
+    }
+    return done;
+  };
+  auto copied = co_await disk_pool_.run(job);
+  const auto again = entries_.find(id);
+  if (copied) {
+    copies_up_.add(copied->outcome.bytes, copied->outcome.seconds);
+    ++counters_.brought_up;
+    if (again == entries_.end()) {
+      condemn_file(record.file_name);
+      co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+    }
+    Entry& entry = again->second;
+    if (!entry.record.in_slots) counters_.slot_bytes += record.bytes;  // else another request brought it up meanwhile
+    entry.record.in_slots = true;
+    entry.record.files = copied->stamps;
+    entry.verified_as = std::move(copied->stamps);
+    entry.dirty = true;
+    reservation->temporary_name_.clear();  // renamed
+    co_return copied->outcome;
+  }
+  const Error error = copied.error();
+  if (again == entries_.end() || !again->second.record.in_slots) condemn_file(record.file_name);  // a part may have its name already
+  if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {
+    condemn(id, RemovalReason::bad_file);
+  } else {
+    ++counters_.disk_errors;
+  }
+  *reservation = Reservation{};
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return error;
+}
+
+}  // namespace cairn

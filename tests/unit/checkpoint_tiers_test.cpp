@@ -1,0 +1,254 @@
+// Two tiers: the slot directory in RAM, copies on disk.
+#include <gtest/gtest.h>
+
+#include "checkpoint/store.hpp"
+#include "unit/checkpoint_support.hpp"
+
+namespace cairn::test {
+namespace {
+
+class Tiers : public ::testing::Test {
+ protected:
+  ScratchDirectory scratch;
+  FaultyLayer files;
+  StoreFixture fixture{scratch, files, 100'000};
+  CheckpointStore& store() { return *fixture.store; }
+  std::string disk() const { return scratch.path() + "/disk"; }
+  std::string name_of(CheckpointId id) { return store().find(id)->file_name; }
+  void SetUp() override {
+    fixture.options.disk_dir = disk();
+    fixture.options.ram_budget_bytes = 30'000;
+    ASSERT_TRUE(fixture.open());
+  }
+  Result<void> copy_all() {
+    return fixture.await(store().copy_down([] { return false; }));
+  }
+  CheckpointId save(Token salt, std::size_t bytes = 9000, double cost_s = 1) {
+    fixture.now_ms += 1000;
+    const auto committed = fixture.save(tokens_of_length(50, salt), bytes, cost_s, {".ckpt"});
+    EXPECT_TRUE(committed) << to_string(committed.error());
+    return committed ? committed->id : CheckpointId{};
+  }
+  std::vector<std::string> disk_files() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(disk())) {
+      if (entry.path().filename() != "cairn.lock") names.push_back(entry.path().filename().string());
+    }
+    return names;
+  }
+  void reboot() {
+    fixture.store.reset();
+    fs::remove_all(scratch.slots());
+    const auto opened = fixture.open();
+    ASSERT_TRUE(opened) << to_string(opened.error());
+  }
+};
+
+TEST_F(Tiers, ARebootThatEmptiesTheRamLosesOnlyWhatHadNoCopy) {
+  const CheckpointId copied = save(1);
+  EXPECT_TRUE(store().copies_due());
+  ASSERT_TRUE(copy_all());
+  EXPECT_FALSE(store().copies_due());
+  EXPECT_TRUE(store().find(copied)->on_disk);
+  EXPECT_EQ(read_file(disk() + "/" + name_of(copied)), read_file(scratch.slots() + "/" + name_of(copied)));
+  EXPECT_EQ(read_file(disk() + "/" + name_of(copied) + ".ckpt"), "side .ckpt");
+  const CheckpointId not_copied = save(2);
+  reboot();
+  EXPECT_EQ(store().find(not_copied), nullptr);
+  ASSERT_NE(store().find(copied), nullptr);
+  EXPECT_FALSE(store().find(copied)->in_slots);
+  EXPECT_EQ(store().counters().swept_entries, 1u);
+  EXPECT_EQ(store().counters().slot_bytes, 0u);
+  EXPECT_GT(store().seconds_before_restore(copied), 0);
+
+  const auto use = store().use(copied);
+  const auto verified = fixture.await(store().verify_before_restore(copied));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_TRUE(verified->checksum_read);
+  EXPECT_TRUE(store().find(copied)->in_slots);
+  EXPECT_EQ(store().seconds_before_restore(copied), 0);
+  EXPECT_EQ(read_file(disk() + "/" + name_of(copied)), read_file(scratch.slots() + "/" + name_of(copied)));
+  EXPECT_FALSE(fixture.await(store().verify_before_restore(copied))->checksum_read);  // once
+  EXPECT_EQ(store().counters().brought_up, 1u);
+}
+
+TEST_F(Tiers, TheRamIsLeftByThoseWorthLeastAndTheirCopiesStay) {
+  const CheckpointId first = save(1);
+  const CheckpointId dear = save(2, 9000, 100);
+  const CheckpointId third = save(3);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId fourth = save(4);
+  EXPECT_FALSE(store().find(first)->in_slots);
+  EXPECT_TRUE(store().find(dear)->in_slots);
+  EXPECT_TRUE(store().find(third)->in_slots);
+  EXPECT_TRUE(store().find(fourth)->in_slots);
+  EXPECT_LE(store().counters().slot_bytes, 30'000u);
+  EXPECT_EQ(store().counters().evictions, 0u);
+  EXPECT_EQ(fixture.slot_files().size(), 6u);
+  EXPECT_EQ(disk_files().size(), 6u);
+  // And back, for another.
+  const auto use = store().use(first);
+  ASSERT_TRUE(fixture.await(store().verify_before_restore(first)));
+  EXPECT_TRUE(store().find(first)->in_slots);
+  EXPECT_LE(store().counters().slot_bytes, 30'000u);
+  EXPECT_EQ(store().counters().files, 4u);
+}
+
+TEST_F(Tiers, WhatHasNoCopyYetGetsOneBeforeItLeaves) {
+  std::vector<CheckpointId> ids;
+  for (Token salt = 0; salt < 6; ++salt) ids.push_back(save(salt));
+  for (const CheckpointId id : ids) ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(store().counters().evictions, 0u);
+  EXPECT_EQ(store().counters().copied_down, 3u);
+  EXPECT_LE(store().counters().slot_bytes, 30'000u);
+}
+
+TEST_F(Tiers, TheDiskBudgetHoldsAndWhatLeavesTheDiskLeavesAltogether) {
+  fixture.options.budget_bytes = 40'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 12; ++salt) {
+    save(salt);
+    (void)copy_all();
+    EXPECT_LE(store().counters().disk_bytes, 40'000u);
+    EXPECT_LE(store().counters().slot_bytes, 30'000u);
+  }
+  EXPECT_GT(store().counters().evictions, 0u);
+  const auto files_before = store().counters().files;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().files, files_before);
+  EXPECT_EQ(store().counters().swept_files, 0u);
+}
+
+TEST_F(Tiers, ABadFileInRamIsReplacedByItsCopy) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const std::string path = scratch.slots() + "/" + name_of(id);
+  std::string data = read_file(path);
+  data[data.size() / 2] ^= 1;
+  write_file(path, data);
+  const auto use = store().use(id);
+  const auto verified = fixture.await(store().verify_before_restore(id));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_EQ(read_file(path), read_file(disk() + "/" + name_of(id)));
+  EXPECT_EQ(store().counters().dropped_bad, 1u);
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+}
+
+TEST_F(Tiers, ABadCopyIsNeverBroughtUp) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const std::string path = disk() + "/" + name_of(id);
+  reboot();
+  std::string data = read_file(path);
+  data[data.size() / 2] ^= 1;
+  write_file(path, data);
+  {
+    const auto use = store().use(id);
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::corrupt);
+  }
+  EXPECT_EQ(store().find(id), nullptr);
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_TRUE(disk_files().empty());
+  EXPECT_TRUE(fixture.slot_files().empty());
+}
+
+TEST_F(Tiers, VerifyReadsBothCopiesAndDropsTheBadOne) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const std::string path = disk() + "/" + name_of(id);
+  write_file(path, std::string(fs::file_size(path), 'x'));
+  const auto verified = fixture.await(store().verify_before_restore(id, true));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_EQ(verified->bytes, store().find(id)->bytes);  // of the good one
+  EXPECT_FALSE(store().find(id)->on_disk);
+  EXPECT_TRUE(store().copies_due());
+  ASSERT_TRUE(copy_all());
+  EXPECT_EQ(fixture.await(store().verify_before_restore(id, true))->bytes, 2 * store().find(id)->bytes);
+}
+
+TEST_F(Tiers, ADiskThatRefusesCopiesStopsNeitherSavesNorRestores) {
+  int said = 0;
+  store().on_copying([&](const Error* trouble) { said += trouble != nullptr ? 1 : 100; });
+  files.before = [](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "create") return disk_error(ErrorCode::no_space, "full");
+    return std::nullopt;
+  };
+  for (Token salt = 0; salt < 5; ++salt) {
+    const CheckpointId id = save(salt);
+    (void)copy_all();
+    const auto use = store().use(id);
+    EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+  }
+  EXPECT_EQ(said, 1);
+  EXPECT_FALSE(store().saving_trouble());
+  EXPECT_EQ(store().counters().evictions, 2u);  // RAM alone is what there is
+  files.before = nullptr;
+  fixture.now_ms += 600'000;
+  ASSERT_TRUE(copy_all());
+  EXPECT_EQ(said, 101);
+  EXPECT_EQ(disk_files().size(), 6u);
+}
+
+TEST_F(Tiers, ToOpenWithoutTheDiskDirectoryForgetsNothing) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  fixture.options.disk_dir.clear();
+  EXPECT_EQ(fixture.open().error().code, ErrorCode::unsupported);
+  fixture.options.disk_dir = scratch.path() + "/other";
+  EXPECT_EQ(fixture.open().error().code, ErrorCode::unsupported);
+  fs::remove(fixture.options.disk_dir + "/cairn.lock");
+  fs::remove(fixture.options.disk_dir);
+  fs::rename(disk(), fixture.options.disk_dir);  // moved
+  ASSERT_TRUE(fixture.open());
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_TRUE(store().find(id)->on_disk);
+  // Given up: what it held is evicted first.
+  ASSERT_TRUE(fixture.await(store().erase(id)));
+  fixture.options.disk_dir.clear();
+  ASSERT_TRUE(fixture.open());
+}
+
+TEST_F(Tiers, ErasedIsErasedInBoth) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  ASSERT_TRUE(fixture.await(store().erase(id)));
+  EXPECT_TRUE(disk_files().empty());
+  EXPECT_TRUE(fixture.slot_files().empty());
+  EXPECT_EQ(store().counters().disk_bytes + store().counters().slot_bytes + store().counters().bytes, 0u);
+}
+
+TEST_F(Tiers, AVanishedDiskDirectoryForgetsNothing) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  reboot();
+  fs::rename(disk(), disk() + ".away");
+  {
+    const auto use = store().use(id);
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
+  }
+  EXPECT_NE(store().find(id), nullptr);
+  fs::rename(disk() + ".away", disk());
+  const auto use = store().use(id);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
+TEST_F(Tiers, TwoWhoBringUpTheSameCountItOnce) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  reboot();
+  const auto use = store().use(id);
+  boost::asio::io_context io;
+  int good = 0;
+  for (int i = 0; i < 2; ++i) {
+    boost::asio::co_spawn(io, store().verify_before_restore(id),
+                          [&](std::exception_ptr, Result<VerifyOutcome> verified) { good += verified.has_value(); });
+  }
+  io.run();
+  EXPECT_EQ(good, 2);
+  EXPECT_EQ(store().counters().slot_bytes, store().find(id)->bytes);
+  EXPECT_EQ(store().counters().reserved_bytes, 0u);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+}
+
+}  // namespace
+}  // namespace cairn::test
