@@ -33,10 +33,10 @@ std::string escaped(std::string_view text) {
 
 std::string json_of(const SimulationResult& result) {
   return fmt::format(
-      R"("hit_rate":{:.6f},"recomputed_tokens":{},"reused_tokens":{},"written_bytes":{},"saves":{},"evictions":{},"superseded":{},)"
+      R"("hit_rate":{:.6f},"recomputed_tokens":{},"reused_tokens":{},"written_bytes":{},"saves":{},"evictions":{},"cuts":{},"superseded":{},)"
       R"("held_bytes":{},"cold_seconds":{:.3f},"computed_seconds":{:.3f},"restore_seconds":{:.3f},"saved_seconds":{:.3f})",
       result.hit_rate(), result.prompt_tokens - result.reused_tokens, result.reused_tokens, result.written_bytes, result.saves, result.evictions,
-      result.superseded, result.held_bytes, result.cold_s, result.computed_s, result.restored_s, result.saved_s());
+      result.cuts, result.superseded, result.held_bytes, result.cold_s, result.computed_s, result.restored_s, result.saved_s());
 }
 
 }  // namespace

@@ -47,6 +47,7 @@ class Replay {
     CheckpointRecord record;
     NodeId leaf = PrefixTree::kNone;
     std::vector<std::uint32_t> positions;  // in blocks, the end last
+    bool going = false;                    // a longer one is just about to take its place
   };
   static std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
   static CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(mark); }
@@ -130,11 +131,11 @@ class Replay {
       const std::uint32_t every = std::max(1U, profile_.interval_tokens / trace_.block_tokens);
       for (std::uint32_t at = every; at < blocks; at += every) positions.push_back(at);
     }
-    record.bytes = static_cast<std::uint64_t>(record.token_count * profile_.bytes_a_token + static_cast<double>(positions.size() + 1) * profile_.bytes_a_state);
     positions.push_back(blocks);
-    if (options_.budget_bytes > 0 && record.bytes > options_.budget_bytes) return;
+    record.bytes = bytes_of(blocks, positions.size());
+    if (options_.budget_bytes > 0 && record.bytes > options_.budget_bytes && !cuts()) return;
 
-    // The same prompt again: its state is there. A shorter one on its path that offers nothing more goes.
+    // The same prompt again: its state is there. A shorter one on its path that offers nothing more goes once this one is saved.
     std::vector<CheckpointId> useless;
     bool there = false;
     const PrefixTree::MarkVisitor visit = [&](const PrefixTree::Mark& mark) {
@@ -146,47 +147,77 @@ class Replay {
     };
     tree_.for_each_mark_on_path(PrefixTree::Match{blocks, leaf}, visit);
     if (there) return;
-    std::uint64_t uses = 0;
+    std::uint32_t known = 0;  // blocks that the longest of those has
+    std::uint64_t others = bytes_;
     for (const CheckpointId id : useless) {
-      uses = std::max(uses, held_.at(id).record.uses);
-      remove(id);
+      Held& old = held_.at(id);
+      record.uses = std::max(record.uses, old.record.uses);
+      known = std::max(known, old.positions.back());
+      others -= old.record.bytes;
+      old.going = true;
+      detach(old);
+    }
+    record.id = static_cast<CheckpointId>(++last_id_);
+    const CheckpointId id = record.id;
+    bytes_ += record.bytes;
+    Held& incoming = held_.emplace(id, Held{std::move(record), leaf, std::move(positions)}).first->second;
+    attach(incoming);
+    const bool saved = make_room(incoming, others, known);
+    if (!saved) remove(id);
+    for (const CheckpointId old_id : useless) {
+      Held& old = held_.at(old_id);
+      old.going = false;
+      attach(old);
+      if (!saved) continue;
+      remove(old_id);
       ++result_.superseded;
     }
-    record.uses = uses;
-    record.id = static_cast<CheckpointId>(++last_id_);
-    for (const std::uint32_t position : positions) {
-      tree_.attach(leaf, position, mark_of(record.id), position == blocks ? MarkKind::end : MarkKind::inside);
-    }
-    bytes_ += record.bytes;
-    const CheckpointId id = record.id;
-    const std::uint64_t bytes = record.bytes;
-    held_.emplace(id, Held{std::move(record), leaf, std::move(positions)});
-    if (!make_room(id)) return;
-    result_.written_bytes += bytes;
+    if (!saved) return;
+    result_.written_bytes += held_.at(id).record.bytes;
     ++result_.saves;
   }
 
-  // False: what is to be saved is worth the least itself, and is not saved.
-  bool make_room(CheckpointId incoming) {
-    if (options_.budget_bytes == 0 || bytes_ <= options_.budget_bytes) return true;
-    const std::uint64_t at_least = bytes_ - options_.budget_bytes;
-    const auto low = static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes));
-    const std::uint64_t at_most = bytes_ - std::min(low, bytes_);
+  // `others`: bytes of the states that stay beside it. Where states can be cut, the incoming one is cut to the room that it is
+  // worth more than, if that is more than the `known` blocks, and the last one to go for it is only cut.
+  // False: what would go for it is worth more, and nothing has changed.
+  bool make_room(Held& incoming, std::uint64_t others, std::uint32_t known) {
+    if (options_.budget_bytes == 0 || others + incoming.record.bytes <= options_.budget_bytes) return true;
     std::vector<const CheckpointRecord*> candidates;
     candidates.reserve(held_.size());
     for (const auto& [id, held] : held_) {
-      if (id != incoming) candidates.push_back(&held.record);
+      if (&held != &incoming && !held.going) candidates.push_back(&held.record);
     }
     Victims victims(policy_, worth_, candidates, now_ms());
-    if (policy_.judges_new_states() && victims.bytes_below(held_.at(incoming).record) < at_least) {
-      remove(incoming);
-      return false;
+    while (policy_.judges_new_states()) {
+      const std::uint64_t room = options_.budget_bytes - others + victims.bytes_below(incoming.record);
+      if (incoming.record.bytes <= room) break;
+      const std::uint32_t fitting = std::min(blocks_in(room), incoming.positions.back() - 1);
+      if (!cuts() || fitting <= known) return false;
+      cut(incoming, fitting);
     }
+    const std::uint64_t wanted = others + incoming.record.bytes;
+    const auto low = std::max(incoming.record.bytes, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes)));
+    const std::uint64_t at_least = wanted - std::min(options_.budget_bytes, wanted);
+    const std::uint64_t at_most = wanted - std::min(low, wanted);
     for (std::uint64_t gone = 0; gone < at_most;) {
       const CheckpointRecord* victim = victims.worst();
-      if (victim == nullptr || (gone >= at_least && gone + victim->bytes > at_most)) break;
+      if (victim == nullptr) break;
       const CheckpointId id = victim->id;
-      gone += victim->bytes;
+      const std::uint64_t bytes = victim->bytes;
+      if (gone + bytes > at_most) {
+        const std::uint32_t keep = cuts() ? blocks_in(gone + bytes - at_most) : 0;
+        if (keep > 0 && keep < held_.at(id).positions.back()) {
+          cut(held_.at(id), keep);
+          if (worth_(*victim).tokens_per_s > 0) {
+            result_.written_bytes += victim->bytes;
+            ++result_.cuts;
+            break;
+          }
+        } else if (gone >= at_least) {
+          break;
+        }
+      }
+      gone += bytes;
       victims.take();
       remove(id);
       ++result_.evictions;
@@ -194,9 +225,39 @@ class Replay {
     return true;
   }
 
+  bool cuts() const { return options_.cut && profile_.kind == MemoryKind::truncatable && policy_.judges_new_states(); }
+  std::uint64_t bytes_of(std::uint32_t blocks, std::size_t resume_points) const {
+    return static_cast<std::uint64_t>(std::uint64_t{blocks} * trace_.block_tokens * profile_.bytes_a_token + static_cast<double>(resume_points) * profile_.bytes_a_state);
+  }
+  // Of the longest state that takes no more than so many bytes.
+  std::uint32_t blocks_in(std::uint64_t bytes) const {
+    const double a_block = profile_.bytes_a_token * trace_.block_tokens;
+    const double left = static_cast<double>(bytes) - profile_.bytes_a_state;
+    if (left < a_block) return 0;
+    return static_cast<std::uint32_t>(std::min(left / std::max(a_block, 1.0), 1e9));
+  }
+  void cut(Held& held, std::uint32_t blocks) {
+    detach(held);
+    bytes_ -= held.record.bytes;
+    held.positions.back() = blocks;
+    held.record.token_count = blocks * trace_.block_tokens;
+    held.record.cost_to_recompute_s = costs_.prefill_seconds(0, held.record.token_count);
+    held.record.bytes = bytes_of(blocks, 1);
+    bytes_ += held.record.bytes;
+    attach(held);
+  }
+
+  void attach(const Held& held) {
+    for (const std::uint32_t position : held.positions) {
+      tree_.attach(held.leaf, position, mark_of(held.record.id), position == held.positions.back() ? MarkKind::end : MarkKind::inside);
+    }
+  }
+  void detach(const Held& held) {
+    for (const std::uint32_t position : held.positions) tree_.detach(held.leaf, position, mark_of(held.record.id));
+  }
   void remove(CheckpointId id) {
     const auto at = held_.find(id);
-    for (const std::uint32_t position : at->second.positions) tree_.detach(at->second.leaf, position, mark_of(id));
+    detach(at->second);
     bytes_ -= at->second.record.bytes;
     held_.erase(at);
   }

@@ -34,6 +34,7 @@ struct SimulationOptions {
   std::uint64_t budget_bytes = 0;  // 0: unbounded
   double low_water = 1.0;          // of the budget: what an eviction trims to
   std::atomic<std::uint64_t>* replayed = nullptr;  // counts requests as they are done, for whoever watches
+  bool cut = true;                 // truncatable: where there is no room for a whole state, its beginning is kept ("value" alone)
 };
 
 struct SimulationResult {
@@ -43,6 +44,7 @@ struct SimulationResult {
   std::uint64_t written_bytes = 0;
   std::uint64_t saves = 0;
   std::uint64_t evictions = 0;
+  std::uint64_t cuts = 0;        // states already saved that lost their end
   std::uint64_t superseded = 0;  // gone because a longer state of the branch offers all that they did
   std::uint64_t held_bytes = 0;  // at the end
   double computed_s = 0;         // prefill, with the cache

@@ -170,6 +170,68 @@ TEST(Simulation, PromptsThatNeverReturnDoNotDriveOutAConversation) {
   EXPECT_GT(learned, 2 * simulate(trace, options, lru).hit_rate());
 }
 
+// The latest is worth the most, except that what is as long as `favourite` comes before all.
+class FavouritePolicy final : public EvictionPolicy {
+ public:
+  explicit FavouritePolicy(std::uint32_t favourite) : favourite_(favourite) {}
+  bool judges_new_states() const override { return true; }
+  double score(const CheckpointRecord& record, const StateWorth&, std::int64_t) override {
+    return static_cast<double>(record.last_used_unix_ms) + (record.token_count == favourite_ ? 1e12 : 0);
+  }
+
+ private:
+  std::uint32_t favourite_;
+};
+
+TEST(Simulation, AStateStaysWhereALongerOneOfItsBranchIsDeclined) {
+  Trace trace;
+  add(trace, 0, Tokens(50, 1));
+  add(trace, 1, Tokens(10, 2));
+  add(trace, 2, Tokens(60, 2));  // goes on from the one before; room only where the first is
+  add(trace, 3, Tokens(60, 2));
+  add(trace, 4, Tokens(50, 1));
+  SimulationOptions options = options_of(MemoryKind::truncatable, 60 * block * 10 + 2 * 300);
+  FavouritePolicy policy(50 * block);
+  options.cut = false;
+  const SimulationResult whole = simulate(trace, options, policy);
+  EXPECT_EQ(whole.reused_tokens, 10 * block + 10 * block + 50 * block - 1);
+  EXPECT_EQ(whole.superseded, 0u);
+  EXPECT_EQ(whole.held_bytes, options.budget_bytes);
+}
+
+TEST(Simulation, WhereStatesCanBeCutTheLastToGoKeepsItsBeginning) {
+  Trace trace;
+  add(trace, 0, Tokens(30, 1));
+  add(trace, 1, Tokens(30, 2));
+  add(trace, 2, Tokens(30, 1));
+  SimulationOptions options = options_of(MemoryKind::truncatable, 5000);  // one of 3,300 and 14 blocks of the other
+  FavouritePolicy policy(0);
+  const SimulationResult cut = simulate(trace, options, policy);
+  EXPECT_EQ(cut.reused_tokens, 14 * block);
+  EXPECT_EQ(cut.held_bytes, 5000u);
+  EXPECT_EQ(cut.cuts, 2u);
+  EXPECT_EQ(cut.evictions, 0u);
+  options.cut = false;
+  EXPECT_EQ(simulate(trace, options, policy).reused_tokens, 0u);
+  // Others can be resumed at their end alone.
+  options = options_of(MemoryKind::exact, 5000);
+  EXPECT_EQ(simulate(trace, options, policy).reused_tokens, 0u);
+}
+
+TEST(Simulation, OfAPromptLargerThanTheBudgetItsBeginningIsKept) {
+  Trace trace;
+  add(trace, 0, Tokens(80, 1));
+  add(trace, 1, Tokens(80, 1));
+  SimulationOptions options = options_of(MemoryKind::truncatable, 5000);
+  FavouritePolicy policy(0);
+  const SimulationResult cut = simulate(trace, options, policy);
+  EXPECT_EQ(cut.reused_tokens, 47 * block);
+  EXPECT_EQ(cut.saves, 1u);
+  EXPECT_EQ(cut.held_bytes, 5000u);
+  options.cut = false;
+  EXPECT_EQ(simulate(trace, options, policy).saves, 0u);
+}
+
 TEST(Simulation, WhatIsDearerToRestoreIsComputed) {
   Trace trace;
   add(trace, 0, Tokens(10, 1));
