@@ -63,9 +63,10 @@ NodeId StateValues::predecessor(const PrefixTree& tree, const PrefixTree::Insert
   return PrefixTree::kNone;
 }
 
-void StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult& inserted, std::uint32_t length, double now_s,
-                          std::uint32_t tokens_a_unit) {
-  if (length == 0) return;
+std::optional<std::uint32_t> StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult& inserted,
+                                                  std::uint32_t length, double now_s, std::uint32_t tokens_a_unit) {
+  std::optional<std::uint32_t> left_before_end;
+  if (length == 0) return left_before_end;
   if (places_.size() >= forget_at_) forget_some(tree);
   Place fresh;
   fresh.traits.prompt_tokens = length * tokens_a_unit;
@@ -80,6 +81,7 @@ void StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult
     const std::uint32_t shared = std::min(inserted.matched_tokens, earlier.length);
     fresh.traits.last_answer_tokens = earlier.traits.answer_tokens;
     fresh.traits.kept = static_cast<double>(shared) / earlier.length;
+    left_before_end = earlier.length - shared;
     if (before != inserted.leaf) {
       earlier.next = inserted.leaf;
       earlier.left_at = inserted.matched_tokens;
@@ -102,6 +104,7 @@ void StateValues::observe(const PrefixTree& tree, const PrefixTree::InsertResult
   fresh.length = length;
   fresh.watch = returns_.begin(fresh.of, now_s);
   places_[inserted.leaf] = fresh;
+  return left_before_end;
 }
 
 void StateValues::answered(NodeId leaf, std::uint32_t answer_tokens) {

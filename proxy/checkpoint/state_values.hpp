@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,9 +19,10 @@ namespace cairn {
 
 class StateValues {
  public:
-  // A prompt has just been inserted. `tokens_a_unit`: what one token of the tree stands for (a block of a trace).
-  void observe(const PrefixTree& tree, const PrefixTree::InsertResult& inserted, std::uint32_t length, double now_s,
-               std::uint32_t tokens_a_unit = 1);
+  // A prompt has just been inserted. `tokens_a_unit`: what one token of the tree stands for (a block of a trace). Returns how far
+  // before its end the prompt was left that this one goes on from, if it goes on from any.
+  std::optional<std::uint32_t> observe(const PrefixTree& tree, const PrefixTree::InsertResult& inserted, std::uint32_t length,
+                                       double now_s, std::uint32_t tokens_a_unit = 1);
   // The prompt that ends at `leaf` was answered.
   void answered(NodeId leaf, std::uint32_t answer_tokens);
 

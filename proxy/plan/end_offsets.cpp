@@ -31,6 +31,17 @@ std::uint32_t EndOffsets::advised(std::uint32_t unlearned) const {
   return unlearned;
 }
 
+std::uint32_t EndOffsets::unneeded() const {
+  constexpr float enough = 5;  // turns seen, before any is judged
+  if (total_ < enough) return 0;
+  float needing = 0;  // who left nearer to the end than `offset`
+  for (std::uint32_t offset = 0; offset <= longest; ++offset) {
+    needing += weight_[offset];
+    if (needing > (1 - most_of) * total_) return offset;
+  }
+  return longest;
+}
+
 double EndOffsets::followed(double unlearned) const {
   constexpr double weight_of_unlearned = 2;
   return (static_cast<double>(total_) + weight_of_unlearned * unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);

@@ -33,6 +33,8 @@ class EndOffsets {
 
   // Tokens before a prompt's end where a state serves most next prompts; `unlearned` before anything was seen.
   std::uint32_t advised(std::uint32_t unlearned) const;
+  // Tokens at a prompt's end that hardly any next prompt shares: what a state that can be cut may do without.
+  std::uint32_t unneeded() const;
 
  private:
   std::array<float, longest + 1> weight_{};

@@ -34,7 +34,8 @@ constexpr int steps = 32;
 constexpr int pauses = 18;
 constexpr int least_beside = -6, most_beside = 8;
 constexpr std::size_t first_beside = buckets;
-constexpr std::size_t first_trait = first_beside + (most_beside - least_beside + 1);
+constexpr std::size_t first_scale = first_beside + (most_beside - least_beside + 1);
+constexpr std::size_t first_trait = first_scale + 1 + buckets / per_octave;
 constexpr std::size_t all_terms = first_trait + steps * ReturnTimes::traits;
 
 std::uint8_t octave(double value, int least, int most) {
@@ -49,11 +50,14 @@ std::size_t beside(std::size_t bucket, std::uint8_t pause) {
   return first_beside + static_cast<std::size_t>(std::clamp(octaves - (pause - 1), least_beside, most_beside) - least_beside);
 }
 
+// How much of what the traits say holds at that age.
+std::size_t scale_at(std::size_t bucket) { return first_scale + (bucket + per_octave - 1) / per_octave; }
+
 double chance_of(double log_odds) { return 1 / (1 + std::exp(-log_odds)); }
 
 // Before anything was seen: the same chance in each octave, which makes the rate fall with age.
 constexpr double prior_chance = 0.15 / per_octave;
-constexpr float prior_age_variance = 0.5F, prior_trait_variance = 0.6F;
+constexpr float prior_age_variance = 0.5F, prior_scale_variance = 0.05F, prior_trait_variance = 0.6F;
 // No term is ever so certain that it would not follow a change within some hundreds of observations.
 constexpr float least_variance = 0.0005F;
 
@@ -67,6 +71,7 @@ ReturnTimes::ReturnTimes() : terms_(all_terms), in_bucket_(buckets), rates_((2 *
   const auto prior = static_cast<float>(std::log(prior_chance / (1 - prior_chance)));
   for (std::size_t i = 0; i < all_terms; ++i) {
     terms_[i] = i < first_beside ? Term{prior, prior_age_variance} : Term{0, prior_trait_variance};
+    if (i >= first_scale && i < first_trait) terms_[i] = Term{1, prior_scale_variance};
   }
 }
 
@@ -174,26 +179,35 @@ void ReturnTimes::advance(double now_s) {
 }
 
 void ReturnTimes::learn(const Kind& kind, std::size_t bucket, bool came_back) {
-  std::array<Term*, traits + 2> used{};
+  struct Used {
+    Term* term = nullptr;
+    double by = 1;  // what the log-odds change with it
+  };
+  std::array<Used, traits + 3> used{};
   std::size_t count = 0;
-  used[count++] = &terms_[bucket];
-  if (const std::size_t at = beside(bucket, kind.pause); at != SIZE_MAX) used[count++] = &terms_[at];
+  used[count++].term = &terms_[bucket];
+  if (const std::size_t at = beside(bucket, kind.pause); at != SIZE_MAX) used[count++].term = &terms_[at];
+  Term& scale = terms_[scale_at(bucket)];
+  const double sum = trait_sum(kind);
   for (std::size_t trait = 0; trait < traits; ++trait) {
-    if (kind.terms[trait] != 0) used[count++] = &terms_[first_trait + trait * steps + kind.terms[trait]];
+    if (kind.terms[trait] != 0) used[count++] = Used{&terms_[first_trait + trait * steps + kind.terms[trait]], scale.mean};
   }
   double log_odds = 0, variance = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    log_odds += used[i]->mean;
-    variance += used[i]->variance;
+    log_odds += used[i].by * used[i].term->mean;
+    variance += used[i].by * used[i].by * used[i].term->variance;
   }
+  used[count++] = Used{&scale, sum};
+  variance += sum * sum * scale.variance;
   const double chance = chance_of(log_odds);
   const double information = chance * (1 - chance);
   const double surprise = ((came_back ? 1 : 0) - chance) / (1 + variance * information);
   const double shrink = information / (1 + variance * information);
   for (std::size_t i = 0; i < count; ++i) {
-    Term& term = *used[i];
-    term.mean += static_cast<float>(term.variance * surprise);
-    term.variance = std::max(least_variance, static_cast<float>(term.variance * (1 - term.variance * shrink)));
+    Term& term = *used[i].term;
+    const double by = used[i].by;
+    term.mean += static_cast<float>(term.variance * by * surprise);
+    term.variance = std::max(least_variance, static_cast<float>(term.variance * (1 - term.variance * by * by * shrink)));
   }
 }
 
@@ -212,7 +226,7 @@ const std::vector<float>& ReturnTimes::rates_of(int step, std::uint8_t pause) co
   std::array<double, buckets> chance{};
   for (std::size_t i = 0; i < buckets; ++i) {
     const std::size_t at = beside(i, pause);
-    chance[i] = chance_of(terms_[i].mean + (at == SIZE_MAX ? 0 : terms_[at].mean) + step * sum_step);
+    chance[i] = chance_of(terms_[i].mean + (at == SIZE_MAX ? 0 : terms_[at].mean) + terms_[scale_at(i)].mean * step * sum_step);
   }
   rates.rate.assign(buckets, 0);
   for (std::size_t from = 0; from < buckets; ++from) {
@@ -237,7 +251,7 @@ double ReturnTimes::rate(const Kind& kind, double age_s) const {
 }
 
 std::string ReturnTimes::to_text() const {
-  std::string text = "1";
+  std::string text = "2";
   for (const Term& term : terms_) fmt::format_to(std::back_inserter(text), " {:.4g} {:.4g}", term.mean, term.variance);
   return text;
 }
@@ -246,7 +260,7 @@ bool ReturnTimes::load(std::string_view text) {
   std::istringstream in{std::string{text}};
   int version = 0;
   std::vector<Term> loaded(all_terms);
-  if (!(in >> version) || version != 1) return false;
+  if (!(in >> version) || version != 2) return false;
   for (Term& term : loaded) {
     if (!(in >> term.mean >> term.variance) || !std::isfinite(term.mean) || !(term.variance > 0) || !(term.variance <= 1)) return false;
   }

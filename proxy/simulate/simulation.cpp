@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/state_values.hpp"
+#include "plan/end_offsets.hpp"
 #include "plan/planner.hpp"
 #include "prefix/prefix_tree.hpp"
 
@@ -87,7 +88,8 @@ class Replay {
     const TokenSpan prompt = trace_.prompt(request);
     const Found found = best_state(tree_.match(prompt));
     const PrefixTree::InsertResult inserted = tree_.insert(prompt, now_ms());
-    values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
+    const auto left = values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
+    ends_.observe(left.value_or(EndOffsets::longest + 1));
     values_.answered(inserted.leaf, request.answer_tokens);
     serve(request, found);
     if (!prompt.empty()) save(prompt, inserted.leaf);
@@ -120,7 +122,8 @@ class Replay {
   }
 
   void save(TokenSpan prompt, NodeId leaf) {
-    const auto blocks = static_cast<std::uint32_t>(prompt.size());
+    auto blocks = static_cast<std::uint32_t>(prompt.size());
+    if (cuts() && options_.budget_bytes > 0) blocks -= std::min(blocks - 1, ends_.unneeded());
     CheckpointRecord record;
     record.token_count = blocks * trace_.block_tokens;
     record.kind = profile_.kind;
@@ -145,7 +148,7 @@ class Replay {
       if (covered && mark.position_tokens < blocks) useless.push_back(id_of(mark.mark));
       return true;
     };
-    tree_.for_each_mark_on_path(PrefixTree::Match{blocks, leaf}, visit);
+    tree_.for_each_mark_on_path(PrefixTree::Match{blocks, owner_of(leaf, blocks)}, visit);
     if (there) return;
     std::uint32_t known = 0;  // blocks that the longest of those has
     std::uint64_t others = bytes_;
@@ -247,6 +250,11 @@ class Replay {
     attach(held);
   }
 
+  // The node on the path to `leaf` whose edge covers the position.
+  NodeId owner_of(NodeId leaf, std::uint32_t position) const {
+    while (tree_.begin_tokens(leaf) >= position) leaf = tree_.parent(leaf);
+    return leaf;
+  }
   void attach(const Held& held) {
     for (const std::uint32_t position : held.positions) {
       tree_.attach(held.leaf, position, mark_of(held.record.id), position == held.positions.back() ? MarkKind::end : MarkKind::inside);
@@ -270,6 +278,7 @@ class Replay {
   WorthOf worth_;
   PrefixTree tree_;
   StateValues values_;
+  EndOffsets ends_;  // in blocks
   std::unordered_map<CheckpointId, Held> held_;
   std::uint64_t bytes_ = 0;
   std::int64_t last_id_ = 0;

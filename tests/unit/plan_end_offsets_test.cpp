@@ -20,6 +20,16 @@ TEST(EndOffsets, ServesMostTurns) {
   EXPECT_EQ(offsets.advised(7), 30u);
 }
 
+TEST(EndOffsets, WhatHardlyAnyTurnSharesIsUnneeded) {
+  EndOffsets offsets;
+  for (int i = 0; i < 4; ++i) offsets.observe(3);
+  EXPECT_EQ(offsets.unneeded(), 0u);  // too few to tell
+  for (int i = 0; i < 100; ++i) offsets.observe(i % 20 == 0 ? 0 : 3);
+  EXPECT_EQ(offsets.unneeded(), 3u);
+  for (int i = 0; i < 100; ++i) offsets.observe(i % 4 == 0 ? 1 : 3);
+  EXPECT_EQ(offsets.unneeded(), 1u);
+}
+
 TEST(EndOffsets, KnowsHowManyPromptsAreGoneOnFrom) {
   EndOffsets offsets;
   for (int i = 0; i < 40; ++i) offsets.observe(EndOffsets::longest + 1);

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <vector>
+
 namespace cairn {
 namespace {
 
@@ -25,6 +27,26 @@ TEST(ReturnTimes, WhatReturnsIsWorthMoreThanWhatNeverDoes) {
     times.returned(watch, now_s + 10);
   }
   EXPECT_GT(times.rate(returning, 0), 10 * times.rate(single, 0));
+}
+
+// Of those with a long answer most return within seconds, or never; the others now and then, after any time.
+TEST(ReturnTimes, WhatTraitsSayMayHoldForTheYoungAlone) {
+  ReturnTimes times;
+  PromptTraits long_answer = first_turn;
+  long_answer.answer_tokens = 500;
+  const auto soon = ReturnTimes::kind_of(long_answer), any_time = ReturnTimes::kind_of(first_turn);
+  constexpr int waiting = 100;
+  std::vector<ReturnTimes::Watch> others;
+  for (int i = 0; i < 3000; ++i) {
+    const double now_s = i * 20.0;
+    const auto watch = times.begin(soon, now_s);
+    others.push_back(times.begin(any_time, now_s));
+    if (i % 4 != 0) times.returned(watch, now_s + 5);
+    if (i >= waiting) times.returned(others[static_cast<std::size_t>(i - waiting)], now_s + 6);
+  }
+  const double young = times.rate(soon, 2) / times.rate(any_time, 2);
+  const double old = times.rate(soon, 1500) / times.rate(any_time, 1500);
+  EXPECT_GT(young, 10 * old);
 }
 
 TEST(ReturnTimes, SomethingThatReturnsAfterAMinuteIsWorthMoreJustBeforeThanAtFirst) {

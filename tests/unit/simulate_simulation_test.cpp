@@ -232,6 +232,27 @@ TEST(Simulation, OfAPromptLargerThanTheBudgetItsBeginningIsKept) {
   EXPECT_EQ(simulate(trace, options, policy).saves, 0u);
 }
 
+// The last block of each prompt is another one in the next turn, as a partial one is.
+TEST(Simulation, WhatNextPromptsAreSeenToLeaveIsNotKept) {
+  Trace trace;
+  Tokens chat(10, 1);
+  for (Token turn = 0; turn < 20; ++turn) {
+    chat.back() = 100 + turn;
+    add(trace, turn, chat);
+    chat.back() = 2;
+    chat.push_back(0);
+  }
+  SimulationOptions options = options_of(MemoryKind::truncatable, 1 << 20);
+  ValuePolicy value;
+  const SimulationResult cut = simulate(trace, options, value);
+  const std::uint64_t all_but_its_end = 28 * block * 10 + 300;
+  EXPECT_EQ(cut.held_bytes, all_but_its_end);
+  options.cut = false;
+  const SimulationResult whole = simulate(trace, options, value);
+  EXPECT_GT(whole.held_bytes, all_but_its_end);
+  EXPECT_EQ(cut.reused_tokens, whole.reused_tokens);
+}
+
 TEST(Simulation, WhatIsDearerToRestoreIsComputed) {
   Trace trace;
   add(trace, 0, Tokens(10, 1));
