@@ -61,7 +61,7 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
   if (!profile) return profile.error();
   options.profile = *profile;
   options.low_water = flags.low_water;
-  options.cut = !flags.whole_states;
+  options.cut = flags.cut_states;
   Result<Trace> trace = read_traces(flags.traces);
   if (!trace) return trace.error();
 
@@ -103,7 +103,7 @@ void add_simulate_flags(CLI::App& command, SimulateFlags& flags) {
       ->delimiter(',')
       ->check(CLI::IsMember({"value", "lru", "gdsf", "marconi"}));
   command.add_option("--low-water", flags.low_water, "share of the budget that an eviction trims to (1)")->check(CLI::Range(0.0, 1.0));
-  command.add_flag("--whole-states", flags.whole_states, "never keep the beginning of a state alone, as the store does today");
+  command.add_flag("--cut-states", flags.cut_states, "keep the beginning of a state where the whole finds no room; the store does not do that today");
   command.add_option("--svg", flags.svg_path, "write a chart of hit rate against budget there");
   command.add_flag("--json", flags.json, "for programs");
 }

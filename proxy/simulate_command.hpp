@@ -17,7 +17,7 @@ struct SimulateFlags {
   std::string profile;
   std::string svg_path;
   double low_water = 1.0;
-  bool whole_states = false;
+  bool cut_states = false;
   bool json = false;
 };
 

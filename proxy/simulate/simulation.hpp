@@ -34,7 +34,7 @@ struct SimulationOptions {
   std::uint64_t budget_bytes = 0;  // 0: unbounded
   double low_water = 1.0;          // of the budget: what an eviction trims to
   std::atomic<std::uint64_t>* replayed = nullptr;  // counts requests as they are done, for whoever watches
-  bool cut = true;                 // truncatable: where there is no room for a whole state, its beginning is kept ("value" alone)
+  bool cut = false;                // truncatable: where there is no room for a whole state, its beginning is kept ("value" alone)
 };
 
 struct SimulationResult {

@@ -205,6 +205,7 @@ TEST(Simulation, WhereStatesCanBeCutTheLastToGoKeepsItsBeginning) {
   add(trace, 1, Tokens(30, 2));
   add(trace, 2, Tokens(30, 1));
   SimulationOptions options = options_of(MemoryKind::truncatable, 5000);  // one of 3,300 and 14 blocks of the other
+  options.cut = true;
   FavouritePolicy policy(0);
   const SimulationResult cut = simulate(trace, options, policy);
   EXPECT_EQ(cut.reused_tokens, 14 * block);
@@ -215,6 +216,7 @@ TEST(Simulation, WhereStatesCanBeCutTheLastToGoKeepsItsBeginning) {
   EXPECT_EQ(simulate(trace, options, policy).reused_tokens, 0u);
   // Others can be resumed at their end alone.
   options = options_of(MemoryKind::exact, 5000);
+  options.cut = true;
   EXPECT_EQ(simulate(trace, options, policy).reused_tokens, 0u);
 }
 
@@ -223,6 +225,7 @@ TEST(Simulation, OfAPromptLargerThanTheBudgetItsBeginningIsKept) {
   add(trace, 0, Tokens(80, 1));
   add(trace, 1, Tokens(80, 1));
   SimulationOptions options = options_of(MemoryKind::truncatable, 5000);
+  options.cut = true;
   FavouritePolicy policy(0);
   const SimulationResult cut = simulate(trace, options, policy);
   EXPECT_EQ(cut.reused_tokens, 47 * block);
@@ -243,6 +246,7 @@ TEST(Simulation, WhatNextPromptsAreSeenToLeaveIsNotKept) {
     chat.push_back(0);
   }
   SimulationOptions options = options_of(MemoryKind::truncatable, 1 << 20);
+  options.cut = true;
   ValuePolicy value;
   const SimulationResult cut = simulate(trace, options, value);
   // The first six whole, of which no other makes use; then each makes the one before useless, and the last has 29 - 1 blocks.
