@@ -441,11 +441,6 @@ double CachedBackend::return_chance() {
   return std::clamp(catalogue_->end_offsets(probe_.name_space).followed(unlearned), least, most);
 }
 
-void CachedBackend::note_lease_ended(double seconds) {
-  constexpr double newest = 0.2;
-  lease_s_ += (lease_s_ > 0 ? newest : 1.0) * (seconds - lease_s_);
-}
-
 void CachedBackend::note_prompt(std::uint32_t gap, double seconds_a_token) {
   constexpr std::size_t remembered = 16;
   constexpr double newest = 0.2;

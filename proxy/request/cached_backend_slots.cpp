@@ -256,6 +256,11 @@ ResultTask<StartGate> CachedBackend::gate_if_needed(CancelSource& cancel) {
   co_return co_await scheduler_.enter_gate(cancel);
 }
 
+void CachedBackend::note_lease_ended(double seconds) {
+  constexpr double newest = 0.2;
+  lease_s_ += (lease_s_ > 0 ? newest : 1.0) * (seconds - lease_s_);
+}
+
 double CachedBackend::save_seconds(const SlotState& state) const {
   return costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
 }
