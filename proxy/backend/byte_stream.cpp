@@ -91,7 +91,7 @@ void consume(std::vector<asio::const_buffer>& buffers, std::size_t count) {
 ByteStream::ByteStream(tcp::socket socket) : socket_(std::move(socket)) {}
 ByteStream::~ByteStream() = default;
 
-Task<error_code> ByteStream::start_tls(const TlsContext& context, const std::string& name, Slot slot) {
+Task<error_code> ByteStream::start_tls(const TlsContext& context, std::string name, Slot slot) {
   tls_ = context.make_connection(name);
   BIO* bio = BIO_new(socket_method());
   BIO_set_data(bio, &socket_);

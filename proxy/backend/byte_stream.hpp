@@ -32,7 +32,7 @@ class ByteStream {
   ByteStream& operator=(const ByteStream&) = delete;
 
   // From here on everything goes through TLS. `name`: the server's to be asked for and checked; empty as a server.
-  Task<boost::system::error_code> start_tls(const TlsContext& context, const std::string& name, Slot slot = {});
+  Task<boost::system::error_code> start_tls(const TlsContext& context, std::string name, Slot slot = {});
   // Why a handshake failed, in words.
   std::string handshake_trouble(const TlsContext& context, const boost::system::error_code& error) const;
 

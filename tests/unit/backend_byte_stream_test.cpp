@@ -3,6 +3,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/error.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/ssl/error.hpp>
 #include <gtest/gtest.h>
 
@@ -69,14 +70,15 @@ class ByteStreams : public ::testing::TestWithParam<bool> {
   Task<Ends> connected() {
     Ends ends = co_await connected_plainly();
     if (!GetParam()) co_return ends;
-    const auto executor = co_await asio::this_coro::executor;
     const auto server_side = *TlsContext::for_server(certificate_.file(), certificate_.file());
     TlsContext::Trust trust;
     trust.ca = certificate_.file();
     const auto client_side = *TlsContext::for_client(trust);
-    error_code accepted;
-    asio::co_spawn(executor, ends.server->start_tls(*server_side, {}), [&](std::exception_ptr, error_code error) { accepted = error; });
-    const error_code error = co_await ends.client->start_tls(*client_side, "127.0.0.1");
+    using namespace asio::experimental::awaitable_operators;
+    Task<error_code> accepting = ends.server->start_tls(*server_side, {});
+    Task<error_code> connecting = ends.client->start_tls(*client_side, "127.0.0.1");
+    auto both = std::move(accepting) && std::move(connecting);
+    const auto [accepted, error] = co_await std::move(both);
     EXPECT_FALSE(error) << ends.client->handshake_trouble(*client_side, error);
     EXPECT_FALSE(accepted);
     co_return ends;
