@@ -136,15 +136,16 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   // Who says himself whether the model may be loaded is left alone.
   const bool says_so = server->by_name() && target.find("autoload=") != std::string::npos;
   CachedBackend* backend = nullptr;
+  const ModelServer::Visit visit(*server, model);
   if (says_so) {
     backend = server->known(model);
   } else {
     backend = co_await server->find(record.path, model, downstream.cancel());
   }
-  const ModelServer::Visit visit(*server, model);
   if (backend == nullptr) {
     const bool there = server->front().phase() == BackendPhase::plain;
     record.no_cache = there ? NoCacheReason::no_such_model : NoCacheReason::backend_not_ready;
+    if (there && model && server->contested(*model)) record.no_cache = NoCacheReason::other_model_wanted;
     co_await pass_on(downstream, record, *server, std::move(body));
     co_return;
   }

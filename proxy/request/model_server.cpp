@@ -102,6 +102,8 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
   const auto listed = names_.find(*model);
   if (listed == names_.end()) co_return nullptr;
   const std::string name = listed->second;
+  // Behind llama-swap each call of our own may be one swap more while requests for another model are about.
+  if (contested(name)) co_return nullptr;
   std::unique_ptr<CachedBackend>& backend = models_[name];
   if (backend == nullptr) {
     CacheOptions options = options_;
@@ -117,6 +119,11 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
   co_return found;
 }
 
+bool ModelServer::contested(const std::string& model) const {
+  const std::string name = canonical(model);
+  return is_swap() && std::any_of(visits_.begin(), visits_.end(), [&name](const auto& visit) { return visit.first != name; });
+}
+
 CachedBackend* ModelServer::known(const std::optional<std::string>& model) {
   if (!by_name()) return &front_;
   const auto at = model ? models_.find(canonical(*model)) : models_.end();
@@ -124,8 +131,7 @@ CachedBackend* ModelServer::known(const std::optional<std::string>& model) {
 }
 
 ModelServer::Visit::Visit(ModelServer& server, const std::optional<std::string>& model) : server_(&server) {
-  const auto listed = model ? server.names_.find(*model) : server.names_.end();
-  if (listed != server.names_.end()) name_ = listed->second;
+  if (model) name_ = server.canonical(*model);
   if (!name_.empty()) ++server_->visits_[name_];
 }
 

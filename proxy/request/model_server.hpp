@@ -31,8 +31,10 @@ class ModelServer final : public SharedServer {
   Task<void> stop(std::chrono::milliseconds limit);
 
   // For a client's request to `path` that names `model`: what serves it. nullptr: the server knows no such model, or is not
-  // there; it answers for itself.
+  // there, or contested(); it answers for itself.
   Task<CachedBackend*> find(std::string_view path, const std::optional<std::string>& model, CancelSource& cancel);
+  // Behind llama-swap: requests for another model are about, so that find() gives none.
+  bool contested(const std::string& model) const;
   // The one it made for `model`, which may be an alias; nullptr: none so far.
   CachedBackend* known(const std::optional<std::string>& model);
   // False: it has one model, so that names do not matter.

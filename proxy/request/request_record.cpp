@@ -32,6 +32,7 @@ std::string_view to_string(NoCacheReason reason) {
     case NoCacheReason::other_key: return "other_key";
     case NoCacheReason::other_prompt: return "other_prompt_than_derived";
     case NoCacheReason::no_such_model: return "no_such_model";
+    case NoCacheReason::other_model_wanted: return "other_model_wanted";
   }
   return "?";
 }

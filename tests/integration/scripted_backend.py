@@ -231,7 +231,7 @@ class ScriptedBackend:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
-    request_queue_size = 64
+    request_queue_size = 1024  # with fewer, the kernel resets some of 500 that come at once
 
     def handle_error(self, request, client_address):
         pass  # connections are cut on purpose

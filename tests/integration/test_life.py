@@ -459,7 +459,10 @@ def test_500_concurrent_streams(rig):
                     break
                 got += piece
             expected = backend.expected(tokens)
-            return ended(got) and expected[:8].encode() in got and expected[8:].encode() in got
+            whole = ended(got) and expected[:8].encode() in got and expected[8:].encode() in got
+            if not whole:
+                print("answer of", number, got)
+            return whole
         finally:
             writer.close()
 
