@@ -14,7 +14,7 @@ from stack import KINDS, REPOSITORY, Stack, call, common, model_path, prose
 
 # What README.md and `cairn check` tell users to give: a number of slots.
 FLAG_SETS = {"default": (), "recommended": ("-np", "2")}
-ROOM = 2048  # context tokens beyond the longest prompt: answers, template, turns
+ROOM = 2048  # context tokens beyond the longest prompt, whose words may come out as a tenth more: answers, template, turns
 
 
 def ensure_model(kind):
@@ -100,7 +100,7 @@ class Pair:
         flags = [*flags, *extra]
         slots = int(flags[flags.index("-np") + 1]) if "-np" in flags else 1  # on default flags they share the context
         if "-c" not in flags and "--ctx-size" not in flags:
-            flags += ["-c", str(max(65536, slots * (longest + ROOM)))]
+            flags += ["-c", str(max(65536, slots * (longest * 11 // 10 + ROOM)))]
         folder = Path(options.folder) / f"{model}{'_'.join(flags)}".replace("/", "_")
         while folder.exists():
             folder = folder.with_name(folder.name + "+")
