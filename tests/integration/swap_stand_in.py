@@ -4,6 +4,7 @@
 import http.client
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from stack import free_port
@@ -19,6 +20,7 @@ class SwapStandIn:
         self.port = port
         self.models = models
         self.start = start
+        self.starter = ThreadPoolExecutor(1)  # a server dies with the thread that started it: not in that of a connection
         self.started = []  # names, in order
         self.turn = threading.Condition()
         self.current = None  # (name, server)
@@ -49,6 +51,7 @@ class SwapStandIn:
         self.server.server_close()
         if self.current:
             self.current[1].kill()
+        self.starter.shutdown()
 
     def unload(self):
         with self.turn:
@@ -66,7 +69,7 @@ class SwapStandIn:
                 if self.current:
                     self.current[1].stop()
                 self.started.append(name)
-                self.current = (name, self.start(name, free_port()))
+                self.current = (name, self.starter.submit(self.start, name, free_port()).result())
             self.busy += 1
             return self.current[1]
 
