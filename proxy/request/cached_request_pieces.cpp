@@ -44,7 +44,10 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   input.pieces = record_.pieces;
   input.pieces_since_save = pieces_since_save_;
   input.saves_s = inline_saves_s_;
-  for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
+  // With others about these steps are mostly waiting for one another; and a state on the way is what they may come to share.
+  if (backend_.present() <= 1) {
+    for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
+  }
   input.credit_s = backend_.stop_credit_s();
   return input;
 }
