@@ -150,7 +150,9 @@ ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   if (!tokens) co_return tokens.error();
   const std::size_t suffix_bytes = co_await backend_.suffixes().suffix_bytes(api, chat, *text, downstream_.cancel());
   if (suffix_bytes > 0) suffix_tokens_ = static_cast<std::uint32_t>(backend_.memo().tokens_in_tail(*text, suffix_bytes));
-  const std::size_t system_bytes = system_end_bytes(chat, *text);
+  // Where any prefix can be resumed nothing is stopped for.
+  const bool wanted = backend_.kind() != MemoryKind::truncatable;
+  const std::size_t system_bytes = wanted ? system_end_bytes(chat, *text) : 0;
   const std::size_t behind = system_bytes > 0 ? backend_.memo().tokens_in_tail(*text, text->size() - system_bytes) : 0;
   if (behind > 0) system_tokens_ = static_cast<std::uint32_t>(tokens->size() - behind);
   co_return tokens;

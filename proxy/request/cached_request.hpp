@@ -43,6 +43,7 @@ class CachedRequest {
   void ask_for_stop(SlotState& busy, std::uint32_t at, bool save) const;
   void ask_for_stops() const;
   AdmissionInput admission(std::uint32_t done) const;
+  double overhead_seconds() const;  // that Cairn has added before anything was computed
   Task<void> show_difference();
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();

@@ -220,10 +220,8 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     }
   }
   if (own_weights()) {
-    double other_s = 0;
-    for (const Step step : {Step::parse, Step::tokenize, Step::match}) other_s += record_.step_s[static_cast<std::size_t>(step)];
     const std::vector<std::uint32_t>& points = backend_.kind() == MemoryKind::exact ? stops_made_ : state.resume_points;
-    backend_.note_prompt(widest_gap(plan_.base, prompt, points), other_s / prompt);
+    backend_.note_prompt(widest_gap(plan_.base, prompt, points), overhead_seconds() / prompt);
   }
   state.known = prompt_;
   // The last generated token is not in the state.

@@ -10,6 +10,12 @@
 
 namespace cairn {
 
+double CachedRequest::overhead_seconds() const {
+  double seconds = 0;
+  for (const Step step : {Step::parse, Step::tokenize, Step::match}) seconds += record_.step_s[static_cast<std::size_t>(step)];
+  return seconds;
+}
+
 // What stops the prompt is worth, with `done` tokens of it in the slot.
 AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   AdmissionInput input;
@@ -45,9 +51,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   input.pieces_since_save = pieces_since_save_;
   input.saves_s = inline_saves_s_;
   // With others about these steps are mostly waiting for one another; and a state on the way is what they may come to share.
-  if (backend_.present() <= 1) {
-    for (const Step step : {Step::parse, Step::tokenize, Step::match}) input.overhead_s += record_.step_s[static_cast<std::size_t>(step)];
-  }
+  if (backend_.present() <= 1) input.overhead_s = overhead_seconds();
   input.credit_s = backend_.stop_credit_s();
   return input;
 }

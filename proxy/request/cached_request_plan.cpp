@@ -133,6 +133,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
   for (const SlotOption& option : options) {
+    if (!spdlog::should_log(spdlog::level::debug)) break;
     const double bytes = input.costs->state_bytes(option.held, option.context_checkpoints);
     spdlog::debug("req={} may take slot {}: holds {} ({} usable, {} saved, {} context checkpoints), asked for again {:.2f}{}, save {:.3f} s, "
                   "restore {:.3f} s, the unsaved rest {:.3f} s",
