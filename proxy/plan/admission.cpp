@@ -88,10 +88,16 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
 // Estimates are off by some, and the budget is a promise.
 constexpr double caution = 1.5;
 
+// Share of the budget that insurance may take: all of it where a prompt in four comes back, less where they hardly ever do.
+double insured_share(const AdmissionInput& input) {
+  constexpr double all_of_it = 4;
+  return input.continues ? 1 : std::min(1.0, all_of_it * input.returning);
+}
+
 double budget_left(const AdmissionInput& input, double caution_by = caution) {
   const double all = input.costs->prefill_seconds(input.base, input.prompt);
   const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s;
-  return (input.policy->budget * all - input.overhead_s) / caution_by - spent + (input.continues ? input.credit_s : 0);
+  return (input.policy->budget * insured_share(input) * all - input.overhead_s) / caution_by - spent + (input.continues ? input.credit_s : 0);
 }
 
 struct Marked {
@@ -202,7 +208,7 @@ std::vector<std::uint32_t> marked_places(const AdmissionInput& input) {
 }
 
 std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t ubatch, bool can_save, const CheckpointPolicy& policy,
-                           const CostModel& costs, double overhead_s) {
+                           const CostModel& costs, double overhead_s, double returning) {
   if (kind == MemoryKind::truncatable) return 1;
   if (!policy.adaptive) return policy.interval_tokens > 0 ? policy.interval_tokens : tokens;
   AdmissionInput input;
@@ -212,6 +218,7 @@ std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t 
   input.can_save = can_save;
   input.policy = &policy;
   input.costs = &costs;
+  input.returning = returning;
   // The shorter stretch may come out worse: cuts are whole ones.
   constexpr std::uint32_t steps = 64;
   std::uint32_t piece = 0;

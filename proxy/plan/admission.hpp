@@ -34,6 +34,7 @@ struct AdmissionInput {
 
   // Evidence.
   bool continues = false;        // it goes on from an earlier prompt
+  double returning = 1;          // share of the latest prompts that came back to an earlier one in any way
   double branches = 0;           // chance that a later prompt leaves this one somewhere inside, when it shares a known path
   double followed = 0;           // chance that a later prompt goes on from this one
   std::uint32_t before_end = 0;  // tokens before the prompt's end where that one would leave it
@@ -59,9 +60,9 @@ std::vector<Stop> admit(const AdmissionInput& input);
 std::vector<std::uint32_t> marked_places(const AdmissionInput& input);
 
 // Tokens: the longest stretch that an edit in the middle of up to `tokens` new ones makes us compute again, by present costs, with
-// `overhead_s` a token spent on other things.
+// `overhead_s` a token spent on other things. `returning` as in AdmissionInput.
 std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t ubatch, bool can_save, const CheckpointPolicy& policy,
-                           const CostModel& costs, double overhead_s = 0);
+                           const CostModel& costs, double overhead_s = 0, double returning = 1);
 // The longest stretch of (base, prompt) without a state to go on from, with one at each of `points` (ascending) in it.
 std::uint32_t widest_gap(std::uint32_t base, std::uint32_t prompt, std::span<const std::uint32_t> points);
 

@@ -54,6 +54,11 @@ double EndOffsets::branches() const {
   return (static_cast<double>(inside_) + weight_of_unlearned * unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);
 }
 
+double EndOffsets::returning() const {
+  constexpr double weight_of_unlearned = 4;
+  return (static_cast<double>(total_) + static_cast<double>(inside_) + weight_of_unlearned) / (static_cast<double>(prompts_) + weight_of_unlearned);
+}
+
 std::string EndOffsets::to_text() const {
   std::string text = fmt::format("{:.3f} {:.3f}", prompts_, inside_);
   for (std::uint32_t offset = 0; offset <= longest; ++offset) {

@@ -26,6 +26,8 @@ class EndOffsets {
   // Share of the latest prompts that did.
   double branches() const;
   bool any_branch() const { return inside_ > 0.3F; }  // lately
+  // Share of the latest prompts that went on from an earlier one or left it far before its end; 1 before anything was seen.
+  double returning() const;
 
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;

@@ -450,7 +450,9 @@ void CachedBackend::note_prompt(std::uint32_t gap, double seconds_a_token) {
 }
 
 std::uint32_t CachedBackend::checkpoint_interval(std::uint32_t tokens) const {
-  const std::uint32_t now = interval_for(tokens, kind_, options_.ubatch_tokens, can_save(), options_.policy, costs_, overhead_s_a_token_);
+  const double returning = catalogue_ != nullptr ? catalogue_->end_offsets(probe_.name_space).returning() : 1;
+  const std::uint32_t now =
+      interval_for(tokens, kind_, options_.ubatch_tokens, can_save(), options_.policy, costs_, overhead_s_a_token_, returning);
   if (kind_ == MemoryKind::truncatable || !options_.policy.adaptive || latest_gaps_.empty()) return now;
   return std::max(now, *std::max_element(latest_gaps_.begin(), latest_gaps_.end()));
 }

@@ -42,6 +42,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
   if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
+  input.returning = ends.returning();
   input.sessions = ends.branches();
   input.sessions_seen = ends.any_branch();
   input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;

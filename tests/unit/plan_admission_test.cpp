@@ -56,6 +56,18 @@ struct Case {
   }
 };
 
+TEST(Admission, WherePromptsHardlyEverComeBackInsuranceTakesLess) {
+  Case fresh(MemoryKind::checkpointed, 0, 8000);
+  const std::size_t unlearned = fresh.places().size();
+  ASSERT_GT(unlearned, 1u);
+  fresh.input.returning = 0.25;
+  EXPECT_EQ(fresh.places().size(), unlearned);
+  fresh.input.returning = 0.04;
+  EXPECT_LT(fresh.places().size(), unlearned);
+  fresh.input.continues = true;
+  EXPECT_GE(fresh.places().size(), unlearned);
+}
+
 TEST(Admission, AShortPromptThatNothingSpeaksForIsNotCut) {
   Case fresh(MemoryKind::checkpointed, 0, 500);
   fresh.input.before_end = 7;

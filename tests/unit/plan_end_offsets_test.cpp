@@ -68,5 +68,16 @@ TEST(EndOffsets, KeptAndTakenBack) {
   }
 }
 
+TEST(EndOffsets, ReturningFallsWhilePromptsShareNothing) {
+  EndOffsets offsets;
+  EXPECT_DOUBLE_EQ(offsets.returning(), 1);
+  for (int i = 0; i < 40; ++i) offsets.observe(EndOffsets::longest + 1);
+  EXPECT_LT(offsets.returning(), 0.15);
+  offsets.observe(3);
+  offsets.observe(EndOffsets::longest + 1);
+  offsets.observe_branch(true);
+  EXPECT_GT(offsets.returning(), 0.15);
+}
+
 }  // namespace
 }  // namespace cairn
