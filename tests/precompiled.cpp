@@ -1,0 +1,1 @@
+// A source to make the precompiled header with.
