@@ -89,8 +89,8 @@ class CachedBackend {
   Task<bool> still_the_same(CancelSource& cancel);
 
   // --- slots and states; the caller holds the slot's lease.
-  // Puts a saved state into the slot. On an error the slot holds nothing.
-  ResultTask<void> restore(int slot, CheckpointId checkpoint);
+  // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
+  ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);
   // Saves what the slot holds. A state that is not worth it, or already saved, is no error.
   ResultTask<void> save(int slot);
   // Computes tokens[0, end) in the slot; what it held stays where it fits.

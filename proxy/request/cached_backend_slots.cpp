@@ -15,7 +15,7 @@ constexpr int strikes_to_distrust = 2;  // the backend's own cache
 constexpr int broken_promises_to_change_kind = 2;
 }  // namespace
 
-ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
+ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource& cancel) {
   SlotState& state = slots_.at(slot);
   const CheckpointStore::Use use = store_->use(id);
   if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
@@ -55,7 +55,8 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id) {
     if (!washed) co_return washed.error();
   }
   const auto began = std::chrono::steady_clock::now();
-  Result<SlotAction> restored = co_await api_.restore(slot, name, *background_);
+  // Left alone the backend ends it all the same, and the slot is one we know nothing of. A slot that must be kept clean is waited for.
+  Result<SlotAction> restored = co_await api_.restore(slot, name, washing ? *background_ : cancel);
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   if (washing && foreign_epoch != foreign_epoch_) {
     (void)co_await wash(slot);

@@ -337,7 +337,7 @@ Task<void> CachedRequest::bring_back() {
   }
   if (!own_weights()) backend_.note_other_weights(slot_);
   if (plan_.source == Source::restore) {
-    Result<void> restored = co_await backend_.restore(slot_, static_cast<CheckpointId>(plan_.checkpoint));
+    Result<void> restored = co_await backend_.restore(slot_, static_cast<CheckpointId>(plan_.checkpoint), downstream_.cancel());
     if (!restored) {
       restore_failed_ = true;
       record_.error = to_string(restored.error());

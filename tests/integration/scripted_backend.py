@@ -8,6 +8,7 @@ As an old build (`state_version` 2) it keeps a slot's context checkpoints throug
 have none; from version 4 files carry them and restore replaces them (see the hazard in proxy/ARCHITECTURE.md).
 """
 
+import contextlib
 import hashlib
 import json
 import select
@@ -93,6 +94,7 @@ class ScriptedBackend:
         self.refuse_restore = False     # 400, and the slot is empty afterwards
         self.refuse_save = False
         self.hold_save = None           # an Event: a slot is not saved before it is set
+        self.hold_restore = None        # likewise; it goes on when whoever asked for it has hung up
         self.filler = []                # contents of events after the first chunk of a client's stream
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
@@ -353,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif path == "/apply-template":
                 self.reply({"prompt": self.render(body)})
             elif path.startswith("/slots/action/"):
-                self.slot_action(parts, body)
+                self.slot_action(parts, body, call)
             elif path == "/v1/messages/count_tokens" and backend.counts_tokens:
                 self.reply({"input_tokens": len(self.prompt_of(Call("POST", "/v1/messages", body)))})
             elif path in ("/completion", "/v1/completions", "/v1/chat/completions", "/v1/messages"):
@@ -371,7 +373,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = "".join(f"<{message['role']}>{message['content']}</>" for message in body["messages"])
         return text + ("" if body.get("add_generation_prompt") is False else "<assistant>")
 
-    def slot_action(self, parts, body):
+    def slot_action(self, parts, body, call):
         backend = self.backend
         if backend.slot_dir is None:
             return self.refuse("This server does not support slots action. Start it with `--slot-save-path`", 501,
@@ -391,6 +393,10 @@ class _Handler(BaseHTTPRequestHandler):
                                    "timings": {"save_ms": milliseconds}})
             if action == "restore":
                 try:
+                    with contextlib.suppress(ClientGone):
+                        self.hold(backend.hold_restore, call)
+                    if backend.hold_restore is not None:
+                        backend.hold_restore.wait(60)
                     if backend.refuse_restore:
                         raise ValueError("refused")
                     count, size = backend.restore(slot, body["filename"])

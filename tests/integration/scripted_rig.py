@@ -76,7 +76,7 @@ class Rig:
     def close(self):
         # Whatever a test still holds is let go first, so that Cairn can end in peace.
         if self.backend is not None:
-            for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save):
+            for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save, self.backend.hold_restore):
                 if event is not None:
                     event.set()
         try:

@@ -328,6 +328,24 @@ def test_client_leaves_during_its_answer(rig):
     assert rig.right(prompt(LONG, 1) + prompt(50, 2))
 
 
+def test_client_leaves_during_a_restore(rig):
+    """Cairn waited for the restore to end, and held the connection as long."""
+    backend = rig.start(state_version=4)
+    for seed in (1, 2):
+        assert rig.right(prompt(LONG, seed))
+        rig.settle()
+    backend.forget_calls()
+    backend.hold_restore = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1) + prompt(50, 3), "n_predict": 2})
+    restore = wait_until(lambda: backend.slot_actions("restore"), "a restore is under way")[0]
+    leave_and_check(rig, client, restore)
+    backend.hold_restore.set()
+    backend.hold_restore = None
+    # The backend has restored it all the same, and nobody may take the slot for an empty one.
+    for seed in (4, 2, 1):
+        assert rig.right(prompt(LONG, seed) + prompt(50, seed))
+
+
 def test_client_leaves_while_it_waits_for_a_slot(rig):
     backend = rig.start(state_version=4)
     backend.hold_stream = threading.Event()
