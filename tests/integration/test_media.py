@@ -1,4 +1,8 @@
-"""Images and audio, in front of a llama-server that has a projector for them: passed on, never cached and never wrong."""
+"""Images and audio, in front of a llama-server that has a projector for them: passed on, never cached and never wrong.
+
+Build 11669 saves and restores slots with a projector too, and tells images apart in what it reuses. Others refuse all saving then
+(test_scripted.py).
+"""
 
 import base64
 import json
@@ -176,7 +180,7 @@ def test_each_image_gets_its_own_answer(pair, form, stream):
     path, make = FORMS[form]
     one, other = MEDIA[form]
     before = pair.media_passed()
-    answers = [same(pair, path, lambda marker: {**make(which, "what is this?", marker), "stream": stream})  # noqa: B023
+    answers = [same(pair, path, lambda marker: {**make(which, "what is this?", marker), "stream": stream})
                for which in (one, other, other, one)]
     assert answers[0] != answers[1], "the images make no difference: this test shows nothing"
     assert answers[0] == answers[3] and answers[1] == answers[2]
@@ -226,7 +230,7 @@ def test_media_that_were_taken_for_text(pair, spelled):
         return json.dumps(chat(prose(300, 4), {"type": "input_video", "input_video": {"data": base(image)}})).encode()
 
     before = pair.media_passed(), pair.counted("cairn_prompt_tokens_total")
-    answers = [same(pair, "/v1/chat/completions", lambda marker: body(image)) for image in (RED, BLUE, RED)]  # noqa: B023
+    answers = [same(pair, "/v1/chat/completions", lambda marker: body(image)) for image in (RED, BLUE, RED)]
     assert answers[0] != answers[1] and answers[0] == answers[2]
     assert (pair.media_passed(), pair.counted("cairn_prompt_tokens_total")) == (before[0] + 3, before[1])
 
