@@ -105,6 +105,7 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
     tokens = co_await tokenize_chat(form == PromptForm::chat ? body_ : parsed_.chat);
   }
   if (!tokens) {
+    if (parsed_.has_media) co_return NoCacheReason::media;
     if (tokens.error().code == ErrorCode::refused) backend_.suspect_down();
     co_return tokens.error().code == ErrorCode::unsupported ? NoCacheReason::other_prompt : NoCacheReason::template_failed;
   }
@@ -145,6 +146,12 @@ ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   LlamaApi& api = backend_.api();
   Result<std::string> text = co_await api.apply_template(chat, downstream_.cancel());
   if (!text) co_return text.error();
+  // However it was spelled or is called: where media were, the backend's text says so.
+  const std::string& marker = backend_.probe().props.media_marker;
+  if (!marker.empty() && text->find(marker) != std::string::npos) {
+    parsed_.has_media = true;
+    co_return downstream_error(ErrorCode::unsupported, "images or audio in the prompt");
+  }
   const bool add_special = true;
   Result<Tokens> tokens = co_await backend_.memo().tokenize(*text, add_special, downstream_.cancel());
   if (!tokens) co_return tokens.error();

@@ -133,8 +133,10 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
 }
 
 std::string save_trouble(const Error& error) {
-  return error.code == ErrorCode::unsupported ? "slots cannot be saved: start llama-server with --slot-save-path DIR"
-                                              : error.context;
+  if (error.code != ErrorCode::unsupported) return error.context;
+  // The flag is one reason; many builds have another with --mmproj, whatever the flags.
+  if (error.context.find("slot-save-path") == std::string::npos) return fmt::format("slots cannot be saved: {}", error.context);
+  return "slots cannot be saved: start llama-server with --slot-save-path DIR";
 }
 
 // Whether the model can be cut back, and if not, whether its files carry the context checkpoints that make up for it.

@@ -19,7 +19,8 @@ Error unreadable(std::string_view what) {
 
 // Content parts that become tokens we cannot see. The quotes of such a key inside a string would be escaped.
 bool mentions_media(std::string_view raw) {
-  for (const std::string_view key : {"\"image_url\"", "\"input_audio\"", "\"video_url\"", "\"input_image\"", "\"multimodal_data\""}) {
+  for (const std::string_view key :
+       {"\"image_url\"", "\"input_audio\"", "\"input_video\"", "\"video_url\"", "\"input_image\"", "\"multimodal_data\""}) {
     if (raw.find(key) != std::string_view::npos) return true;
   }
   return false;

@@ -4,9 +4,10 @@
     make_model.py KIND OUT.gguf [--seed N] [--ctx N] [--template plain|think] [--size tiny|3b]
 
 KIND is llama (full attention), gemma3 (sliding window), granitehybrid (Mamba-2 with attention in two of
-ten layers) or mamba2 (purely recurrent). Needs numpy and python3-gguf: get_llama_server brings both.
-The same arguments always give the same bytes, on the same numpy. `--size 3b`, of llama and granitehybrid, is for a GPU: as heavy
-as a field model of that size (115 KB of keys and values a token; 8 KB, and 76 MB a recurrent state), with as small a vocabulary.
+ten layers) or mamba2 (purely recurrent); or mmproj, llama-server's --mmproj to go with any of them, for images and audio. Needs
+numpy and python3-gguf: get_llama_server brings both. The same arguments always give the same bytes, on the same numpy.
+`--size 3b`, of llama and granitehybrid, is for a GPU: as heavy as a field model of that size (115 KB of keys and values a
+token; 8 KB, and 76 MB a recurrent state), with as small a vocabulary.
 
 Measured with llama-server 0.7.0 build 11669 on two x86 cores, seed 1; prompts of GPL-3 and Python text. "Pieces": the same
 tokens fed 1,024 at a time with n_predict 0; "top 20": the largest difference among the log-probabilities of the 20 likeliest
@@ -28,11 +29,12 @@ English takes 2.8 characters a token, Python code 2.7 to 3.1.
 """
 
 import argparse
-import heapq
 import os
 
 import numpy as np
 import gguf
+
+from vocabulary import MERGES, byte_characters, train_merges
 
 EMBED = 256            # width of the residual stream
 LAYERS = {"llama": 8, "gemma3": 8, "granitehybrid": 10, "mamba2": 8}
@@ -51,6 +53,14 @@ LOGIT_STD = 2.5        # spread of the logits: sharp enough that a wrong state s
 SCORE_STD = 2.0        # spread of attention scores: a head looks at some tens of tokens, not at the mean of all
 FORBIDDEN_LOGIT = -30.0
 
+# Of mmproj: an image takes PATCHES tokens, half a minute of audio FRAMES / 4.
+TOWER = {"width": 64, "heads": 2, "feed_forward": 128, "layers": 2}
+IMAGE = 32             # pixels a side; a bigger image is cut into such pieces
+PATCH = 8
+PATCHES = (IMAGE // PATCH) ** 2
+MEL_BINS = 80
+FRAMES = 3000          # of 10 ms, as whisper has them
+
 # What differs in the models of --size 3b.
 BIG = {
     "llama": {"EMBED": 3072, "HEADS": 24, "KV_HEADS": 8, "HEAD_DIM": 128, "FEED_FORWARD": 8192, "LAYERS": {"llama": 28}},
@@ -58,164 +68,7 @@ BIG = {
                       "ATTENTION_LAYERS": (5, 15, 25, 35), "SSM_INNER": 4096, "SSM_STATE": 128, "SSM_HEADS": 64},
 }
 
-# --- vocabulary -------------------------------------------------------------------------------------------
-
-# Words in rough order of frequency; BPE merges are trained on them, so that English and source code take a
-# bit over two characters a token. A built-in list, because a model must not depend on files of the machine.
-ENGLISH = """
-the of and to in a is that for it as was with be by on not he his but at are this have from or had an which you
-were her all she there would their we him been has when who will more no if out so said what up its about into
-than them can only other new some could time these two may then do first any my now such like our over man me
-even most made after also did many before must through back years where much your way well down should because
-each just those people how too little state good very make world still own see men work long get here between
-both life being under never day same another know while last might us great old year off come since against go
-came right used take three himself few house use during without again place american around however home small
-found thought went say part once general high upon school every does got united left number course war until
-always away something fact though water less public put think almost hand enough far took head yet government
-system better set told nothing night end why called find going look asked later knew point next program city
-business give group toward young days let room word order line name file list value type code data test error
-user message function class return string number object key result index option default change check call input
-output read write open close start stop begin create delete remove add update insert replace move copy load save
-parse build run make install version path directory folder project package module import export include header
-library script command argument parameter variable field member method property attribute constant static public
-private protected virtual override template namespace struct union enum interface abstract final const void char
-short integer float double boolean true false null none undefined array vector map table column row record entry
-item element node tree graph edge leaf root parent child children first second third last next previous current
-request response server client proxy cache memory buffer stream socket connection port host address network
-protocol header body status timeout retry error exception failure success warning info debug trace log logger
-process thread task queue lock mutex signal event handler listener callback async await promise future channel
-token model prompt context slot checkpoint prefix restore recompute generation assistant system answer question
-instruction example description following please provide given based should ensure correct complete section
-document text language sentence paragraph question explain summary detail information application available
-information different important possible necessary similar specific particular certain several various common
-local global remote external internal original temporary empty full maximum minimum total count size length
-width height depth position offset range limit capacity rate speed performance cost time date hour minute second
-month week year today issue problem solution bug fix patch commit branch merge repository pull push issue review
-comment reference note documentation license copyright permission notice software warranty provided express
-implied including limited damages liability contract otherwise arising use dealing rights grant distribute
-modify sublicense sell copies persons furnished subject conditions above portions substantial shall
-company market money service product customer information number report policy control research study student
-health family children mother father woman women country national international political social economic history
-power example person reason interest question against different between another through because without before
-something anything everything nothing someone everyone although whether therefore perhaps actually already
-usually often sometimes together probably certainly especially finally simply really quite rather instead along
-across behind below above inside outside beyond within among near towards
-expected actual assert equal raise self args kwargs init main print range len str int dict tuple set bool lambda
-yield pass break continue elif else except finally try with global nonlocal del in is not and or def async await
-pytest unittest django numpy python java javascript typescript rust cpp html css json yaml xml http https url
-www com org net github api id uri utf ascii unicode byte bytes bit bits hex hash base64 regex pattern match
-sort filter reduce apply select where from join group by having order limit insert into values update delete
-view edit search find grep sed cat head tail bash shell exit echo cd ls usr bin home tmp var etc opt lib src
-include doc docs tests config settings setup util utils common core base model models form forms admin auth
-query queries database field fields manager migration migrations schema foreign primary unique index max min
-shape dtype axis mean sum dot matrix plot axes figure label color style width line marker legend title grid
-frame series column columns reshape transpose units quantity coordinates time format fits header
-expr symbols simplify evaluate integral derivative polynomial function equation solve matrix expression
-observation action thought traceback recent call line reproduce reproduction script successfully edited
-""".split()
-
-SUFFIXES = "s ed ing er ers ly ion tion ation ment ments able al ity ness ful less ive ous est en ize ized".split()
-
-SYMBOLS = [
-    "\n", "\n", "\n", "\n\n", "\n\n", "\n\n\n", "    ", "    ", "        ", "        ", "            ", "                ",
-    "   ", "       ", "           ", "               ", "  ", "  ", "\t", "\t\t", ".", ".", ",", ",", " (", "()", "):\n", "(",
-    ")", "):", ")\n", ",\n", ".\n", ":\n", ".\n\n", " =", " ==", " !=", " <=", " >=", " +=", " ->", " =>", " {", "{\n", " {\n",
-    "}\n", "};\n", "},\n", ";\n", ";", "();\n", ");\n", " //", " #", " \"", "\"", "\",", "\":", "\"\n", "'", " '", "',", "'s",
-    "'t", "']", "['", "[", " [", "]", "]\n", "],\n", "\"\"\"", "\"\"\"\n", "```", "```\n", " -", " --", "--", "---", "----",
-    "--------", "================", "====", "...", "…", " &&", " ||", "::", " *", "**", " **", "/", "://", "</", ">\n", " <",
-    "_", "__", "->", " %", "%s", " &", " |", "\\", "\\n", "#", "##", " @", "@", " \\", "`", " `", "`,", "~", "!", "?", ":", " :",
-    " +", " /", "//", "///", "$", " $", "${", "\r\n", "(\"", "('", "([", "({", "\")", "')", "[:", "])", "})", " []", " {}", "(-",
-]
-
-MERGES = 2600
-
-
-def byte_characters():
-    """The printable stand-in of each byte in GPT-2's byte-level BPE."""
-    kept = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
-    table = {}
-    shifted = 0
-    for byte in range(256):
-        if byte in kept:
-            table[byte] = chr(byte)
-        else:
-            table[byte] = chr(256 + shifted)
-            shifted += 1
-    return table
-
-
-def training_pieces():
-    """Pieces as the qwen2 pre-tokenizer would cut them, with counts that fall like those of real text."""
-    pieces = {}
-
-    def see(piece, count):
-        pieces[piece] = pieces.get(piece, 0) + max(1, int(count))
-
-    ordered = list(dict.fromkeys(ENGLISH))
-    for rank, word in enumerate(ordered):
-        count = 40000 / (rank + 8)
-        see(" " + word, count)
-        see(word, count / 3)
-        see("_" + word, count / 12)
-        see("." + word, count / 12)
-        see("(" + word, count / 24)
-        see(word.capitalize(), count / 10)
-        see(" " + word.capitalize(), count / 10)
-        if len(word) > 3 and word.isalpha():
-            for suffix in SUFFIXES:
-                stem = word[:-1] if word.endswith("e") and suffix[0] in "aeio" else word
-                see(" " + stem + suffix, count / 40)
-    for symbol in SYMBOLS:
-        see(symbol, 2500)
-    return pieces
-
-
-def train_merges(count):
-    """Plain BPE training. Ties go to the smaller pair, so that the result is the same everywhere."""
-    table = byte_characters()
-    words = []
-    for piece, weight in sorted(training_pieces().items()):
-        words.append(([table[byte] for byte in piece.encode()], weight))
-    pair_weight = {}
-    pair_words = {}
-    for number, (parts, weight) in enumerate(words):
-        for pair in zip(parts, parts[1:]):
-            pair_weight[pair] = pair_weight.get(pair, 0) + weight
-            pair_words.setdefault(pair, set()).add(number)
-    # The heap holds stale entries too: each change pushes the pair anew, and what no longer agrees is skipped.
-    heap = [(-weight, pair) for pair, weight in pair_weight.items()]
-    heapq.heapify(heap)
-    merges = []
-    while heap and len(merges) < count:
-        weight, best = heapq.heappop(heap)
-        if pair_weight.get(best, 0) != -weight or weight >= 0:
-            continue
-        merges.append(best)
-        changed = set()
-        for number in pair_words.pop(best):
-            parts, weight = words[number]
-            for pair in zip(parts, parts[1:]):
-                pair_weight[pair] -= weight
-                changed.add(pair)
-            joined = []
-            position = 0
-            while position < len(parts):
-                if position + 1 < len(parts) and (parts[position], parts[position + 1]) == best:
-                    joined.append(parts[position] + parts[position + 1])
-                    position += 2
-                else:
-                    joined.append(parts[position])
-                    position += 1
-            parts[:] = joined
-            for pair in zip(parts, parts[1:]):
-                pair_weight[pair] = pair_weight.get(pair, 0) + weight
-                pair_words.setdefault(pair, set()).add(number)
-                changed.add(pair)
-        for pair in changed:
-            if pair_weight[pair] > 0:
-                heapq.heappush(heap, (-pair_weight[pair], pair))
-    return merges
-
+# --- tokenizer --------------------------------------------------------------------------------------------
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -343,6 +196,10 @@ class Weights:
         output[forbidden, 0] = FORBIDDEN_LOGIT / 4.0 * logit_scale
         self.add_half("output.weight", output)
 
+    def layer_norm(self, name, width):
+        self.add(f"{name}.weight", np.ones(width))
+        self.add(f"{name}.bias", np.zeros(width))
+
     def attention(self, block, score_std, gain):
         self.add_half(f"{block}.attn_q.weight", self.matrix(HEADS * HEAD_DIM, EMBED, score_std))
         self.add_half(f"{block}.attn_k.weight", self.matrix(KV_HEADS * HEAD_DIM, EMBED))
@@ -465,6 +322,63 @@ def write_mamba2(writer, weights, vocabulary, forbidden):
         weights.mamba2(block, 0.5)
 
 
+def write_tower(writer, weights, modality, letter, projector):
+    """The transformer of one sense, as CLIP and whisper have it; whisper's keys have no bias."""
+    width, feed_forward = TOWER["width"], TOWER["feed_forward"]
+    writer.add_bool(f"clip.has_{modality}_encoder", True)
+    writer.add_string(f"clip.{modality}.projector_type", projector)
+    writer.add_uint32(f"clip.{modality}.embedding_length", width)
+    writer.add_uint32(f"clip.{modality}.feed_forward_length", feed_forward)
+    writer.add_uint32(f"clip.{modality}.block_count", TOWER["layers"])
+    writer.add_uint32(f"clip.{modality}.projection_dim", EMBED)
+    writer.add_uint32(f"clip.{modality}.attention.head_count", TOWER["heads"])
+    writer.add_float32(f"clip.{modality}.attention.layer_norm_epsilon", 1e-5)
+    for layer in range(TOWER["layers"]):
+        block = f"{letter}.blk.{layer}"
+        for norm in ("ln1", "ln2"):
+            weights.layer_norm(f"{block}.{norm}", width)
+        for name, outputs, inputs, gain in (("attn_q", width, width, SCORE_STD), ("attn_k", width, width, 1.0),
+                                            ("attn_v", width, width, 1.0), ("attn_out", width, width, 0.7),
+                                            ("ffn_up", feed_forward, width, 1.0), ("ffn_down", width, feed_forward, 0.7)):
+            weights.add_half(f"{block}.{name}.weight", weights.matrix(outputs, inputs, gain))
+            if name != "attn_k":
+                weights.add(f"{block}.{name}.bias", np.zeros(outputs))
+
+
+def write_projection(weights, name, inputs, gain):
+    """Into what stands for a token's embedding: its first channel is the constant that they all have (see `edges`)."""
+    weights.add_half(f"{name}.weight", weights.into_residual(inputs, gain))
+    bias = np.zeros(EMBED)
+    bias[0] = 1.0
+    weights.add(f"{name}.bias", bias)
+
+
+def write_mmproj(writer, weights):
+    width = TOWER["width"]
+    write_tower(writer, weights, "vision", "v", "mlp")
+    writer.add_uint32("clip.vision.image_size", IMAGE)
+    writer.add_uint32("clip.vision.patch_size", PATCH)
+    writer.add_array("clip.vision.image_mean", [0.5, 0.5, 0.5])
+    writer.add_array("clip.vision.image_std", [0.25, 0.25, 0.25])
+    writer.add_bool("clip.use_gelu", True)
+    weights.add("v.patch_embd.weight", weights.matrix(width, 3 * PATCH * PATCH).reshape(width, 3, PATCH, PATCH))
+    weights.add("v.class_embd", weights.normal(width))
+    weights.add("v.position_embd.weight", weights.normal(PATCHES + 1, width) * 0.5)
+    weights.layer_norm("v.pre_ln", width)
+    weights.add_half("mm.0.weight", weights.matrix(EMBED, width))
+    weights.add("mm.0.bias", np.zeros(EMBED))
+    write_projection(weights, "mm.2", EMBED, 1.7)  # GELU leaves six tenths
+
+    write_tower(writer, weights, "audio", "a", "qwen2a")
+    writer.add_uint32("clip.audio.num_mel_bins", MEL_BINS)
+    for number, inputs in ((1, MEL_BINS), (2, width)):
+        weights.add_half(f"a.conv1d.{number}.weight", weights.matrix(width, inputs * 3, 1.7).reshape(width, inputs, 3))
+        weights.add(f"a.conv1d.{number}.bias", np.zeros((width, 1)))
+    weights.add("a.position_embd.weight", weights.normal(FRAMES // 2, width) * 0.5)
+    weights.layer_norm("a.post_ln", width)
+    write_projection(weights, "mm.a.fc", width, 1.0)
+
+
 KINDS = {
     "llama": write_llama,
     "gemma3": write_gemma3,
@@ -475,7 +389,8 @@ KINDS = {
 
 def main():
     parser = argparse.ArgumentParser(description="Writes a tiny random-weight model for llama-server.")
-    parser.add_argument("kind", choices=sorted(KINDS), metavar="KIND", help=", ".join(sorted(KINDS)))
+    kinds = [*sorted(KINDS), "mmproj"]
+    parser.add_argument("kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("out", metavar="OUT.gguf")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ctx", type=int, default=65536, help="trained context length")
@@ -488,16 +403,21 @@ def main():
         globals().update(BIG[options.kind])
 
     unfinished = f"{options.out}.{os.getpid()}.tmp"
-    writer = gguf.GGUFWriter(unfinished, options.kind)
+    writer = gguf.GGUFWriter(unfinished, "clip" if options.kind == "mmproj" else options.kind)
     writer.add_name(f"{options.size}-{options.kind}")
-    writer.add_context_length(options.ctx)
-    writer.add_embedding_length(EMBED)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    vocabulary, forbidden = add_vocabulary(writer, options.template)
-    writer.add_vocab_size(vocabulary)
     pool_size = 0 if options.size == "tiny" else 40_000_000
-    KINDS[options.kind](writer, Weights(writer, options.seed, pool_size), vocabulary, forbidden)
+    weights = Weights(writer, options.seed, pool_size)
+    if options.kind == "mmproj":
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        write_mmproj(writer, weights)
+    else:
+        writer.add_context_length(options.ctx)
+        writer.add_embedding_length(EMBED)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+        vocabulary, forbidden = add_vocabulary(writer, options.template)
+        writer.add_vocab_size(vocabulary)
+        KINDS[options.kind](writer, weights, vocabulary, forbidden)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -93,6 +93,7 @@ class ScriptedBackend:
         # --- the script: set these at any time
         self.refuse_restore = False     # 400, and the slot is empty afterwards
         self.refuse_save = False
+        self.no_saving = "This server does not support slots action. Start it with `--slot-save-path`"
         self.hold_save = None           # an Event: a slot is not saved before it is set
         self.hold_restore = None        # likewise; it goes on when whoever asked for it has hung up
         self.filler = []                # contents of events after the first chunk of a client's stream
@@ -376,8 +377,7 @@ class _Handler(BaseHTTPRequestHandler):
     def slot_action(self, parts, body, call):
         backend = self.backend
         if backend.slot_dir is None:
-            return self.refuse("This server does not support slots action. Start it with `--slot-save-path`", 501,
-                               "not_supported_error")
+            return self.refuse(backend.no_saving, 501, "not_supported_error")
         slot = backend.slots[int(parts.path.split("/")[2]) % len(backend.slots)]
         action = parse_qs(parts.query)["action"][0]
         with slot.lock:

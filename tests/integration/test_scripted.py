@@ -185,6 +185,17 @@ def test_no_saving_is_plain_serving(rig):
     assert chat.status == 200
 
 
+def test_builds_that_save_nothing_with_a_projector_say_so_themselves(rig):
+    """Advice about a flag that was given all the time helps nobody."""
+    rig.start_backend(saving=False)
+    rig.backend.no_saving = "This feature is not supported by multimodal"
+    rig.start_cairn(phase="plain")
+    assert rig.right(prompt(LONG, 1))
+    trouble = rig.cairn.status()["backend"]["trouble"]
+    assert "not supported by multimodal" in trouble and "--slot-save-path" not in trouble
+    assert rig.cairn.log.read_text().count("not supported by multimodal") == 1
+
+
 def test_a_refused_request_is_told_what_the_backend_said(rig):
     rig.start(state_version=4, n_ctx=1000)
     answer = rig.post({"prompt": prompt(1200, 1), "n_predict": 2})

@@ -81,6 +81,7 @@ TEST(PromptBody, Chat) {
 
 TEST(PromptBody, Media) {
   for (const char* content : {R"([{"type":"image_url","image_url":{"url":"data:"}}])", R"([ { "type" : "input_audio" } ])",
+                              R"([{"type":"input_video","input_video":{"data":""}}])",
                               R"([{"type":"text","text":"a"},{"type":"input_image"}])"}) {
     const auto body = chat(std::string(R"({"messages":[{"role":"user","content":)") + content + "}]}");
     ASSERT_TRUE(body);
