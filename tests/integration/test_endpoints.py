@@ -316,11 +316,28 @@ def test_a_small_part_of_a_prompt_is_found_by_the_backend(make_stack):
     assert now < whole - 200, f"{now} of {whole} tokens were computed, although the system prompt was known"
 
 
-def test_many_conversations_at_once(make_stack):
+def clear_questions(alone, count):
+    """Seeds of questions whose answers hang on no near tie: prompts computed beside one another are off a little, which may
+    turn a tie round."""
+    clear = []
+    for seed in range(700, 800):
+        body = messages_body([{"role": "user", "content": prose(60, seed)}], seed=1 + seed % 2)
+        answer = call(alone.port, "POST", "/v1/chat/completions", {
+            "messages": [{"role": "system", "content": body["system"]}, *body["messages"]], "max_tokens": body["max_tokens"],
+            "temperature": 0, "logprobs": True, "top_logprobs": 2}).json()
+        best = [token["top_logprobs"] for token in answer["choices"][0]["logprobs"]["content"]]
+        if all(first["logprob"] - second["logprob"] > 0.1 for first, second in best):
+            clear.append(seed)
+        if len(clear) == count:
+            return clear
+    raise AssertionError(f"only {len(clear)} clear answers")
+
+
+def test_many_conversations_at_once(make_stack, make_backend):
     """More than there are slots, each answer right whichever slot the backend chose."""
     stack = make_stack("llama", backend_flags=("-np", "3", "-c", "12288"))
     cold = {}
-    for seed in range(700, 705):
+    for seed in clear_questions(make_backend("llama", ("-np", "1")), 5):
         body = messages_body([{"role": "user", "content": prose(60, seed)}], seed=1 + seed % 2)
         cold[seed] = ask_messages(stack, body)[0]
     conversations = {seed: [{"role": "user", "content": prose(60, seed)}] for seed in cold}
@@ -334,7 +351,7 @@ def test_many_conversations_at_once(make_stack):
 
     with ThreadPoolExecutor(len(conversations)) as pool:
         for seed, answers in zip(conversations, pool.map(one, conversations), strict=True):
-            assert all(content == cold[seed] for content, _ in answers)
-            assert all(read > 0 for _, read in answers)
+            assert [content for content, _ in answers] == [cold[seed]] * len(answers)
+            assert all(read > 0 for _, read in answers), answers
     stack.cairn.settle()
     assert_derived(stack)

@@ -43,7 +43,8 @@ def normal(text):
     return re.sub(rb'"(t_[a-z_]+|[a-z_]+_ms|[a-z_]+_per_second)":\s*[0-9.e+-]+', rb'"\1":0', text)
 
 
-TOP_LOGPROBS = re.compile(rb'"top_logprobs":\s*\[(\{[^{}]*\},?\s*)*\]')
+# A token may itself hold brackets and quotes.
+TOP_LOGPROBS = re.compile(rb'"top_logprobs":\s*\[(?:[^\[\]"]|"(?:[^"\\]|\\.)*"|\[[0-9, ]*\])*\]', re.DOTALL)
 LOGPROB = re.compile(rb'"logprob":\s*(-?[0-9.e+-]+)')
 
 
