@@ -46,7 +46,7 @@ struct Config {
   std::uint64_t max_body_bytes = 64ull << 20;
   std::uint64_t max_header_bytes = 64ull << 10;
   std::uint32_t max_connections = 1024;
-  std::uint32_t max_waiting = 256;
+  std::uint32_t max_waiting = 1024;
   std::chrono::seconds max_wait{0};  // in the queue; 0: as long as the client does
   std::chrono::seconds shutdown_limit{30};
   bool verify_checksums = true;

@@ -10,7 +10,11 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include <sys/resource.h>
+
+#include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <string>
@@ -45,6 +49,14 @@ CacheOptions cache_options(const Config& config, const BackendConfig& backend) {
   cache.log_prompts = config.log_prompts;
   cache.api_key = backend.api_key;
   return cache;
+}
+
+// A request takes two descriptors and more; the soft limit is often 1024, for the sake of select().
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) spdlog::warn("no more than the usual number of open files: {}", std::strerror(errno));
 }
 
 std::string urls_of(const Config& config) {
@@ -135,6 +147,7 @@ int serve(const Config& config) {
   spdlog::set_pattern("%Y-%m-%d %H:%M:%S.%e %^%L%$ %v");
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   std::signal(SIGPIPE, SIG_IGN);
+  raise_descriptor_limit();
 
   boost::asio::io_context io(1);  // one thread owns all mutable state: no locks
   int status = 1;

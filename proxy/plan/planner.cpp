@@ -73,7 +73,7 @@ std::optional<Plan> make_plan(const PlanInput& input) {
     live.source = slot.usable > 0 ? Source::live : Source::recompute;
     live.base = slot.usable;
     live.expected_s = costs.prefill_seconds(slot.usable, input.prompt);
-    live.reason = slot.usable > 0 ? "the slot holds it" : "nothing known";
+    live.reason = slot.usable > 0 ? "the slot holds it" : "nothing holds it";
     consider(live, slot, overwrite_loss(input, slot, slot.usable));
   }
   for (const RestoreOption& option : input.restores) {

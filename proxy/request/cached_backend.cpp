@@ -183,11 +183,10 @@ Task<void> CachedBackend::watch() {
   }
 }
 
-// Of one that is passed by: another process, perhaps with better flags; or the disk, when that was the trouble and may have been
-// mended.
+// Of one that is passed by: another process, perhaps with better flags; or when the trouble may have passed.
 Task<bool> CachedBackend::worth_another_probe() {
   if (!probe_.process.empty() && !co_await same_process(stopping_)) co_return true;
-  co_return probe_.disk_trouble && store_ != nullptr && !store_->saving_waits();
+  co_return probe_.may_pass && store_ != nullptr && !store_->saving_waits();
 }
 
 std::string CachedBackend::label() const {

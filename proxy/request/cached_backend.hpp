@@ -48,6 +48,7 @@ struct CacheOptions {
   std::chrono::milliseconds write_back_delay{15};   // of idleness, at least, before a slot is written back
   std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way; for a model to load, as long as that takes
   std::chrono::milliseconds comment_after{10'000};  // of silence in an event stream
+  std::chrono::milliseconds head_within{45'000};    // a stream's client gets a head, where that only depends on how a prompt is cut
   std::string api_key;
   std::string name;                                 // of one model of several; empty where the server has one
   ModelRoute route;                                 // empty: the server has one model
@@ -80,6 +81,8 @@ class CachedBackend {
   // For a client's request: waits while the model is loaded, and (for at most probe_wait) while a probe is under way; true when
   // requests can be cached.
   Task<bool> wait_ready(CancelSource& cancel);
+  // Before a task that may take any slot: it does not come into those of a probe under way, for at most probe_wait.
+  Task<void> probe_passes(CancelSource& cancel);
   // Of a server of several models; empty where it has one.
   Task<SharedServer::Turn> begin_turn(CancelSource& cancel);
   // Somebody found nobody listening, or a dead connection: look again.

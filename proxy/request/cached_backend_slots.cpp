@@ -425,4 +425,13 @@ void CachedBackend::keep_facts() {
   spawn(write(this, at->second.probe));
 }
 
+Task<void> CachedBackend::probe_passes(CancelSource& cancel) {
+  const auto deadline = std::chrono::steady_clock::now() + options_.probe_wait;
+  while (phase_ == BackendPhase::probing && !cancel.cancelled()) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    if (left.count() <= 0) co_return;
+    (void)co_await phase_change(left, cancel);
+  }
+}
+
 }  // namespace cairn

@@ -42,6 +42,8 @@ Task<void> CachedRequest::run(PromptForm form, std::string body) {
 
 Task<void> CachedRequest::forward_unpinned(const std::string& body) {
   record_.enter(Step::forward);
+  // One that has waited for a probe in vain waits no more.
+  if (record_.no_cache != NoCacheReason::backend_not_ready) co_await backend_.probe_passes(downstream_.cancel());
   foreign_.emplace(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
   Result<StartGate> gate = co_await backend_.gate_if_needed(downstream_.cancel());
@@ -56,6 +58,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
 
 Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
   record_.enter(Step::forward);
+  co_await backend_.probe_passes(downstream_.cancel());
   const CachedBackend::Foreign foreign(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
   // When its task starts we cannot tell from here; the slots that the backend clears then are forgotten now.

@@ -47,6 +47,8 @@ class CachedRequest {
   Task<void> show_difference();
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();
+  // A piece from `done` to `end` tokens would leave a stream's client without a head for too long.
+  bool would_keep_silent(std::uint32_t done, std::uint32_t end) const;
   Task<void> compute_pieces(StartGate& gate);
   // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
   Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);

@@ -77,6 +77,16 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
   co_return true;
 }
 
+// llama-server sends a stream's head at once and a comment each 30 s, so that many clients, and proxies between, wait no longer than a
+// minute for the next byte. While pieces are computed there is no head to send: the backend has not accepted the request yet.
+// What is not stopped for leaves the backend's own context checkpoints; where there are none, no stop may be left out.
+bool CachedRequest::would_keep_silent(std::uint32_t done, std::uint32_t end) const {
+  if (!parsed_.stream || backend_.kind() == MemoryKind::exact) return false;
+  const double waited_s = std::chrono::duration<double>(RequestRecord::Clock::now() - record_.started).count();
+  const double limit_s = std::chrono::duration<double>(backend_.options().head_within).count();
+  return waited_s + backend_.costs().prefill_seconds(done, end) > limit_s;
+}
+
 // The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
 Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
@@ -87,6 +97,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     const Stop stop = stops.front();
+    if (would_keep_silent(done, stop.at)) break;
     if (!co_await compute_piece(stop.at, done)) co_return;
     done = stop.at;
     stops_made_.push_back(done);

@@ -4,6 +4,8 @@
 
 #include <charconv>
 
+#include "backend/http_text.hpp"
+
 namespace cairn {
 
 namespace {
@@ -31,6 +33,8 @@ std::string percent_decoded(std::string_view text) {
 }
 
 std::optional<std::string> in_json(std::string_view body) {
+  constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";  // llama-server takes it
+  if (body.starts_with(byte_order_mark)) body.remove_prefix(byte_order_mark.size());
   const simdjson::padded_string padded{body};
   simdjson::ondemand::parser parser;
   simdjson::ondemand::document document;
@@ -81,7 +85,7 @@ std::optional<std::string> model_in_query(std::string_view target) {
 
 std::optional<std::string> model_in_body(std::string_view content_type, std::string_view body) {
   constexpr std::string_view form = "multipart/form-data";
-  return content_type.starts_with(form) ? in_form(body) : in_json(body);
+  return iequals(content_type.substr(0, form.size()), form) ? in_form(body) : in_json(body);
 }
 
 }  // namespace cairn

@@ -80,6 +80,7 @@ ResultTask<ServerListing> ModelServer::listing() {
     found = co_await api_.router_listing(calls_);
   }
   if (!found) co_return found;
+  most_running_ = found->most_running;
   names_.clear();
   for (const ListedModel& model : found->models) {
     for (const std::string& alias : model.aliases) names_.emplace(alias, model.name);
@@ -102,7 +103,7 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
   const auto listed = names_.find(*model);
   if (listed == names_.end()) co_return nullptr;
   const std::string name = listed->second;
-  // Behind llama-swap each call of our own may be one swap more while requests for another model are about.
+  // Each call of our own may be one load more.
   if (contested(name)) co_return nullptr;
   std::unique_ptr<CachedBackend>& backend = models_[name];
   if (backend == nullptr) {
@@ -120,8 +121,16 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
 }
 
 bool ModelServer::contested(const std::string& model) const {
+  if (!is_swap()) return std::chrono::steady_clock::now() < crowded_until_;
   const std::string name = canonical(model);
-  return is_swap() && std::any_of(visits_.begin(), visits_.end(), [&name](const auto& visit) { return visit.first != name; });
+  return std::any_of(visits_.begin(), visits_.end(), [&name](const auto& visit) { return visit.first != name; });
+}
+
+// Who has just swapped models back and forth does so again: a lull is no reason to begin with calls of our own.
+void ModelServer::note_crowd() {
+  constexpr std::chrono::seconds lull{30};
+  const auto wanted = std::count_if(visits_.begin(), visits_.end(), [this](const auto& visit) { return names_.contains(visit.first); });
+  if (most_running_ > 0 && wanted > most_running_) crowded_until_ = std::chrono::steady_clock::now() + lull;
 }
 
 CachedBackend* ModelServer::known(const std::optional<std::string>& model) {
@@ -132,7 +141,9 @@ CachedBackend* ModelServer::known(const std::optional<std::string>& model) {
 
 ModelServer::Visit::Visit(ModelServer& server, const std::optional<std::string>& model) : server_(&server) {
   if (model) name_ = server.canonical(*model);
-  if (!name_.empty()) ++server_->visits_[name_];
+  if (name_.empty()) return;
+  ++server_->visits_[name_];
+  server_->note_crowd();
 }
 
 ModelServer::Visit::~Visit() {

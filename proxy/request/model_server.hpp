@@ -33,7 +33,7 @@ class ModelServer final : public SharedServer {
   // For a client's request to `path` that names `model`: what serves it. nullptr: the server knows no such model, or is not
   // there, or contested(); it answers for itself.
   Task<CachedBackend*> find(std::string_view path, const std::optional<std::string>& model, CancelSource& cancel);
-  // Behind llama-swap: requests for another model are about, so that find() gives none.
+  // More models are wanted at a time than can run (behind llama-swap: than one), or were a moment ago: find() gives none.
   bool contested(const std::string& model) const;
   // The one it made for `model`, which may be an alias; nullptr: none so far.
   CachedBackend* known(const std::optional<std::string>& model);
@@ -73,6 +73,7 @@ class ModelServer final : public SharedServer {
   bool is_full(const ServerListing& now) const;
   Task<bool> loading_evicts(const CachedBackend& model);
   bool others_have_turns(const CachedBackend& model) const;
+  void note_crowd();
   std::string canonical(const std::string& name) const;  // itself, when it is not listed
 
   boost::asio::any_io_executor executor_;
@@ -87,6 +88,8 @@ class ModelServer final : public SharedServer {
   std::map<std::string, std::unique_ptr<CachedBackend>> models_;
   std::map<const CachedBackend*, int> turns_;
   std::map<std::string, int> visits_;          // requests on their way, by listed name
+  int most_running_ = 0;                       // as last listed; 0: no limit
+  std::chrono::steady_clock::time_point crowded_until_;  // of a router: more models were wanted at a time than can run
   const CachedBackend* loading_ = nullptr;     // whose turn it is to be loaded
   const CachedBackend* last_wanted_ = nullptr;  // by a client
   Condition changed_;                          // a turn has ended, or a load

@@ -82,6 +82,9 @@ bool is_disk_trouble(const Error& error) {
          (error.code == ErrorCode::no_space || error.code == ErrorCode::io || error.code == ErrorCode::not_found);
 }
 
+// A task of somebody else's came into the slot between what was computed and what was saved.
+bool is_disturbed(const Error& error) { return error.source == ErrorSource::upstream && error.code == ErrorCode::malformed; }
+
 struct TinySave {
   std::uint64_t bytes = 0;
   std::uint32_t version = 0;
@@ -123,7 +126,7 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   }
   const std::size_t shared = common_prefix(header->first.tokens, expected);
   if (shared != expected.size()) {
-    co_return upstream_error(ErrorCode::malformed, "a saved file holds other tokens than were computed");
+    co_return upstream_error(ErrorCode::malformed, "a saved file holds other tokens than were computed: somebody else uses the slots");
   }
   TinySave tiny;
   tiny.bytes = static_cast<std::uint64_t>(saved->bytes);
@@ -239,7 +242,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   probe.can_pin = true;
   if (store == nullptr) {
     probe.save_trouble = "there is no slot directory";
-    probe.disk_trouble = true;  // it may come
+    probe.may_pass = true;  // it may come
     co_return probe;
   }
 
@@ -261,31 +264,36 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
     if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::invalid ||
                    is_disk_trouble(empty.error()))) {
-      probe.disk_trouble = is_disk_trouble(empty.error());
+      probe.may_pass = is_disk_trouble(empty.error());
       probe.save_trouble = save_trouble(empty.error());
       co_return probe;
     }
   }
 
   const Tokens prompt = probe_tokens(probe.meta.n_vocab, fingerprint_tokens, 1);
-  Result<std::vector<TopLogprob>> top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
-  // Some builds now and then leave the probabilities out of an answer; asking again helps.
-  if (!top && top.error().code == ErrorCode::malformed) top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+  Result<std::vector<TopLogprob>> top = upstream_error(ErrorCode::internal, "not asked");
+  Result<TinySave> tiny = upstream_error(ErrorCode::internal, "not asked");
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+    // Some builds now and then leave the probabilities out of an answer; asking again helps.
+    if (!top && top.error().code == ErrorCode::malformed) top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+    if (!top) break;
+    probe.computed_tokens += fingerprint_tokens;
+    tiny = co_await tiny_save(api, *store, pool, slot, prompt, cancel);
+    if (tiny || !is_disturbed(tiny.error())) break;
+  }
   if (!top) {
     if (top.error().code != ErrorCode::malformed && top.error().code != ErrorCode::rejected) co_return top.error();
     probe.save_trouble = fmt::format("no fingerprint of the model: {}", to_string(top.error()));
     co_return probe;
   }
-  probe.computed_tokens += fingerprint_tokens;
-
-  Result<TinySave> tiny = co_await tiny_save(api, *store, pool, slot, prompt, cancel);
   if (!tiny) {
     const Error& error = tiny.error();
     if (error.source == ErrorSource::upstream && error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported &&
         error.code != ErrorCode::malformed) {
       co_return error;
     }
-    probe.disk_trouble = is_disk_trouble(error);
+    probe.may_pass = is_disk_trouble(error) || is_disturbed(error);
     probe.save_trouble = save_trouble(error);
     co_return probe;
   }
@@ -356,7 +364,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     Result<NamespaceId> added = co_await store->add_namespace(probe.identity, packed, probe.facts);
     if (!added) {
       probe.can_save = false;
-      probe.disk_trouble = true;
+      probe.may_pass = true;
       probe.save_trouble = to_string(added.error());
       co_return probe;
     }

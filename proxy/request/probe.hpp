@@ -29,7 +29,7 @@ struct ProbeResult {
   bool can_pin = false;     // `id_slot` and GET /slots work
   bool can_save = false;    // slot actions work and the file appears in our slot directory
   std::string save_trouble; // why not
-  bool disk_trouble = false;  // it may pass: worth another probe
+  bool may_pass = false;      // trouble with the disk, or with others' tasks in the slots: worth another probe
   bool clears_idle = false; // starting a task empties the idle slots
   std::uint32_t state_version = 0;  // of its saved files; below 4 they carry no context checkpoints
   MemoryKind kind = MemoryKind::unknown;

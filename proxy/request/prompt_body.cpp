@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <simdjson.h>
 
+#include <boost/json.hpp>
+#include <boost/system/error_code.hpp>
+
 #include <utility>
 
 #include "request/chat_conversion.hpp"
@@ -75,6 +78,19 @@ bool read_prompt(ondemand::value value, PromptBody& body) {
   return true;
 }
 
+// The parser looks at no value that it skips, and what is put behind the last one would change what the backend says of it.
+bool last_value_is_whole(std::string_view text) {
+  const std::size_t close = text.rfind('}');
+  if (close == 0 || close == std::string_view::npos) return false;
+  const std::size_t end = text.find_last_not_of(" \t\r\n", close - 1);
+  constexpr std::string_view ends_other_than_scalars = "\"]}{";
+  if (end == std::string_view::npos || ends_other_than_scalars.find(text[end]) != std::string_view::npos) return true;
+  const std::size_t begin = text.find_last_of(" \t\r\n:", end) + 1;
+  boost::system::error_code error;
+  (void)boost::json::parse(text.substr(begin, end + 1 - begin), error);
+  return !error;
+}
+
 }  // namespace
 
 Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
@@ -131,6 +147,7 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
   }
   const char* rest = nullptr;
   if (document.current_location().get(rest) == simdjson::SUCCESS) return unreadable("more than an object");
+  if (!last_value_is_whole(text)) return unreadable("broken last value");
   if (form == PromptForm::messages || form == PromptForm::responses) {
     Result<ConvertedChat> converted = form == PromptForm::messages ? chat_of_messages(text) : chat_of_responses(text);
     if (!converted) return converted.error();

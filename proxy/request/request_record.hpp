@@ -37,7 +37,7 @@ enum class NoCacheReason {
   other_key,           // not the key that Cairn's own calls carry
   other_prompt,        // the backend makes another prompt of the body than we do
   no_such_model,       // it names none that we know: the server is left to answer
-  other_model_wanted,  // behind llama-swap, by requests at the same time: calls of Cairn's own would make it swap more
+  other_model_wanted,  // more models than can run at a time: calls of Cairn's own would be loads more
 };
 std::string_view to_string(NoCacheReason reason);
 

@@ -61,7 +61,7 @@ class [[nodiscard]] StartGate {
 class Scheduler {
  public:
   struct Limits {
-    std::size_t max_waiting = 256;
+    std::size_t max_waiting = 1024;
     std::chrono::milliseconds patience{10'000};  // to wait for a better slot than those that are idle
     std::chrono::milliseconds longest_wait{0};   // in the queue altogether; 0: as long as the client does
   };

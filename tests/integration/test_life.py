@@ -438,9 +438,6 @@ def dechunk(answer):
 
 def test_500_concurrent_streams(rig):
     """Each gets its own answer, whole; a fifth of the clients leave at some step."""
-    config = rig.folder / "cairn.yaml"
-    config.write_text("max_waiting: 600\n")
-    rig.flags = ("--config", config)
     backend = rig.start(state_version=4, slots=8)
     watched = Watched(rig)
     seed = random.SystemRandom().randrange(1 << 30)

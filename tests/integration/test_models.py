@@ -160,6 +160,20 @@ def test_models_swapped_at_each_request_reuse_what_they_computed(folder, running
     front.stop()
 
 
+def test_more_models_at_once_than_can_run_are_left_to_the_router(folder, running):
+    """Cairn's own calls, each for a model that was there a moment before, made it load models more often."""
+    router = start_router(folder, running, "--models-max", "1")
+    front = start_front(folder, running, router.port)
+    bodies = [{"model": name, "prompt": tokens(700, seed=80 + i), "n_predict": 2} for i, name in enumerate(list(KINDS) * 3)]
+    front.ask("alpha", bodies[0]["prompt"])  # how many can run is known from then on
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(lambda body: call(front.port, "POST", "/completion", body), bodies))
+    assert [answer.status for answer in answers] == [200] * len(bodies)
+    metrics = call(front.port, "GET", "/cairn/metrics").body.decode()
+    assert 'cairn_requests_total{status="200",cache="other_model_wanted"}' in metrics
+    front.settle()
+
+
 def test_models_side_by_side_go_on_in_their_slots_and_come_back_after_unload(folder, running):
     router = start_router(folder, running)
     front = start_front(folder, running, router.port)

@@ -93,6 +93,8 @@ def test_a_mistake_is_found_where_it_is(pair, path, body):
     mistakes = [text.replace(b"null", b"NaN"), text.replace(b"null", b"\"\\x\""), text.replace(b"null", b"\"\\udc00\""), text + b"}",
                 text + b" {}", text[:-1], text[:-1] + b",}", text.replace(b"[1", b"[01"), text.replace(b"[1", b"[1e999"), text[:-1] + b"]",
                 text.replace(b"null", b"\"\xff\""), text.replace(b"null", b"\"\t\""), text.replace(b"[1,", b"[1"), b"\xef\xbb\xbf" + text]
+    # What stands last is where Cairn adds.
+    mistakes += [text[:-1] + b',"last": ' + value + b"}" for value in (b"1.", b"-", b"tru", b"nul", b"1e", b"01", b"1 2", b"1,", b"", b'"\\x"')]
     for _ in range(20 if quick_run() else 60):
         at = source.randrange(len(text))
         mistakes.append(text[:at] + bytes([source.choice(b'{}[]",:\\0e.-x \x00\xff')]) + text[at + source.randrange(2):])

@@ -1,8 +1,10 @@
 """What a prompt costs after both processes were restarted, in tokens that the backend computes in all."""
 
+import threading
+
 import pytest
 
-from stack import KINDS, quick_run, tokens
+from stack import KINDS, call, quick_run, tokens
 
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")
 
@@ -44,3 +46,37 @@ def test_half_of_a_prompt_comes_back(make_stack, model, flags):
     print(f"{model} {' '.join(flags)}: {warm.computed} of {len(second)} computed after the restart "
           f"({warm.seconds:.1f} s; cold {cold.seconds:.1f} s), {stack.probe_tokens} by the probe")
     assert warm.computed <= 6000 + interval
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["through_cairn", "past_cairn"])
+def test_tasks_in_every_slot_do_not_end_caching_for_good(make_stack, direct):
+    """A probe found another task's tokens in the slot that it had saved, and took it for a backend that cannot save."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    ended = threading.Event()
+    served = threading.Semaphore(0)
+
+    def client(number):
+        while not ended.is_set():
+            try:
+                call(stack.backend_port if direct else stack.port, "POST", "/completion", {"prompt": [f"one {number}", "two"], "n_predict": 4})
+            except OSError:
+                pass  # of the restart
+            served.release()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2 if quick_run() else 4):
+            stack.backend.kill()
+            stack.start_backend()
+            for _ in range(20):
+                assert served.acquire(timeout=60)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    stack.cairn.wait_phase("ready")
+    prompt = tokens(700, seed=9)
+    stack.complete(prompt)
+    assert stack.complete(prompt).timings["cache_n"] >= 699

@@ -288,6 +288,18 @@ def test_another_model_while_cairn_was_away(rig):
     assert rig.backend.slot_actions("restore") == []
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_piece_that_takes_longer_than_clients_wait_for_a_streams_head(rig, stream):
+    """Nothing came for as long as pieces were computed, where the backend alone sends the head at once."""
+    rig.interval = "50000"
+    backend = rig.start(state_version=4, n_ctx=100_000)
+    assert rig.right(prompt(LONG, 1))  # a millisecond a token
+    backend.forget_calls()
+    answer = rig.post({"prompt": prompt(60_000, 2), "n_predict": 2, "stream": stream})
+    assert answer.status == 200
+    assert len(backend.of(lambda call: call.is_piece and len(call.body["prompt"]) > 45_000)) == (0 if stream else 1)
+
+
 # --- clients that leave -----------------------------------------------------------------------------------
 
 def client_calls(backend):

@@ -175,7 +175,7 @@ TEST(Planner, SaysWhy) {
   Input input;
   input.prompt = 9000;
   input.slots = {slot(0, 0, 0)};
-  EXPECT_EQ(make_plan(input.view())->reason, "nothing known");
+  EXPECT_EQ(make_plan(input.view())->reason, "nothing holds it");
   input.restores = {saved(7, 8000, 9e9)};
   EXPECT_EQ(make_plan(input.view())->reason, "cheaper to recompute");
   input.restores = {saved(7, 8000)};

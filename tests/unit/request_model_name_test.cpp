@@ -21,6 +21,8 @@ TEST(ModelName, InABody) {
   const std::string_view json = "application/json";
   EXPECT_EQ(model_in_body(json, R"({"model":"a"})"), Name("a"));
   EXPECT_EQ(model_in_body("", R"( {"prompt":["model",{"model":"x"}],"model":"org/\u0061"} )"), Name("org/a"));
+  // The request went to the first of `backends:`.
+  EXPECT_EQ(model_in_body(json, "\xef\xbb\xbf{\"model\":\"a\"}"), Name("a"));
   // As llama-server's own JSON library has it.
   EXPECT_EQ(model_in_body(json, R"({"model":"a","model":"b"})"), Name("b"));
   EXPECT_EQ(model_in_body(json, R"({"model":"a","model":7})"), std::nullopt);
@@ -36,6 +38,7 @@ TEST(ModelName, InAForm) {
   const std::string model = "--B\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n";
   EXPECT_EQ(model_in_body(form, file + model + "--B--\r\n"), Name("whisper"));
   EXPECT_EQ(model_in_body(form, model + file + "--B--\r\n"), Name("whisper"));
+  EXPECT_EQ(model_in_body("Multipart/Form-Data; boundary=B", model + "--B--\r\n"), Name("whisper"));
   EXPECT_EQ(model_in_body(form, file + "--B--\r\n"), std::nullopt);
   EXPECT_EQ(model_in_body(form, "--B\r\nContent-Disposition: form-data; name=\"model\""), std::nullopt);
   EXPECT_EQ(model_in_body(form, ""), std::nullopt);
