@@ -11,6 +11,7 @@
 #include "plan/end_offsets.hpp"
 #include "plan/planner.hpp"
 #include "prefix/prefix_tree.hpp"
+#include "simulate/kept_victims.hpp"
 
 namespace cairn {
 
@@ -21,7 +22,7 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 class Replay {
  public:
   Replay(const Trace& trace, const SimulationOptions& options, EvictionPolicy& policy)
-      : trace_(trace), options_(options), policy_(policy), profile_(options.profile) {
+      : trace_(trace), options_(options), policy_(policy), profile_(options.profile), victims_(policy_, worth_) {
     const std::string rates = fmt::format(
         R"({{"prefill":[{:.6g},0,0],"save":[0,{:.6g}],"restore":[0,{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})", 1 / profile_.prefill_tokens_per_s,
         1 / profile_.save_bytes_per_s, 1 / profile_.restore_bytes_per_s, profile_.bytes_a_state, profile_.bytes_a_token, profile_.bytes_a_state);
@@ -48,7 +49,6 @@ class Replay {
     CheckpointRecord record;
     NodeId leaf = PrefixTree::kNone;
     std::vector<std::uint32_t> positions;  // in blocks, the end last
-    bool going = false;                    // a longer one is just about to take its place
   };
   static std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
   static CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(mark); }
@@ -88,9 +88,11 @@ class Replay {
     const TokenSpan prompt = trace_.prompt(request);
     const Found found = best_state(tree_.match(prompt));
     const PrefixTree::InsertResult inserted = tree_.insert(prompt, now_ms());
-    const auto left = values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
-    ends_.observe(left.value_or(EndOffsets::longest + 1));
-    values_.answered(inserted.leaf, request.answer_tokens);
+    if (options_.budget_bytes > 0 && policy_.scores_hold() != ScoresHold::until_used) {  // somebody asks what states are worth
+      const auto left = values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
+      ends_.observe(left.value_or(EndOffsets::longest + 1));
+      values_.answered(inserted.leaf, request.answer_tokens);
+    }
     serve(request, found);
     if (!prompt.empty()) save(prompt, inserted.leaf);
   }
@@ -119,6 +121,7 @@ class Replay {
     result_.restored_s += costs_.restore_seconds(option.bytes);
     ++held->second.record.uses;
     held->second.record.last_used_unix_ms = now_ms();
+    victims_.changed(found.id);
   }
 
   void save(TokenSpan prompt, NodeId leaf) {
@@ -157,7 +160,7 @@ class Replay {
       record.uses = std::max(record.uses, old.record.uses);
       known = std::max(known, old.positions.back());
       others -= old.record.bytes;
-      old.going = true;
+      victims_.remove(id);
       detach(old);
     }
     record.id = static_cast<CheckpointId>(++last_id_);
@@ -169,15 +172,29 @@ class Replay {
     if (!saved) remove(id);
     for (const CheckpointId old_id : useless) {
       Held& old = held_.at(old_id);
-      old.going = false;
       attach(old);
-      if (!saved) continue;
+      if (!saved) {
+        victims_.add(old.record);
+        continue;
+      }
       remove(old_id);
       ++result_.superseded;
     }
     if (!saved) return;
+    if (options_.budget_bytes > 0) keep(incoming);
     result_.written_bytes += held_.at(id).record.bytes;
     ++result_.saves;
+  }
+
+  // Longer ones that go on from it are worth less beside it.
+  void keep(const Held& incoming) {
+    victims_.add(incoming.record);
+    constexpr std::size_t nearest = 64;
+    const PrefixTree::MarkVisitor tell = [&](const PrefixTree::Mark& mark) {
+      victims_.changed(id_of(mark.mark));
+      return true;
+    };
+    tree_.for_each_mark_below(PrefixTree::Match{incoming.positions.back(), owner_of(incoming.leaf, incoming.positions.back())}, tell, nearest);
   }
 
   // `others`: bytes of the states that stay beside it. Where states can be cut, the incoming one is cut to the room that it is
@@ -185,25 +202,22 @@ class Replay {
   // False: what would go for it is worth more, and nothing has changed.
   bool make_room(Held& incoming, std::uint64_t others, std::uint32_t known) {
     if (options_.budget_bytes == 0 || others + incoming.record.bytes <= options_.budget_bytes) return true;
-    std::vector<const CheckpointRecord*> candidates;
-    candidates.reserve(held_.size());
-    for (const auto& [id, held] : held_) {
-      if (&held != &incoming && !held.going) candidates.push_back(&held.record);
-    }
-    Victims victims(policy_, worth_, candidates, now_ms());
+    victims_.begin_round(now_ms());
     while (policy_.judges_new_states()) {
-      const std::uint64_t room = options_.budget_bytes - others + victims.bytes_below(incoming.record);
+      const std::uint64_t own_room = options_.budget_bytes - others;
+      const std::uint64_t room = own_room + victims_.bytes_below(incoming.record, incoming.record.bytes - std::min(own_room, incoming.record.bytes));
       if (incoming.record.bytes <= room) break;
       const std::uint32_t fitting = std::min(blocks_in(room), incoming.positions.back() - 1);
       if (!cuts() || fitting <= known) return false;
       cut(incoming, fitting);
+      victims_.begin_round(now_ms());
     }
     const std::uint64_t wanted = others + incoming.record.bytes;
     const auto low = std::max(incoming.record.bytes, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes)));
     const std::uint64_t at_least = wanted - std::min(options_.budget_bytes, wanted);
     const std::uint64_t at_most = wanted - std::min(low, wanted);
     for (std::uint64_t gone = 0; gone < at_most;) {
-      const CheckpointRecord* victim = victims.worst();
+      const CheckpointRecord* victim = victims_.worst();
       if (victim == nullptr) break;
       const CheckpointId id = victim->id;
       const std::uint64_t bytes = victim->bytes;
@@ -221,7 +235,7 @@ class Replay {
         }
       }
       gone += bytes;
-      victims.take();
+      victims_.take();
       remove(id);
       ++result_.evictions;
     }
@@ -248,6 +262,7 @@ class Replay {
     held.record.bytes = bytes_of(blocks, 1);
     bytes_ += held.record.bytes;
     attach(held);
+    victims_.changed(held.record.id);
   }
 
   // The node on the path to `leaf` whose edge covers the position.
@@ -265,6 +280,7 @@ class Replay {
   }
   void remove(CheckpointId id) {
     const auto at = held_.find(id);
+    victims_.remove(id);
     detach(at->second);
     bytes_ -= at->second.record.bytes;
     held_.erase(at);
@@ -283,6 +299,7 @@ class Replay {
   std::uint64_t bytes_ = 0;
   std::int64_t last_id_ = 0;
   double now_s_ = 0;
+  KeptVictims victims_;
   SimulationResult result_;
 };
 
