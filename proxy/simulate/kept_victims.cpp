@@ -66,7 +66,7 @@ void KeptVictims::begin_round(std::int64_t now_unix_ms) {
 void KeptVictims::look_at(Item& item) {
   const CheckpointRecord& record = *item.record;
   const ScoresHold hold = policy_.scores_hold();
-  const StateWorth worth = hold == ScoresHold::until_used ? StateWorth{} : worth_(record);
+  const StateWorth worth = hold == ScoresHold::until_used ? StateWorth{} : worth_(record, now_unix_ms_);
   const Place place{policy_.score(record, worth, now_unix_ms_), record.last_used_unix_ms, record.id};
   item.round = round_;
   item.waits = false;
@@ -78,14 +78,27 @@ void KeptVictims::look_at(Item& item) {
     item.at = order_.insert(std::move(node)).position;
   }
   if (hold != ScoresHold::a_while) return;
-  constexpr double least_s = 1;  // who is young is used soon, or waits long
-  item.due_ms = now_unix_ms_ + std::llround(1000 * std::max(worth.lasts_s, least_s));
+  item.due_ms = next_look_ms(record, place.score, worth.lasts_s);
   if (item.queued_ms != 0 && item.queued_ms <= item.due_ms) return;
   due_.push({item.queued_ms = item.due_ms, record.id});
 }
 
+// When age changes its score; where it is worth much more than what goes, and will still be when its age has doubled or grown
+// fourfold or eightfold, then.
+std::int64_t KeptVictims::next_look_ms(const CheckpointRecord& record, double score, double lasts_s) {
+  constexpr std::int64_t least_ms = 1000;  // who is young is used soon, or waits long
+  const std::int64_t age_ms = std::max(least_ms, now_unix_ms_ - record.last_used_unix_ms);
+  const double safe = bar_ * much_more_;
+  if (bar_ > 0 && score > safe) {
+    for (const std::int64_t ages : {7, 3, 1}) {
+      if (score_at(record, now_unix_ms_ + ages * age_ms) > safe) return now_unix_ms_ + ages * age_ms;
+    }
+  }
+  return now_unix_ms_ + std::max<std::int64_t>(least_ms, std::llround(std::ceil(lasts_s * 1000)));
+}
+
 std::uint64_t KeptVictims::bytes_below(const CheckpointRecord& incoming, std::uint64_t enough) {
-  const Place own{policy_.score(incoming, worth_(incoming), now_unix_ms_), incoming.last_used_unix_ms, incoming.id};
+  const Place own{score_at(incoming, now_unix_ms_), incoming.last_used_unix_ms, incoming.id};
   std::uint64_t bytes = 0;
   for (auto at = order_.begin(); at != order_.end() && bytes < enough && *at < own;) {
     Item& item = items_.at(at->id);
@@ -110,6 +123,8 @@ const CheckpointRecord* KeptVictims::worst() {
 void KeptVictims::take() {
   const Place place = *order_.begin();
   policy_.evicted(*items_.at(place.id).record, place.score);
+  constexpr double weight = 0.02;
+  bar_ = std::max(place.score, bar_ + weight * (place.score - bar_));
   remove(place.id);
   ++round_;  // what was worth nothing beside it may be worth something now
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <queue>
 #include <set>
 #include <unordered_map>
@@ -14,12 +15,16 @@
 namespace cairn {
 
 // The same victims as Victims would choose, where whoever owns the states says what lowers a score (changed()). What age lowers is
-// looked at when that is due; what has risen, before it goes. Small changes, of what is learned of return times or of other states
-// in the tree, are noticed at one of these.
+// looked at when that is due, but later where it will be worth much more than what goes; what has risen, before it goes. Small
+// changes, of what is learned of return times or of other states in the tree, are noticed then.
 class KeptVictims {
  public:
-  // Both must outlive it, and so must records that are added until they are removed.
-  KeptVictims(EvictionPolicy& policy, const WorthOf& worth) : policy_(policy), worth_(worth) {}
+  // What a state is worth at a time: now or, as far as age alone decides, later.
+  using WorthAt = std::function<StateWorth(const CheckpointRecord&, std::int64_t unix_ms)>;
+  // Policy and worth must outlive it, and so must records that are added until they are removed. `much_more`: so many times what
+  // goes. Above that the order is of no account; terms of return times move meanwhile, and so does what goes.
+  KeptVictims(EvictionPolicy& policy, const WorthAt& worth, double much_more = 4)
+      : policy_(policy), worth_(worth), much_more_(much_more) {}
 
   void add(const CheckpointRecord& record);
   void remove(CheckpointId id);
@@ -57,11 +62,15 @@ class KeptVictims {
   };
 
   void look_at(Item& item);
+  double score_at(const CheckpointRecord& record, std::int64_t unix_ms) { return policy_.score(record, worth_(record, unix_ms), unix_ms); }
+  std::int64_t next_look_ms(const CheckpointRecord& record, double score, double lasts_s);  // when its score is made anew
 
   EvictionPolicy& policy_;
-  const WorthOf& worth_;
+  const WorthAt& worth_;
+  double much_more_;
   std::int64_t now_unix_ms_ = 0;
   std::uint64_t round_ = 0;
+  double bar_ = 0;  // about the most that went lately was worth
   std::unordered_map<CheckpointId, Item> items_;
   std::set<Place> order_;
   std::vector<CheckpointId> changed_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -17,14 +18,15 @@ struct States {
   std::int64_t now_ms = 1'000'000;
   std::int64_t last_id = 0;
 
-  WorthOf worth = [this](const CheckpointRecord& record) {
-    const std::int64_t age_s = (now_ms - record.last_used_unix_ms) / 1000;
+  KeptVictims::WorthAt worth_at = [this](const CheckpointRecord& record, std::int64_t at_ms) {
+    const std::int64_t age_s = (at_ms - record.last_used_unix_ms) / 1000;
     std::int64_t bound_s = 1;
     StateWorth worth{.tokens_per_s = merits.at(record.id)};
     for (; bound_s <= age_s; bound_s *= 2) worth.tokens_per_s *= 0.6;
-    worth.lasts_s = static_cast<double>(record.last_used_unix_ms + bound_s * 1000 - now_ms) / 1000;
+    worth.lasts_s = static_cast<double>(record.last_used_unix_ms + bound_s * 1000 - at_ms) / 1000;
     return worth;
   };
+  WorthOf worth = [this](const CheckpointRecord& record) { return worth_at(record, now_ms); };
   const CheckpointRecord& make(std::mt19937& random) {
     CheckpointRecord record;
     record.id = static_cast<CheckpointId>(++last_id);
@@ -50,7 +52,7 @@ TEST(KeptVictims, TheSameGoAsWhenAllScoresAreMadeAnew) {
     SCOPED_TRACE(name);
     States states;
     const auto policy = make_policy(name), kept_policy = make_policy(name);
-    KeptVictims kept(*kept_policy, states.worth);
+    KeptVictims kept(*kept_policy, states.worth_at, std::numeric_limits<double>::infinity());
     for (int step = 0; step < 3000; ++step) {
       states.now_ms += 1000 * static_cast<std::int64_t>(random() % 20);
       const auto some = [&] { return std::next(states.records.begin(), static_cast<long>(random() % states.records.size())); };
@@ -97,11 +99,45 @@ TEST(KeptVictims, TheSameGoAsWhenAllScoresAreMadeAnew) {
   }
 }
 
+// Many that are worth a lot beside some that come and go.
+TEST(KeptVictims, WhatIsWorthMuchMoreIsHardlyEverLookedAt) {
+  std::mt19937 random(1);
+  std::vector<CheckpointId> gone[2];
+  int looks[2] = {};
+  for (const bool waits : {false, true}) {
+    States states;
+    ValuePolicy policy;
+    const KeptVictims::WorthAt counted = [&](const CheckpointRecord& record, std::int64_t at_ms) {
+      ++looks[waits];
+      return states.worth_at(record, at_ms);
+    };
+    KeptVictims kept(policy, counted, waits ? 4 : std::numeric_limits<double>::infinity());
+    const auto add = [&](double merit) {
+      CheckpointRecord& record = states.records[states.make(random).id];
+      record.bytes = 10;
+      record.cost_to_recompute_s = 1;
+      states.merits[record.id] = merit;
+      kept.add(record);
+    };
+    for (int i = 0; i < 200; ++i) add(1e9);
+    for (int i = 0; i < 1000; ++i) {
+      states.now_ms += 10'000;
+      add(1 + i % 7);
+      if (i < 10) continue;
+      kept.begin_round(states.now_ms);
+      gone[waits].push_back(kept.worst()->id);
+      kept.take();
+    }
+  }
+  EXPECT_EQ(gone[0], gone[1]);
+  EXPECT_LT(looks[1], looks[0]);
+}
+
 TEST(KeptVictims, OnesThatHaveRisenBesideAVictimStay) {
   std::mt19937 random(1);
   States states;
   ValuePolicy policy;
-  KeptVictims kept(policy, states.worth);
+  KeptVictims kept(policy, states.worth_at);
   std::vector<CheckpointId> ids;
   for (int i = 0; i < 3; ++i) {
     CheckpointRecord& record = states.records[states.make(random).id];
