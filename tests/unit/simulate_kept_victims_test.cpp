@@ -11,7 +11,7 @@
 namespace cairn {
 namespace {
 
-// States beside a clock: each is worth something until used again, a part of it less with every doubling of its age.
+// States beside a clock: each is worth something until used again, a tenth less with every quarter of its age.
 struct States {
   std::map<CheckpointId, CheckpointRecord> records;
   std::map<CheckpointId, double> merits;
@@ -22,7 +22,7 @@ struct States {
     const std::int64_t age_s = (at_ms - record.last_used_unix_ms) / 1000;
     std::int64_t bound_s = 1;
     StateWorth worth{.tokens_per_s = merits.at(record.id)};
-    for (; bound_s <= age_s; bound_s *= 2) worth.tokens_per_s *= 0.6;
+    for (; bound_s <= age_s; bound_s += std::max<std::int64_t>(1, bound_s / 4)) worth.tokens_per_s *= 0.9;
     worth.lasts_s = static_cast<double>(record.last_used_unix_ms + bound_s * 1000 - at_ms) / 1000;
     return worth;
   };
