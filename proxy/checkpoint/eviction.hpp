@@ -19,8 +19,16 @@ namespace cairn {
 struct StateWorth {
   double tokens_per_s = 0;   // that it is expected to spare for each second it is kept, beyond what other states spare
   bool branched_from = false;  // several known prompts go on from inside what only this state holds
+  double lasts_s = 1e6;        // seconds until age changes it
 };
 using WorthOf = std::function<StateWorth(const CheckpointRecord&)>;
+
+// For how long a score is good while nobody uses the state and its neighbours in the tree stay.
+enum class ScoresHold {
+  one_round,    // it is relative to the other candidates
+  until_used,   // its record alone decides
+  a_while,      // for the time that its worth lasts
+};
 
 class EvictionPolicy {
  public:
@@ -32,6 +40,7 @@ class EvictionPolicy {
   virtual void evicted(const CheckpointRecord& /*record*/, double /*score*/) {}
   // Its scores say of a state just made, too, whether it is worth what it would drive out.
   virtual bool judges_new_states() const { return false; }
+  virtual ScoresHold scores_hold() const { return ScoresHold::one_round; }
 };
 
 // Seconds of recomputation that a byte is expected to spare for each second it is kept. What no other state offers counts
@@ -39,18 +48,21 @@ class EvictionPolicy {
 class ValuePolicy final : public EvictionPolicy {
  public:
   bool judges_new_states() const override { return true; }
+  ScoresHold scores_hold() const override { return ScoresHold::a_while; }
   double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 };
 
 // For comparison (`cairn simulate --policy`).
 class LruPolicy final : public EvictionPolicy {
  public:
+  ScoresHold scores_hold() const override { return ScoresHold::until_used; }
   double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 };
 
 // Greedy dual, size and frequency: uses * seconds / bytes above a floor that rises with each eviction.
 class GdsfPolicy final : public EvictionPolicy {
  public:
+  ScoresHold scores_hold() const override { return ScoresHold::until_used; }
   double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
   void evicted(const CheckpointRecord& record, double score) override;
 

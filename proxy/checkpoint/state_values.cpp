@@ -138,15 +138,17 @@ StateWorth StateValues::worth(const PrefixTree& tree, NodeId leaf, std::span<con
     }
   }
 
-  const auto add = [&](std::uint32_t until, double rate) {
-    if (until > offered) worth.tokens_per_s += (until - offered) * rate;
+  const auto add = [&](std::uint32_t until, const ReturnTimes::Kind& kind_of_place, double age_s) {
+    if (until <= offered) return;
+    worth.tokens_per_s += (until - offered) * returns_.rate(kind_of_place, age_s);
+    worth.lasts_s = std::min(worth.lasts_s, ReturnTimes::rate_lasts_s(age_s));
   };
   // The prompt that it was saved for, or the one that went on from there since.
   const Place* place = prompt_near(tree, leaf);
   std::uint32_t shared = end;
   if (place == nullptr) {
     // Known from the index alone.
-    add(end, returns_.rate(ReturnTimes::kind_of_saved(uses, end), now_s - last_used_s));
+    add(end, ReturnTimes::kind_of_saved(uses, end), now_s - last_used_s);
   } else {
     for (int step = 0; step < most_steps && place->next != PrefixTree::kNone; ++step) {
       const Place* next = at(tree, place->next);
@@ -154,7 +156,7 @@ StateWorth StateValues::worth(const PrefixTree& tree, NodeId leaf, std::span<con
       shared = std::min(shared, place->left_at);
       place = next;
     }
-    add(shared, returns_.rate(place->of, now_s - place->seen_s));
+    add(shared, place->of, now_s - place->seen_s);
   }
   // Others that leave the path inside what only this state holds.
   int steps = 0;
@@ -162,7 +164,7 @@ StateWorth StateValues::worth(const PrefixTree& tree, NodeId leaf, std::span<con
     const Place* parting = at(tree, node);
     if (parting == nullptr || parting->visits == 0 || node == leaf) continue;
     worth.branched_from = worth.branched_from || parting->visits > 1;
-    add(std::min(parting->length, end), returns_.rate(parting->of, now_s - parting->seen_s));
+    add(std::min(parting->length, end), parting->of, now_s - parting->seen_s);
   }
   return worth;
 }

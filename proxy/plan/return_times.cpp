@@ -250,6 +250,11 @@ double ReturnTimes::rate(const Kind& kind, double age_s) const {
   return below + (above - below) * (at - lower);
 }
 
+double ReturnTimes::rate_lasts_s(double age_s) {
+  const std::size_t bucket = bucket_of(std::max(age_s, 0.0));
+  return bucket + 1 < buckets ? bounds()[bucket + 1] - age_s : horizon_s;
+}
+
 std::string ReturnTimes::to_text() const {
   std::string text = "2";
   for (const Term& term : terms_) fmt::format_to(std::back_inserter(text), " {:.4g} {:.4g}", term.mean, term.variance);

@@ -57,6 +57,8 @@ class ReturnTimes {
   // Returns a second of keeping, for something last seen `age_s` ago: the best that keeping it for any stretch promises,
   // P(it returns meanwhile) / E(seconds kept until then). Not monotonic in age: people take a minute to answer.
   double rate(const Kind& kind, double age_s) const;
+  // Seconds until that changes with age.
+  static double rate_lasts_s(double age_s);
 
   // What was learned, for the next process. load() leaves everything as it was and returns false when the text is none of these.
   std::string to_text() const;

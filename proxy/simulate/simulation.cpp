@@ -11,6 +11,7 @@
 #include "plan/end_offsets.hpp"
 #include "plan/planner.hpp"
 #include "prefix/prefix_tree.hpp"
+#include "simulate/kept_victims.hpp"
 
 namespace cairn {
 
@@ -21,15 +22,15 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 class Replay {
  public:
   Replay(const Trace& trace, const SimulationOptions& options, EvictionPolicy& policy)
-      : trace_(trace), options_(options), policy_(policy), profile_(options.profile) {
+      : trace_(trace), options_(options), policy_(policy), profile_(options.profile), victims_(policy_, worth_) {
     const std::string rates = fmt::format(
         R"({{"prefill":[{:.6g},0,0],"save":[0,{:.6g}],"restore":[0,{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})", 1 / profile_.prefill_tokens_per_s,
         1 / profile_.save_bytes_per_s, 1 / profile_.restore_bytes_per_s, profile_.bytes_a_state, profile_.bytes_a_token, profile_.bytes_a_state);
     (void)costs_.load(rates);
-    worth_ = [this](const CheckpointRecord& record) {
-      const Held& held = held_.at(record.id);
+    worth_ = [this](const CheckpointRecord& record, std::int64_t at_ms) {
+      const auto& held = static_cast<const Held&>(record);
       return values_.worth(tree_, held.leaf, held.positions, mark_of(record.id), record.kind, record.uses,
-                           static_cast<double>(record.last_used_unix_ms) / 1000, now_s_);
+                           static_cast<double>(record.last_used_unix_ms) / 1000, static_cast<double>(at_ms) / 1000);
     };
   }
 
@@ -44,11 +45,9 @@ class Replay {
   }
 
  private:
-  struct Held {
-    CheckpointRecord record;
+  struct Held : CheckpointRecord {  // whom victims_ asks about
     NodeId leaf = PrefixTree::kNone;
     std::vector<std::uint32_t> positions;  // in blocks, the end last
-    bool going = false;                    // a longer one is just about to take its place
   };
   static std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
   static CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(mark); }
@@ -88,9 +87,11 @@ class Replay {
     const TokenSpan prompt = trace_.prompt(request);
     const Found found = best_state(tree_.match(prompt));
     const PrefixTree::InsertResult inserted = tree_.insert(prompt, now_ms());
-    const auto left = values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
-    ends_.observe(left.value_or(EndOffsets::longest + 1));
-    values_.answered(inserted.leaf, request.answer_tokens);
+    if (options_.budget_bytes > 0 && policy_.scores_hold() != ScoresHold::until_used) {  // somebody asks what states are worth
+      const auto left = values_.observe(tree_, inserted, static_cast<std::uint32_t>(prompt.size()), now_s_, trace_.block_tokens);
+      ends_.observe(left.value_or(EndOffsets::longest + 1));
+      values_.answered(inserted.leaf, request.answer_tokens);
+    }
     serve(request, found);
     if (!prompt.empty()) save(prompt, inserted.leaf);
   }
@@ -107,7 +108,7 @@ class Replay {
       option.checkpoint = static_cast<std::int64_t>(found.id);
       // One token is always computed.
       option.usable = std::min(found.usable * trace_.block_tokens, std::max(request.prompt_tokens, 1U) - 1);
-      option.bytes = static_cast<double>(held->second.record.bytes);
+      option.bytes = static_cast<double>(held->second.bytes);
       input.restores = {&option, 1};
     }
     const std::optional<Plan> plan = make_plan(input);
@@ -117,8 +118,9 @@ class Replay {
     if (plan->source != Source::restore) return;
     result_.reused_tokens += plan->base;
     result_.restored_s += costs_.restore_seconds(option.bytes);
-    ++held->second.record.uses;
-    held->second.record.last_used_unix_ms = now_ms();
+    ++held->second.uses;
+    held->second.last_used_unix_ms = now_ms();
+    victims_.changed(found.id);
   }
 
   void save(TokenSpan prompt, NodeId leaf) {
@@ -154,10 +156,10 @@ class Replay {
     std::uint64_t others = bytes_;
     for (const CheckpointId id : useless) {
       Held& old = held_.at(id);
-      record.uses = std::max(record.uses, old.record.uses);
+      record.uses = std::max(record.uses, old.uses);
       known = std::max(known, old.positions.back());
-      others -= old.record.bytes;
-      old.going = true;
+      others -= old.bytes;
+      victims_.remove(id);
       detach(old);
     }
     record.id = static_cast<CheckpointId>(++last_id_);
@@ -169,41 +171,52 @@ class Replay {
     if (!saved) remove(id);
     for (const CheckpointId old_id : useless) {
       Held& old = held_.at(old_id);
-      old.going = false;
       attach(old);
-      if (!saved) continue;
+      if (!saved) {
+        victims_.add(old);
+        continue;
+      }
       remove(old_id);
       ++result_.superseded;
     }
     if (!saved) return;
-    result_.written_bytes += held_.at(id).record.bytes;
+    if (options_.budget_bytes > 0) admit(incoming);
+    result_.written_bytes += held_.at(id).bytes;
     ++result_.saves;
+  }
+
+  // Longer ones that go on from it are worth less beside it.
+  void admit(const Held& incoming) {
+    victims_.add(incoming);
+    constexpr std::size_t nearest = 64;
+    const PrefixTree::MarkVisitor tell = [&](const PrefixTree::Mark& mark) {
+      victims_.changed(id_of(mark.mark));
+      return true;
+    };
+    tree_.for_each_mark_below(PrefixTree::Match{incoming.positions.back(), owner_of(incoming.leaf, incoming.positions.back())}, tell, nearest);
   }
 
   // `others`: bytes of the states that stay beside it. Where states can be cut, the incoming one is cut to the room that it is
   // worth more than, if that is more than the `known` blocks, and the last one to go for it is only cut.
   // False: what would go for it is worth more, and nothing has changed.
   bool make_room(Held& incoming, std::uint64_t others, std::uint32_t known) {
-    if (options_.budget_bytes == 0 || others + incoming.record.bytes <= options_.budget_bytes) return true;
-    std::vector<const CheckpointRecord*> candidates;
-    candidates.reserve(held_.size());
-    for (const auto& [id, held] : held_) {
-      if (&held != &incoming && !held.going) candidates.push_back(&held.record);
-    }
-    Victims victims(policy_, worth_, candidates, now_ms());
+    if (options_.budget_bytes == 0 || others + incoming.bytes <= options_.budget_bytes) return true;
+    victims_.begin_round(now_ms());
     while (policy_.judges_new_states()) {
-      const std::uint64_t room = options_.budget_bytes - others + victims.bytes_below(incoming.record);
-      if (incoming.record.bytes <= room) break;
+      const std::uint64_t own_room = options_.budget_bytes - others;
+      const std::uint64_t room = own_room + victims_.bytes_below(incoming, incoming.bytes - std::min(own_room, incoming.bytes));
+      if (incoming.bytes <= room) break;
       const std::uint32_t fitting = std::min(blocks_in(room), incoming.positions.back() - 1);
       if (!cuts() || fitting <= known) return false;
       cut(incoming, fitting);
+      victims_.begin_round(now_ms());
     }
-    const std::uint64_t wanted = others + incoming.record.bytes;
-    const auto low = std::max(incoming.record.bytes, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes)));
+    const std::uint64_t wanted = others + incoming.bytes;
+    const auto low = std::max(incoming.bytes, static_cast<std::uint64_t>(options_.low_water * static_cast<double>(options_.budget_bytes)));
     const std::uint64_t at_least = wanted - std::min(options_.budget_bytes, wanted);
     const std::uint64_t at_most = wanted - std::min(low, wanted);
     for (std::uint64_t gone = 0; gone < at_most;) {
-      const CheckpointRecord* victim = victims.worst();
+      const CheckpointRecord* victim = victims_.worst();
       if (victim == nullptr) break;
       const CheckpointId id = victim->id;
       const std::uint64_t bytes = victim->bytes;
@@ -211,7 +224,7 @@ class Replay {
         const std::uint32_t keep = cuts() ? blocks_in(gone + bytes - at_most) : 0;
         if (keep > 0 && keep < held_.at(id).positions.back()) {
           cut(held_.at(id), keep);
-          if (worth_(*victim).tokens_per_s > 0) {
+          if (worth_(*victim, now_ms()).tokens_per_s > 0) {
             result_.written_bytes += victim->bytes;
             ++result_.cuts;
             break;
@@ -221,7 +234,7 @@ class Replay {
         }
       }
       gone += bytes;
-      victims.take();
+      victims_.take();
       remove(id);
       ++result_.evictions;
     }
@@ -241,13 +254,14 @@ class Replay {
   }
   void cut(Held& held, std::uint32_t blocks) {
     detach(held);
-    bytes_ -= held.record.bytes;
+    bytes_ -= held.bytes;
     held.positions.back() = blocks;
-    held.record.token_count = blocks * trace_.block_tokens;
-    held.record.cost_to_recompute_s = costs_.prefill_seconds(0, held.record.token_count);
-    held.record.bytes = bytes_of(blocks, 1);
-    bytes_ += held.record.bytes;
+    held.token_count = blocks * trace_.block_tokens;
+    held.cost_to_recompute_s = costs_.prefill_seconds(0, held.token_count);
+    held.bytes = bytes_of(blocks, 1);
+    bytes_ += held.bytes;
     attach(held);
+    victims_.changed(held.id);
   }
 
   // The node on the path to `leaf` whose edge covers the position.
@@ -257,16 +271,17 @@ class Replay {
   }
   void attach(const Held& held) {
     for (const std::uint32_t position : held.positions) {
-      tree_.attach(held.leaf, position, mark_of(held.record.id), position == held.positions.back() ? MarkKind::end : MarkKind::inside);
+      tree_.attach(held.leaf, position, mark_of(held.id), position == held.positions.back() ? MarkKind::end : MarkKind::inside);
     }
   }
   void detach(const Held& held) {
-    for (const std::uint32_t position : held.positions) tree_.detach(held.leaf, position, mark_of(held.record.id));
+    for (const std::uint32_t position : held.positions) tree_.detach(held.leaf, position, mark_of(held.id));
   }
   void remove(CheckpointId id) {
     const auto at = held_.find(id);
+    victims_.remove(id);
     detach(at->second);
-    bytes_ -= at->second.record.bytes;
+    bytes_ -= at->second.bytes;
     held_.erase(at);
   }
 
@@ -275,7 +290,7 @@ class Replay {
   EvictionPolicy& policy_;
   ModelProfile profile_;
   CostModel costs_;
-  WorthOf worth_;
+  KeptVictims::WorthAt worth_;
   PrefixTree tree_;
   StateValues values_;
   EndOffsets ends_;  // in blocks
@@ -283,6 +298,7 @@ class Replay {
   std::uint64_t bytes_ = 0;
   std::int64_t last_id_ = 0;
   double now_s_ = 0;
+  KeptVictims victims_;
   SimulationResult result_;
 };
 
