@@ -72,9 +72,15 @@ def digest(weights, tokens):
     return hashlib.sha256(repr((weights, list(tokens))).encode()).hexdigest()[:16]
 
 
+def render(body):
+    text = "".join(json.dumps({key: body[key]}) for key in ("tools", "chat_template_kwargs") if key in body)
+    text += "".join(f"<{message['role']}>{message['content']}</>" for message in body["messages"])
+    return text + ("" if body.get("add_generation_prompt") is False else "<assistant>")
+
+
 class ScriptedBackend:
     def __init__(self, port, slot_dir, *, slots=1, state_version=2, weights="a", clears_idle=False,
-                 keeps_checkpoints=True, n_ctx=32768, tls=None):
+                 keeps_checkpoints=True, n_ctx=32768, tls=None, cell="i"):
         self.port = port
         self.slot_dir = Path(slot_dir) if slot_dir else None
         self.state_version = state_version
@@ -82,6 +88,7 @@ class ScriptedBackend:
         self.clears_idle = clears_idle
         self.keeps_checkpoints = keeps_checkpoints
         self.n_ctx = n_ctx
+        self.cell = cell  # how a token's state is packed: as another type of the KV cache would be
         self.process = uuid.uuid4().hex
         self.slots = [Slot(number) for number in range(slots)]
         self.calls = []
@@ -100,6 +107,8 @@ class ScriptedBackend:
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
         self.counts_tokens = True       # /v1/messages/count_tokens is there
+        self.tells_timings = True       # to clients; pieces are always told
+        self.sampled_by = ()            # names of what a request may say that the answer depends on
         self.unseen = ""                # what it puts before each prompt of /v1/messages
         self.hold_prefill = None        # an Event: a prompt is not computed before it is set
         self.hold_stream = None         # an Event: after the first chunk of an answer
@@ -125,8 +134,10 @@ class ScriptedBackend:
             _cut(connection)
         self._thread.join()
 
-    def expected(self, prompt, weights=None):
-        return digest(weights or self.weights, prompt)
+    def expected(self, prompt, weights=None, body=()):
+        """`body`: of the request, where what is sampled depends on it."""
+        said = {name: body[name] for name in self.sampled_by if name in body}
+        return digest((weights or self.weights, said) if said else weights or self.weights, prompt)
 
     def of(self, test):
         with self._lock:
@@ -190,7 +201,7 @@ class ScriptedBackend:
 
     def save(self, slot, name):
         tokens = slot.believed
-        state = struct.pack(f"<{len(slot.real) + 1}i", len(slot.real), *slot.real)
+        state = struct.pack(f"<i{len(slot.real)}{self.cell}", len(slot.real), *slot.real)
         if self.state_version < 4:
             words = tokens
         else:
@@ -208,15 +219,16 @@ class ScriptedBackend:
     def restore(self, slot, name):
         data = (self.slot_dir / name).read_bytes()
         magic, version, count = struct.unpack_from("<3I", data)
-        if magic != MAGIC or version != self.state_version:
-            raise ValueError("not a file of this build")
+        if magic != MAGIC or version != self.state_version or count > self.n_ctx:
+            raise ValueError("not a file of this build, or no room")
         words = list(struct.unpack_from(f"<{count}i", data, 12))
         tokens = words if version < 4 else words[3:3 + words[2]]
         at = 12 + 4 * count
         length, = struct.unpack_from("<i", data, at)
-        slot.real = list(struct.unpack_from(f"<{length}i", data, at + 4))
+        layout = f"<{length}{self.cell}"
+        slot.real = list(struct.unpack_from(layout, data, at + 4))
         slot.believed = tokens
-        at += 4 + 4 * length
+        at += 4 + struct.calcsize(layout)
         if version >= 4:
             slot.checkpoints = []
             if at < len(data):
@@ -241,10 +253,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _cut(connection):
-    try:
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -271,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- answers
 
     def reply(self, value, status=200):
-        data = json.dumps(value).encode()
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))
@@ -327,11 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/lora-adapters":
             self.reply([])
         elif path == "/metrics":
-            data = f"llamacpp:prompt_tokens_total {backend.computed}\n".encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.reply(f"llamacpp:prompt_tokens_total {backend.computed}\n".encode())
         else:
             self.refuse("File Not Found", 404, "not_found_error")
 
@@ -354,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
                 pieces = [{"id": byte, "piece": [byte]} for byte in body["content"].encode()]
                 self.reply({"tokens": pieces if body.get("with_pieces") else [piece["id"] for piece in pieces]})
             elif path == "/apply-template":
-                self.reply({"prompt": self.render(body)})
+                self.reply({"prompt": render(body)})
             elif path.startswith("/slots/action/"):
                 self.slot_action(parts, body, call)
             elif path == "/v1/messages/count_tokens" and backend.counts_tokens:
@@ -370,10 +376,6 @@ class _Handler(BaseHTTPRequestHandler):
             call.connection_closed.set()
             self.close_connection = True
 
-    def render(self, body):
-        text = "".join(f"<{message['role']}>{message['content']}</>" for message in body["messages"])
-        return text + ("" if body.get("add_generation_prompt") is False else "<assistant>")
-
     def slot_action(self, parts, body, call):
         backend = self.backend
         if backend.slot_dir is None:
@@ -388,9 +390,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if backend.refuse_save:
                     return self.refuse("Unable to save slot")
                 count, size = backend.save(slot, body["filename"])
-                milliseconds = (time.monotonic() - began) * 1000
                 return self.reply({"id_slot": slot.id, "filename": body["filename"], "n_saved": count, "n_written": size,
-                                   "timings": {"save_ms": milliseconds}})
+                                   "timings": {"save_ms": (time.monotonic() - began) * 1000}})
             if action == "restore":
                 try:
                     with contextlib.suppress(ClientGone):
@@ -403,18 +404,17 @@ class _Handler(BaseHTTPRequestHandler):
                 except (OSError, ValueError, struct.error):
                     slot.believed, slot.real = [], []
                     return self.refuse("Unable to restore slot, no available space in KV cache or invalid slot save file")
-                milliseconds = (time.monotonic() - began) * 1000
                 return self.reply({"id_slot": slot.id, "filename": body["filename"], "n_restored": count, "n_read": size,
-                                   "timings": {"restore_ms": milliseconds}})
+                                   "timings": {"restore_ms": (time.monotonic() - began) * 1000}})
             slot.believed, slot.real = [], []
             self.reply({"id_slot": slot.id, "n_erased": 0})
 
     def prompt_of(self, call):
         if call.path == "/v1/messages":
             system = [{"role": "system", "content": call.body["system"]}] if "system" in call.body else []
-            return list((self.backend.unseen + self.render({"messages": system + call.body["messages"]})).encode())
+            return list((self.backend.unseen + render({"messages": system + call.body["messages"]})).encode())
         if call.path == "/v1/chat/completions":
-            return list(self.render(call.body).encode())
+            return list(render(call.body).encode())
         prompt = call.body["prompt"]
         return list(prompt.encode()) if isinstance(prompt, str) else prompt
 
@@ -458,7 +458,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, call, slot, prompt, base, by_client):
         backend = self.backend
         body = call.body
-        text = digest(backend.weights, slot.real)
+        text = backend.expected(slot.real, body=body)
         predicted = body.get("n_predict", body.get("max_tokens", 2))
         timings = {"cache_n": base, "prompt_n": len(prompt) - base, "prompt_ms": (len(prompt) - base) * 1.0,
                    "predicted_n": max(1, predicted), "predicted_ms": 1.0}
@@ -474,7 +474,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.hold(backend.hold_stream, call)
                     for content in backend.filler if number == 0 else ():
                         self.event({"content": content, "stop": False})
-            self.event({"content": "", "stop": True, "timings": timings})
+            told = {"timings": timings} if backend.tells_timings or call.is_piece else {}
+            self.event({"content": "", "stop": True, **told})
             self.event("[DONE]")
             self.wfile.write(b"0\r\n\r\n")
             return

@@ -1,7 +1,10 @@
 """A scripted backend with Cairn in front of it, and clients on plain sockets, for the tests of what no real server does on demand."""
 
+import contextlib
 import json
+import os
 import random
+import re
 
 from scripted_backend import ScriptedBackend
 from stack import Cairn, call, connect, free_port, wait_until
@@ -28,6 +31,7 @@ class Rig:
         self.cairn_port = free_port()
         self.backend = None
         self.cairn = None
+        self.asked = 0  # of this Cairn
         self.interval = "512"
         self.flags = ()
         self.own_key = None
@@ -42,6 +46,7 @@ class Rig:
         flags = ("--checkpoint-interval", self.interval, "--log-level", "debug", *self.flags)
         self.cairn = Cairn(self.cairn_port, self.backend_port, self.slot_dir, self.state_dir, self.log, flags,
                            own_key=self.own_key)
+        self.asked = 0
         self.cairn.wait_phase(phase)
         return self.cairn
 
@@ -52,7 +57,12 @@ class Rig:
         return self.backend
 
     def post(self, body, path="/completion", timeout=60):
+        self.asked += 1
         return call(self.cairn_port, "POST", path, body, timeout=timeout)
+
+    def open(self, body, path="/completion"):
+        self.asked += 1
+        return open_request(self.cairn_port, body, path)
 
     def ask(self, tokens, n_predict=2, **more):
         """A completion that must succeed."""
@@ -66,6 +76,24 @@ class Rig:
 
     def settle(self):
         self.cairn.settle()
+
+    def latest(self):
+        """What Cairn tells of the latest request (of at most 32), once it is done with all: their clients have their answers before."""
+        wait_until(lambda: len(self.cairn.status()["latest_requests"]) == self.asked, "Cairn is done with all")
+        return self.cairn.status()["latest_requests"][0]
+
+    def client_calls(self):
+        """What reached the backend for clients: no pieces and no washes."""
+        paths = ("/completion", "/v1/chat/completions")
+        return self.backend.of(lambda made: made.path in paths and not made.is_piece and not made.is_wash)
+
+    def sockets(self):
+        """How many Cairn has open."""
+        found = 0
+        for name in os.listdir(f"/proc/{self.cairn.child.pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found += os.readlink(f"/proc/{self.cairn.child.pid}/fd/{name}").startswith("socket:")
+        return found
 
     def wait_free(self, seconds=10):
         def free():
@@ -105,6 +133,11 @@ def read_until(client, marker):
         assert piece, f"the connection ended before {marker!r}: {got!r}"
         got += piece
     return got
+
+
+def told(got):
+    """The contents of a stream, put together."""
+    return "".join(json.loads(event)["content"] for event in re.findall(rb"data: (\{.*\})", got))
 
 
 def read_all(client):
