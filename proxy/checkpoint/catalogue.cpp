@@ -116,7 +116,7 @@ bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
 }
 
 std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind,
-                                                        std::size_t count) const {
+                                                        std::size_t count, std::uint32_t longest) const {
   std::vector<Candidate> found;
   const auto at = trees_.find(name_space);
   if (at == trees_.end() || prompt.empty()) return found;
@@ -127,7 +127,7 @@ std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, 
   const auto offer = [&](std::uint32_t mark, std::uint32_t usable) {
     const CheckpointId id = id_of(mark);
     const CheckpointRecord* record = store_.find(id);
-    if (record == nullptr || usable == 0) return;
+    if (record == nullptr || usable == 0 || record->token_count > longest) return;
     const bool known = std::any_of(found.begin(), found.end(), [&](const Candidate& c) { return c.checkpoint == id; });
     if (!known) found.push_back(Candidate{id, usable, record->bytes});
   };
@@ -163,6 +163,7 @@ std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, 
       const PrefixTree::MarkVisitor below = [&](const PrefixTree::Mark& mark) {
         const CheckpointRecord* record = store_.find(id_of(mark.mark));
         if (record == nullptr || record->kind != CheckpointKind::truncatable || mark.kind != MarkKind::end) return true;
+        if (record->token_count > longest) return true;
         offer(mark.mark, std::min(end_point.matched_tokens, limit));
         return ++below_found < count;
       };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <vector>
@@ -49,8 +50,9 @@ class Catalogue {
     std::uint64_t bytes = 0;
   };
   // Saved states that spare the most of the prompt, best first, at most `count`; states of equal use by fewest bytes.
-  // `kind` is what the backend can do now: it may be less than a file offers.
-  std::vector<Candidate> candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind, std::size_t count) const;
+  // `kind` is what the backend can do now: it may be less than a file offers. Of at most `longest` tokens: what a slot has room for.
+  std::vector<Candidate> candidates(NamespaceId name_space, TokenSpan prompt, MemoryKind kind, std::size_t count,
+                                    std::uint32_t longest = std::numeric_limits<std::uint32_t>::max()) const;
 
   // A checkpoint was committed with these tokens. Returns those that it makes useless: same branch, nothing that it
   // does not offer as well.

@@ -108,6 +108,8 @@ class CachedBackend {
   // prompt and the state shared, `state_length` how long that state was.
   void learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
                         std::uint32_t state_length, std::int64_t reused);
+  // Of a slot; the greatest number there is where it is not told.
+  std::uint32_t context_tokens() const;
   // What saved states could bring back of `tokens`.
   std::uint32_t recoverable(TokenSpan tokens) const;
   // Whatever the slot holds is gone. A prompt of the model's own must not go on from tokens that another request's adapters

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include "request/cached_backend.hpp"
@@ -352,12 +353,17 @@ void CachedBackend::note_slot_content(int slot) {
   state.unsaved = can_save() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }
 
+std::uint32_t CachedBackend::context_tokens() const {
+  const std::int64_t context = probe_.meta.n_ctx;
+  return context > 0 ? static_cast<std::uint32_t>(context) : std::numeric_limits<std::uint32_t>::max();
+}
+
 std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {
   if (catalogue_ == nullptr || tokens.empty()) return 0;
   // As a prompt that goes on after them would find it.
   Tokens longer(tokens.begin(), tokens.end());
   longer.push_back(-1);
-  const std::vector<Catalogue::Candidate> best = catalogue_->candidates(probe_.name_space, longer, kind_, 1);
+  const std::vector<Catalogue::Candidate> best = catalogue_->candidates(probe_.name_space, longer, kind_, 1, context_tokens());
   return best.empty() ? 0 : best.front().usable_tokens;
 }
 

@@ -160,7 +160,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
 void CachedRequest::find_candidates() {
   candidates_.clear();
   if (!own_weights() || prompt_.size() < backend_.options().shortest_prompt_tokens || !backend_.restores_work()) return;
-  candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered);
+  candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered, backend_.context_tokens());
 }
 
 // For the slot that is ours already.

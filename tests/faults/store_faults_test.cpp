@@ -247,7 +247,7 @@ TEST_P(FailingCalls, EveryOneOfThem) {
     }
   }
   std::cout << failures << " failures\n";
-  EXPECT_GT(failures, 500);
+  EXPECT_GT(failures, 200);  // as many as the random work has calls
 }
 
 TEST_P(FullDisk, AtEverySize) {

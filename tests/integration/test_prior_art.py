@@ -409,6 +409,10 @@ def test_another_context_under_the_same_name(rig):
         rig.backend.refuse_save = True  # nothing else is there to go on from
         assert rig.right(part)
         assert rig.latest()["reused_tokens"] == reused, rig.latest()
+        if not reused:
+            # The backend refused it, and the second time it was dropped as bad.
+            assert rig.right(part + prompt(50, 7))
+            assert rig.backend.slot_actions("restore") == []
     assert rig.right(long + prompt(50, 6))
     assert rig.latest()["reused_tokens"] >= 2000, rig.latest()
 
