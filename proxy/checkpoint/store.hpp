@@ -283,6 +283,7 @@ class CheckpointStore {
   ResultTask<void> make_room_on_disk(const CheckpointRecord& incoming);
   ResultTask<VerifyOutcome> bring_up(CheckpointId id);
   ResultTask<void> clear_the_name(std::string file_name, CheckpointId id);
+  ResultTask<void> take_the_name_on_disk(std::string file_name);
   ResultTask<VerifyOutcome> verify_copy(CheckpointId id, Tier tier, bool afresh);
   ResultTask<void> set_pin(CheckpointId id, bool pinned, std::string label);
   void condemn(CheckpointId id, RemovalReason reason);

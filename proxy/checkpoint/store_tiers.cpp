@@ -71,6 +71,8 @@ ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
   const Counted reserved(counters_.disk_reserved_bytes, record.bytes);
   auto room = co_await make_room_on_disk(record);
   if (!room) co_return room;
+  auto taken = co_await take_the_name_on_disk(record.file_name);
+  if (!taken) co_return taken;
 
   const std::string temporary_name = new_base_name() + std::string(saving_suffix);
   const auto job = [&]() -> Result<void> {
@@ -110,6 +112,18 @@ ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
   }
   if (!again->second.record.on_disk) counters_.disk_bytes += record.bytes;  // else somebody else has copied it meanwhile
   again->second.record.on_disk = true;
+  co_return Result<void>{};
+}
+
+// What is left there of an earlier copy, and could not be deleted so far, is replaced: it must not be deleted once it is.
+ResultTask<void> CheckpointStore::take_the_name_on_disk(std::string file_name) {
+  for (int round = 0; deleting_.contains(disk_path(file_name)); ++round) {
+    if (round == most_tries) co_return disk_error(ErrorCode::io, file_name + " is being deleted");
+    // The index thread takes one job after the other: a deletion under way is over when this returns.
+    auto tidied = co_await tidy();
+    (void)tidied;
+  }
+  std::erase_if(condemned_, [&](const Condemned& one) { return one.on_disk && one.file_name == file_name; });
   co_return Result<void>{};
 }
 

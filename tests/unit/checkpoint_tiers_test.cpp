@@ -1,6 +1,8 @@
 // Two tiers: the slot directory in RAM, copies on disk.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "checkpoint/store.hpp"
 #include "unit/checkpoint_support.hpp"
 
@@ -187,6 +189,25 @@ TEST_F(Tiers, ADiskThatRefusesCopiesStopsNeitherSavesNorRestores) {
   ASSERT_TRUE(copy_all());
   EXPECT_EQ(said, 101);
   EXPECT_EQ(disk_files().size(), 6u);
+}
+
+TEST_F(Tiers, ACopyThatTookThePlaceOfAPartIsNotDeletedForIt) {
+  std::vector<std::string_view> refused{"create", "remove"};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::find(refused.begin(), refused.end(), std::string_view(call)) == refused.end()) return std::nullopt;
+    return disk_error(ErrorCode::io, call);
+  };
+  const CheckpointId id = save(1);
+  EXPECT_FALSE(copy_all());
+  refused = {"remove"};
+  fixture.now_ms += 600'000;
+  ASSERT_TRUE(copy_all());
+  refused.clear();
+  save(2);  // deletes what could not be deleted
+  EXPECT_EQ(disk_files().size(), 2u);
+  reboot();
+  const auto use = store().use(id);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
 }
 
 TEST_F(Tiers, ToOpenWithoutTheDiskDirectoryForgetsNothing) {
