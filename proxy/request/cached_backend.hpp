@@ -48,7 +48,7 @@ struct CacheOptions {
   std::chrono::milliseconds write_back_delay{15};   // of idleness, at least, before a slot is written back
   std::chrono::milliseconds probe_wait{20'000};     // a request waits so long for a probe under way; for a model to load, as long as that takes
   std::chrono::milliseconds comment_after{10'000};  // of silence in an event stream
-  std::chrono::milliseconds head_within{45'000};    // a stream's client gets a head, where that only depends on how a prompt is cut
+  std::chrono::milliseconds head_within{45'000};    // of pieces a stream's client gets a head
   std::string api_key;
   std::string name;                                 // of one model of several; empty where the server has one
   ModelRoute route;                                 // empty: the server has one model
