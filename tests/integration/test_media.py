@@ -154,8 +154,17 @@ def content(answer):
 
 
 def cold(pair, body):
-    """What the backend answers that reuses nothing."""
-    return content(call(pair.direct.port, "POST", "/v1/chat/completions", {**body, "cache_prompt": False}))
+    """The beginning of what the backend answers that reuses nothing, up to the first near tie: what is computed in other batches is
+    off a little, and may turn that round."""
+    answer = call(pair.direct.port, "POST", "/v1/chat/completions", {**body, "cache_prompt": False, "logprobs": True, "top_logprobs": 2})
+    assert answer.status == 200, answer.body[:500]
+    clear = b""
+    for token in answer.json()["choices"][0]["logprobs"]["content"]:
+        first, second = (candidate["logprob"] for candidate in token["top_logprobs"])
+        if first - second < 0.1:
+            break
+        clear += bytes(token["bytes"])
+    return clear.decode(errors="ignore")
 
 
 def has_media(path):
@@ -189,14 +198,18 @@ def test_each_image_gets_its_own_answer(pair, form, stream):
 
 @pytest.mark.parametrize("words", [5, 400])
 def test_images_and_text_one_after_the_other_in_one_slot(pair, words):
-    text = prose(words, 1)
-    bodies = {"red": chat(text, image_part(RED)), "blue": chat(text, image_part(BLUE)), "text": chat(text),
-              "both": chat(text, image_part(RED), image_part(BLUE))}
-    expected = {name: cold(pair, body) for name, body in bodies.items()}
-    assert len(set(expected.values())) == len(bodies)
+    for seed in range(1, 20):
+        text = prose(words, seed)
+        bodies = {"red": chat(text, image_part(RED)), "blue": chat(text, image_part(BLUE)), "text": chat(text),
+                  "both": chat(text, image_part(RED), image_part(BLUE))}
+        expected = {name: cold(pair, body) for name, body in bodies.items()}
+        if len(set(expected.values())) == len(bodies) and all(expected.values()):
+            break
+    else:
+        raise AssertionError("no text to which each has an answer of its own")
     for name in ("red", "blue", "text", "blue", "red", "both", "text", "red", "text", "both", "blue"):
         answer = call(pair.through.port, "POST", "/v1/chat/completions", {**bodies[name], "id_slot": 0})
-        assert content(answer) == expected[name], name
+        assert content(answer).startswith(expected[name]), name
 
 
 def test_images_and_text_at_the_same_time(pair):
@@ -207,7 +220,7 @@ def test_images_and_text_at_the_same_time(pair):
             bodies += alike
     assert len(bodies) == 6
     expected = [cold(pair, body) for body in bodies]
-    assert len(set(expected)) == len(bodies)
+    assert len(set(expected)) == len(bodies), expected
     got = [[] for _ in bodies]
     start = threading.Barrier(len(bodies))
 
@@ -221,7 +234,8 @@ def test_images_and_text_at_the_same_time(pair):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [[content(answer) for answer in answers] for answers in got] == [[text] * 2 for text in expected]
+    for text, answers in zip(expected, got, strict=True):
+        assert len(answers) == 2 and all(content(answer).startswith(text) for answer in answers), text
 
 
 @pytest.mark.parametrize("spelled", ["input_video", "escaped"])
@@ -247,8 +261,9 @@ def test_text_keeps_its_reuse_beside_images(pair):
     body = chat(prose(1600, 5))
     longer = chat(prose(1600, 5) + " " + prose(30, 6))
     expected = {"body": cold(pair, body), "longer": cold(pair, longer)}
+    assert all(expected.values())
     first = stack.ask(body, "/v1/chat/completions")
-    assert first.computed > 1500 and content(first.answer) == expected["body"]
+    assert first.computed > 1500 and content(first.answer).startswith(expected["body"])
     for restarted in (False, True):
         if restarted:
             stack.restart(first="backend")
@@ -257,7 +272,7 @@ def test_text_keeps_its_reuse_beside_images(pair):
             stack.ask(chat(prose(50, 7), image_part(RED), id_slot=slot), "/v1/chat/completions")
         for name, again in (("body", body), ("longer", longer)):
             outcome = stack.ask(again, "/v1/chat/completions")
-            assert content(outcome.answer) == expected[name]
+            assert content(outcome.answer).startswith(expected[name])
             assert outcome.computed < 150, (restarted, name)
 
 
@@ -299,7 +314,8 @@ def test_nothing_of_an_image_is_saved_or_counted(pair):
     # A text that begins like them comes into their slots, and is saved alone.
     for slot in pair.slots():
         outcome = stack.ask(chat(lead, f"slot {slot}: " + prose(200, 11), id_slot=slot), "/v1/chat/completions")
-        assert content(outcome.answer) == cold(pair, chat(lead, f"slot {slot}: " + prose(200, 11)))
+        expected = cold(pair, chat(lead, f"slot {slot}: " + prose(200, 11)))
+        assert expected and content(outcome.answer).startswith(expected)
     stack.cairn.settle()
     assert len(saved_files(pair)) > len(files)
     assert not any(has_media(path) for path in saved_files(pair))
