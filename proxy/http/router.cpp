@@ -99,7 +99,8 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
     co_await answer_own(downstream, record);
     co_return;
   }
-  if (served_.several() && record.method == "GET" && (record.path == "/v1/models" || record.path == "/models")) {
+  const bool reads = record.method == "GET" || record.method == "HEAD";
+  if (served_.several() && reads && (record.path == "/v1/models" || record.path == "/models")) {
     OwnAnswer answer = co_await models_answer(served_, downstream.cancel());
     co_await send(downstream, record, std::move(answer));
     co_return;
@@ -238,6 +239,7 @@ Task<void> Router::send(Downstream& downstream, RequestRecord& record, OwnAnswer
   head.reason = status_reason(answer.status);
   head.fields.add("Content-Type", answer.content_type);
   head.fields.add("Cache-Control", "no-store");
+  if (record.method == "HEAD") head.fields.add("Content-Length", std::to_string(answer.body.size()));
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;
   framing.length = answer.body.size();

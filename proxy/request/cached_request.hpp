@@ -2,8 +2,8 @@
 // Thread: the I/O thread. Errors: none come out; what goes wrong is answered, recorded and logged here.
 #pragma once
 
-#include <cstdint>
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

@@ -290,6 +290,8 @@ def test_backends_by_the_names_of_models(folder, running):
         assert record["plan"] == "restore" and record["reused_tokens"] >= PROMPT - 1, record
     listed = {one["id"]: one["meta"]["size"] for one in call(front.port, "GET", "/v1/models").json()["data"]}
     assert set(listed) == {"alpha", "alpha-too", "beta", "beta-too"} and listed["alpha"] == listed["alpha-too"] != listed["beta"]
+    lengths = {call(front.port, method, "/v1/models").header("Content-Length") for method in ("GET", "HEAD")}
+    assert len(lengths) == 1, lengths  # HEAD told of the first server's
     checked = subprocess.run([cairn_binary(), "check", "--config", folder / "cairn.yaml"], capture_output=True, text=True, timeout=60)
     for name, backend in backends.items():
         assert f"backend http://127.0.0.1:{backend.port} for {name}, {name}-too" in checked.stdout, checked.stdout
