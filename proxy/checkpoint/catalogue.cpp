@@ -124,24 +124,26 @@ std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, 
   const PrefixTree::Match match = tree.match(prompt);
   const auto limit = static_cast<std::uint32_t>(prompt.size()) - 1;  // one token is always computed
 
-  const auto offer = [&](std::uint32_t mark, std::uint32_t usable) {
-    const CheckpointId id = id_of(mark);
-    const CheckpointRecord* record = store_.find(id);
-    if (record == nullptr || usable == 0 || record->token_count > longest) return;
-    const bool known = std::any_of(found.begin(), found.end(), [&](const Candidate& c) { return c.checkpoint == id; });
-    if (!known) found.push_back(Candidate{id, usable, record->bytes});
+  const auto fitting = [&](const PrefixTree::Mark& mark) {
+    const CheckpointRecord* record = store_.find(id_of(mark.mark));
+    return record != nullptr && record->token_count <= longest ? record : nullptr;
+  };
+  const auto offer = [&](const CheckpointRecord& record, std::uint32_t usable) {
+    if (usable == 0) return;
+    const bool known = std::any_of(found.begin(), found.end(), [&](const Candidate& c) { return c.checkpoint == record.id; });
+    if (!known) found.push_back(Candidate{record.id, usable, record.bytes});
   };
 
   // Marks at or before the end of the match: a state's end (goes on from there), or a context checkpoint inside.
   const PrefixTree::MarkVisitor on_path = [&](const PrefixTree::Mark& mark) {
-    const CheckpointRecord* record = store_.find(id_of(mark.mark));
+    const CheckpointRecord* record = fitting(mark);
     if (record == nullptr) return true;
     const bool cuttable = record->kind == CheckpointKind::truncatable && kind == MemoryKind::truncatable;
     if (mark.kind == MarkKind::inside && kind == MemoryKind::exact) return true;
     if (mark.position_tokens <= limit) {
-      offer(mark.mark, mark.position_tokens);
+      offer(*record, mark.position_tokens);
     } else if (cuttable) {
-      offer(mark.mark, limit);
+      offer(*record, limit);
     }
     return found.size() < count;
   };
@@ -161,10 +163,9 @@ std::vector<Catalogue::Candidate> Catalogue::candidates(NamespaceId name_space, 
       if (below_found > 0) break;
       if (tree.marks_in_subtree(end_point.node) == 0) continue;
       const PrefixTree::MarkVisitor below = [&](const PrefixTree::Mark& mark) {
-        const CheckpointRecord* record = store_.find(id_of(mark.mark));
+        const CheckpointRecord* record = fitting(mark);
         if (record == nullptr || record->kind != CheckpointKind::truncatable || mark.kind != MarkKind::end) return true;
-        if (record->token_count > longest) return true;
-        offer(mark.mark, std::min(end_point.matched_tokens, limit));
+        offer(*record, std::min(end_point.matched_tokens, limit));
         return ++below_found < count;
       };
       tree.for_each_mark_below(end_point, below);

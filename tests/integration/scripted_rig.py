@@ -83,17 +83,20 @@ class Rig:
         return self.cairn.status()["latest_requests"][0]
 
     def client_calls(self):
-        """What reached the backend for clients: no pieces and no washes."""
+        """What reached the backend for clients: no pieces, no washes and nothing of a probe."""
         paths = ("/completion", "/v1/chat/completions")
-        return self.backend.of(lambda made: made.path in paths and not made.is_piece and not made.is_wash)
+        return self.backend.of(lambda made: made.path in paths and not made.is_piece and not made.is_wash and "n_probs" not in made.body)
 
-    def sockets(self):
-        """How many Cairn has open."""
-        found = 0
+    def descriptors(self):
+        """What Cairn has open."""
+        found = []
         for name in os.listdir(f"/proc/{self.cairn.child.pid}/fd"):
             with contextlib.suppress(OSError):  # closed meanwhile
-                found += os.readlink(f"/proc/{self.cairn.child.pid}/fd/{name}").startswith("socket:")
+                found.append(os.readlink(f"/proc/{self.cairn.child.pid}/fd/{name}"))
         return found
+
+    def sockets(self):
+        return sum(name.startswith("socket:") for name in self.descriptors())
 
     def wait_free(self, seconds=10):
         def free():

@@ -24,17 +24,6 @@ def rig(tmp_path, watch_log):
     rig.close()
 
 
-def descriptors(pid):
-    """What a process has open, sockets and files told apart; not the pooled connection that it may keep."""
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
-        except OSError:
-            pass
-    return found
-
-
 class Watched:
     """Compares what Cairn holds before and after."""
 
@@ -44,19 +33,16 @@ class Watched:
         self.files = self.open_files()
 
     def open_files(self):
-        return sorted(name for name in descriptors(self.rig.cairn.child.pid) if not name.startswith("socket:"))
+        return sorted(name for name in self.rig.descriptors() if not name.startswith("socket:"))
 
     def state_files(self):
         return [path.name for path in self.rig.slot_dir.iterdir() if path.name != "cairn.lock"]
-
-    def sockets(self):
-        return sum(name.startswith("socket:") for name in descriptors(self.rig.cairn.child.pid))
 
     def assert_nothing_left(self, connections=16):
         """`connections`: that the pool may keep, listeners included."""
         self.rig.settle()
         wait_until(lambda: self.open_files() == self.files, "every file is closed", 10)
-        wait_until(lambda: self.sockets() <= connections, f"connections are closed, of {self.sockets()}", 10)
+        wait_until(lambda: self.rig.sockets() <= connections, f"connections are closed, of {self.rig.sockets()}", 10)
         # A probe of a backend that hung up, or a save that a client left behind, may still be under way.
         wait_until(lambda: len(self.state_files()) == self.rig.cairn.status()["store"]["checkpoints"], "every file has its entry", 10)
 

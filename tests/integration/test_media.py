@@ -14,7 +14,7 @@ import zlib
 
 import pytest
 
-from stack import Stack, call, clear_answer, free_port, model_path, prose, quick_run
+from stack import Stack, call, clear_beginning, free_port, model_path, prose, quick_run
 from test_passthrough import fields, normal
 
 FLAGS = {"two slots": ("-np", "2"), "default": ()}  # with its default flags the backend clears idle slots
@@ -154,17 +154,8 @@ def content(answer):
 
 
 def cold(pair, body):
-    """The beginning of what the backend answers that reuses nothing, up to the first near tie: what is computed in other batches is
-    off a little, and may turn that round."""
-    answer = call(pair.direct.port, "POST", "/v1/chat/completions", {**body, "cache_prompt": False, "logprobs": True, "top_logprobs": 2})
-    assert answer.status == 200, answer.body[:500]
-    clear = b""
-    for token in answer.json()["choices"][0]["logprobs"]["content"]:
-        first, second = (candidate["logprob"] for candidate in token["top_logprobs"])
-        if first - second < 0.1:
-            break
-        clear += bytes(token["bytes"])
-    return clear.decode(errors="ignore")
+    """The clear beginning of what the backend answers that reuses nothing."""
+    return clear_beginning(pair.direct.port, {**body, "cache_prompt": False})[0]
 
 
 def has_media(path):
@@ -214,11 +205,12 @@ def test_images_and_text_one_after_the_other_in_one_slot(pair, words):
 
 def test_images_and_text_at_the_same_time(pair):
     bodies, expected = [], []
-    for text in (prose(60, seed) for seed in range(1000, 1100)):
-        alike = [chat(text, *parts, max_tokens=4) for parts in ((image_part(RED),), (image_part(BLUE),), ())]
-        if not all(clear_answer(pair.direct.port, body) for body in alike):
+    for lead in (prose(60, seed) for seed in range(1000, 1100)):
+        alike = [chat(lead, *parts, max_tokens=4) for parts in ((image_part(RED),), (image_part(BLUE),), ())]
+        beginnings = [clear_beginning(pair.direct.port, {**body, "cache_prompt": False}) for body in alike]
+        if not all(whole for _, whole in beginnings):
             continue
-        answers = [cold(pair, body) for body in alike]
+        answers = [text for text, _ in beginnings]
         if len({*expected, *answers}) == len(expected) + len(answers):
             bodies += alike
             expected += answers

@@ -83,14 +83,20 @@ def gated(rig):
         gate.close()
 
 
+def save_two(rig):
+    """Two prompts, one after the other, each saved; of one slot, the second is in it."""
+    prompts = prompt(LONG, 1), prompt(LONG, 2)
+    for tokens in prompts:
+        assert rig.right(tokens)
+        rig.settle()
+    return prompts
+
+
 # --- slots and restores -----------------------------------------------------------------------------------
 
 def test_a_client_that_leaves_during_a_restore_leaks_no_slot(rig):
     backend = rig.start(state_version=4)
-    first, second = prompt(LONG, 1), prompt(LONG, 2)
-    for tokens in (first, second):
-        assert rig.right(tokens)
-        rig.settle()
+    first, second = save_two(rig)
     backend.forget_calls()
     slot = backend.slots[0]
     with slot.lock:  # the restore waits
@@ -105,10 +111,7 @@ def test_a_client_that_leaves_during_a_restore_leaks_no_slot(rig):
 def test_a_refused_restore_is_not_believed(rig):
     """The slot was put down as holding the state before the backend was asked, and whatever it said."""
     backend = rig.start(state_version=4)
-    first, second = prompt(LONG, 1), prompt(LONG, 2)
-    for tokens in (first, second):
-        assert rig.right(tokens)
-        rig.settle()
+    first, second = save_two(rig)
     backend.forget_calls()
     backend.hold_restore = threading.Event()
     backend.refuse_restore = True
@@ -183,10 +186,7 @@ def test_reuse_is_known_without_include_usage(rig, path):
 def test_an_answer_that_tells_no_reuse_speaks_against_no_state(rig):
     """Where nothing was said of reuse it was read as none, and the state lost its standing, here its file."""
     backend = rig.start(state_version=4)
-    first, second = prompt(LONG, 1), prompt(LONG, 2)
-    for tokens in (first, second):
-        assert rig.right(tokens)
-        rig.settle()
+    first, second = save_two(rig)
     backend.forget_calls()
     backend.tells_timings = False
     for number in range(3, 9):
@@ -262,10 +262,7 @@ def test_a_state_saved_twice_is_counted_once(rig, twice, others):
 def test_what_was_saved_is_not_saved_again(rig):
     """Not when it was brought back, nor when Cairn was started anew in front of slots that it knows nothing of."""
     backend = rig.start(state_version=4)
-    first, second = prompt(LONG, 1), prompt(LONG, 2)
-    for tokens in (first, second):
-        assert rig.right(tokens)
-        rig.settle()
+    first, second = save_two(rig)
     assert_counted_once(rig, 2)
     saved = len(backend.slot_actions("save"))
     assert saved == 2

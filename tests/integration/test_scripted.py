@@ -302,11 +302,6 @@ def test_a_piece_that_takes_longer_than_clients_wait_for_a_streams_head(rig, str
 
 # --- clients that leave -----------------------------------------------------------------------------------
 
-def client_calls(backend):
-    return backend.of(lambda call: call.path == "/completion" and not call.is_piece and not call.is_wash
-                      and "n_probs" not in call.body)
-
-
 def leave_and_check(rig, client, upstream):
     """The client goes: Cairn's own connection is closed at once, and the slot is free again."""
     client.close()
@@ -319,7 +314,7 @@ def test_client_leaves_while_its_prompt_is_computed(rig, stream):
     backend = rig.start(state_version=4)
     backend.hold_prefill = threading.Event()
     client = open_request(rig.cairn_port, {"prompt": prompt(300, 1), "n_predict": 2, "stream": stream})
-    upstream = wait_until(lambda: client_calls(backend), "the request reached the backend")[0]
+    upstream = wait_until(lambda: rig.client_calls(), "the request reached the backend")[0]
     leave_and_check(rig, client, upstream)
     backend.hold_prefill.set()
     backend.hold_prefill = None
@@ -333,7 +328,7 @@ def test_client_leaves_during_a_piece(rig):
     client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2})
     piece = wait_until(lambda: backend.of(lambda call: call.is_piece), "a piece reached the backend")[0]
     leave_and_check(rig, client, piece)
-    assert client_calls(backend) == [], "the request was forwarded for a client that had left"
+    assert rig.client_calls() == [], "the request was forwarded for a client that had left"
     backend.hold_prefill.set()
     backend.hold_prefill = None
     assert rig.right(prompt(LONG, 1))
@@ -344,7 +339,7 @@ def test_client_leaves_during_its_answer(rig):
     backend.hold_stream = threading.Event()
     client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": True})
     read_until(client, b"data: ")
-    upstream = client_calls(backend)[0]
+    upstream = rig.client_calls()[0]
     leave_and_check(rig, client, upstream)
     backend.hold_stream.set()
     backend.hold_stream = None
@@ -384,7 +379,7 @@ def test_client_leaves_while_it_waits_for_a_slot(rig):
     first.close()
     third.close()
     rig.wait_free()
-    asked = [call.body["prompt"] for call in client_calls(backend)]
+    asked = [call.body["prompt"] for call in rig.client_calls()]
     assert prompt(300, 2) not in asked, "the request of a client that had left was sent"
 
 
@@ -408,15 +403,15 @@ def test_two_slots_serve_two_at_a_time(rig):
     for number in range(4):
         clients.append(open_request(rig.cairn_port, {"prompt": prompt(300, number), "n_predict": 2, "stream": True}))
         wait_until(lambda: sum(rig.cairn.status()["queue"][key] for key in ("leased", "waiting")) == number + 1, "it came")
-    wait_until(lambda: len(client_calls(backend)) == 2, "two are served")
+    wait_until(lambda: len(rig.client_calls()) == 2, "two are served")
     assert rig.cairn.status()["queue"]["waiting"] == 2
-    assert {made.body["id_slot"] for made in client_calls(backend)} == {0, 1}
+    assert {made.body["id_slot"] for made in rig.client_calls()} == {0, 1}
     backend.hold_stream.set()
     for client in clients:
         read_until(client, b"[DONE]")
         client.close()
     rig.wait_free()
-    order = [made.body["prompt"] for made in client_calls(backend)]
+    order = [made.body["prompt"] for made in rig.client_calls()]
     # Both slots came free at the same moment: each of the two that waited has one, and one may have had more to do first.
     assert sorted(order[2:]) == sorted([prompt(300, 2), prompt(300, 3)])
 
