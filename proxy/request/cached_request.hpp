@@ -2,7 +2,6 @@
 // Thread: the I/O thread. Errors: none come out; what goes wrong is answered, recorded and logged here.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -28,8 +27,6 @@ class CachedRequest {
   Task<void> run_unpinned(std::optional<std::string> body);
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   Task<NoCacheReason> understand(PromptForm form);
   ResultTask<Tokens> tokenize_chat(const std::string& chat);
   Task<bool> derived_right();
@@ -50,8 +47,8 @@ class CachedRequest {
   Task<void> show_difference();
   Task<void> leave_to_backend(StartGate& gate);
   Task<void> bring_back();
-  // A piece from `done` to `end` tokens would leave a stream's client without a head for too long since the pieces began.
-  bool would_keep_silent(Clock::time_point began, std::uint32_t done, std::uint32_t end) const;
+  // A piece from `done` to `end` tokens would, with those before, leave a stream's client without a head for too long.
+  bool would_keep_silent(std::uint32_t done, std::uint32_t end) const;
   Task<void> compute_pieces(StartGate& gate);
   // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
   Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);

@@ -80,17 +80,15 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
 // llama-server sends a stream's head at once and a comment each 30 s, so that many clients, and proxies between, wait no longer than a
 // minute for the next byte. While pieces are computed there is no head to send: the backend has not accepted the request yet.
 // What is not stopped for leaves the backend's own context checkpoints; where there are none, no stop may be left out.
-bool CachedRequest::would_keep_silent(Clock::time_point began, std::uint32_t done, std::uint32_t end) const {
+bool CachedRequest::would_keep_silent(std::uint32_t done, std::uint32_t end) const {
   if (!parsed_.stream || backend_.kind() == MemoryKind::exact) return false;
-  const double waited_s = std::chrono::duration<double>(Clock::now() - began).count();
   const double limit_s = std::chrono::duration<double>(backend_.options().head_within).count();
-  return waited_s + backend_.costs().prefill_seconds(done, end) > limit_s;
+  return record_.seconds_in(Step::prefill) + backend_.costs().prefill_seconds(done, end) > limit_s;
 }
 
 // The prefill step: the prompt in pieces, so that states are left where later prompts will come back to.
 Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
-  const Clock::time_point began = Clock::now();
   std::uint32_t done = plan_.base;
   kept_stops_ = marked_places(admission(done));
   while (true) {
@@ -98,7 +96,7 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     const Stop stop = stops.front();
-    if (would_keep_silent(began, done, stop.at)) break;
+    if (would_keep_silent(done, stop.at)) break;
     if (!co_await compute_piece(stop.at, done)) co_return;
     done = stop.at;
     stops_made_.push_back(done);
@@ -106,10 +104,10 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     const std::vector<Stop>& waited = std::as_const(backend_.slots()).at(slot_).wanted_stops;
     const bool shared = std::any_of(waited.begin(), waited.end(), [&](const Stop& one) { return one.at == stop.at && one.save; });
     if (stop.save || shared) {
-      const Clock::time_point save_began = Clock::now();
+      const auto began = std::chrono::steady_clock::now();
       Result<void> saved = co_await backend_.save(slot_);
       if (!saved) spdlog::debug("no checkpoint at {}: {}", stop.at, to_string(saved.error()));
-      inline_saves_s_ += std::chrono::duration<double>(Clock::now() - save_began).count();
+      inline_saves_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
       pieces_since_save_ = 0;
       if (shared) backend_.scheduler().reconsider();
     }
@@ -148,7 +146,7 @@ Task<void> CachedRequest::make_findable() {
   // Where the next turn is likely to leave this prompt, since one stop is made anyway.
   const AdmissionInput input = admission(held);
   auto end = static_cast<std::uint32_t>(std::max(wanted, prompt_.size() - std::min<std::size_t>(input.before_end, prompt_.size())));
-  if (would_keep_silent(Clock::now(), held, end)) end = static_cast<std::uint32_t>(wanted);
+  if (would_keep_silent(held, end)) end = static_cast<std::uint32_t>(wanted);
   (void)co_await compute_piece(std::min(end, input.prompt - 1), held);
 }
 

@@ -53,6 +53,11 @@ std::string_view to_string(MissReason reason) {
   return "?";
 }
 
+double RequestRecord::seconds_in(Step which) const {
+  const double ended_s = step_s[static_cast<std::size_t>(which)];
+  return which == step ? ended_s + std::chrono::duration<double>(Clock::now() - entered_).count() : ended_s;
+}
+
 void RequestRecord::enter(Step next) {
   const Clock::time_point now = Clock::now();
   step_s[static_cast<std::size_t>(step)] += std::chrono::duration<double>(now - entered_).count();

@@ -90,6 +90,8 @@ struct RequestRecord {
   std::uint64_t answer_bytes = 0;
   std::string error;
 
+  // Spent in it so far, also when it is the current one.
+  double seconds_in(Step which) const;
   // Ends the current step and begins `next`.
   void enter(Step next);
   // The last step: one log line, and the counters.
