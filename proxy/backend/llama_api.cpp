@@ -27,6 +27,16 @@ Error bad_answer(std::string_view target) {
   return upstream_error(ErrorCode::malformed, fmt::format("{}: not the JSON expected", target));
 }
 
+// The beginning of a body that may be cut in the middle of a character, or be no text at all: errors end up in JSON and in the log.
+std::string beginning_of(std::string_view body) {
+  constexpr std::size_t longest = 200;
+  std::string text{body.substr(0, longest)};
+  for (char& c : text) {
+    if (c < 0x20 || c == 0x7f) c = c == '\n' || c == '\t' ? ' ' : '?';
+  }
+  return text;
+}
+
 Result<json::value> parse(std::string_view text, std::string_view target) {
   boost::system::error_code error;
   json::value value = json::parse(text, error);
@@ -135,7 +145,7 @@ ResultTask<std::string> LlamaApi::get(std::string_view target, CancelSource& can
   Result<Upstream::Answer> answer = co_await upstream_.call(request, {}, options, cancel);
   if (!answer) co_return answer.error();
   if (answer->head.status / 100 != 2) {
-    Error error = upstream_error(ErrorCode::rejected, fmt::format("GET {}: {}", target, answer->body.substr(0, 200)));
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("GET {}: {}", target, beginning_of(answer->body)));
     error.status = answer->head.status;
     co_return error;
   }
@@ -155,7 +165,7 @@ ResultTask<std::string> LlamaApi::post(std::string_view target, std::string_view
   Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
   if (!answer) co_return answer.error();
   if (answer->head.status / 100 != 2) {
-    Error error = upstream_error(ErrorCode::rejected, fmt::format("POST {}: {}", target, answer->body.substr(0, 200)));
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("POST {}: {}", target, beginning_of(answer->body)));
     error.status = answer->head.status;
     co_return error;
   }
@@ -429,13 +439,13 @@ ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress
     }
   }
   if (answer->status / 100 != 2) {
-    Error error = upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", tail.text().substr(0, 200)));
+    Error error = upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", beginning_of(tail.text())));
     error.status = answer->status;
     co_return error;
   }
   const std::optional<Timings> timings = tail.timings();
   if (!timings) {
-    co_return upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", tail.text().substr(0, 200)));
+    co_return upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", beginning_of(tail.text())));
   }
   co_return *timings;
 }

@@ -14,9 +14,7 @@ namespace cairn {
 
 namespace {
 using std::chrono::milliseconds;
-constexpr milliseconds first_retry{100};
-constexpr milliseconds longest_retry{2000};
-constexpr milliseconds plain_retry{5'000};
+constexpr milliseconds first_retry{100}, longest_retry{2000}, plain_retry = ProbeSchedule::first;
 }  // namespace
 
 std::string_view to_string(BackendPhase phase) {
@@ -186,7 +184,7 @@ Task<void> CachedBackend::watch() {
 // Of one that is passed by: another process, perhaps with better flags; or when the trouble may have passed.
 Task<bool> CachedBackend::worth_another_probe() {
   if (!probe_.process.empty() && !co_await same_process(stopping_)) co_return true;
-  co_return probe_.may_pass && store_ != nullptr && !store_->saving_waits();
+  co_return store_ != nullptr && !store_->saving_waits() && probes_.due(std::chrono::steady_clock::now());
 }
 
 std::string CachedBackend::label() const {
@@ -230,6 +228,7 @@ Task<bool> CachedBackend::look() {
     co_return false;
   }
   ++generation_;
+  const bool same_process = probe_.process == probed->process;
   probe_ = std::move(*probed);
   kind_ = probe_.kind;
   restores_in_vain_ = 0;
@@ -263,12 +262,14 @@ Task<bool> CachedBackend::look() {
     became(BackendPhase::plain, router ? "it is a router: see its models" : "it is llama-swap: see its models");
     co_return true;
   }
-  spdlog::info("{}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
+  const bool told = probes_.note(probe_, same_process, std::chrono::steady_clock::now());
+  spdlog::log(told ? spdlog::level::debug : spdlog::level::info,
+               "{}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
                label(), probe_.meta.id, probe_.props.build_info, count, probe_.meta.n_ctx,
                to_string(kind_), probe_.kind_because, probe_.can_save ? "works" : "off",
                probe_.clears_idle ? "are cleared by other tasks" : "keep their state", probe_.computed_tokens);
-  if (!probe_.can_save) spdlog::warn("states are not saved: {}", probe_.save_trouble);
-  became(probe_.can_pin && probe_.can_save ? BackendPhase::ready : BackendPhase::plain, probe_.save_trouble);
+  if (!probe_.can_save && !told) spdlog::warn("states are not saved: {}", probe_.save_trouble);
+  became(probe_.usable() ? BackendPhase::ready : BackendPhase::plain, probe_.save_trouble);
   scheduler_.slots_changed();
   co_return true;
 }

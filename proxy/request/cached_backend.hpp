@@ -30,6 +30,7 @@
 #include "request/generation_suffix.hpp"
 #include "request/infill.hpp"
 #include "request/probe.hpp"
+#include "request/probe_schedule.hpp"
 #include "request/shared_server.hpp"
 #include "request/token_memo.hpp"
 #include "slots/scheduler.hpp"
@@ -285,6 +286,7 @@ class CachedBackend {
   int wanted_ = 0;        // requests in wait_ready()
   bool loading_ = false;  // the model, or those in its way are waited for
   std::chrono::steady_clock::time_point plain_since_{};
+  ProbeSchedule probes_;
   CancelSource stopping_;  // ends upkeep
   // For calls that must not end with a client.
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();

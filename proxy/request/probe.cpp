@@ -85,6 +85,11 @@ bool is_disk_trouble(const Error& error) {
 // A task of somebody else's came into the slot between what was computed and what was saved.
 bool is_disturbed(const Error& error) { return error.source == ErrorSource::upstream && error.code == ErrorCode::malformed; }
 
+LookAgain look_again(const Error& error) {
+  if (is_disk_trouble(error)) return LookAgain::often;
+  return error.code == ErrorCode::unsupported || error.code == ErrorCode::invalid ? LookAgain::never : LookAgain::rarer;
+}
+
 struct TinySave {
   std::uint64_t bytes = 0;
   std::uint32_t version = 0;
@@ -232,17 +237,19 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   if (!slots) {
     if (slots.error().code != ErrorCode::rejected) co_return slots.error();
     probe.save_trouble = "GET /slots is refused: start llama-server without --no-slots";
+    probe.look_again = LookAgain::rarer;
     co_return probe;
   }
   probe.props.total_slots = static_cast<int>(slots->size());
   if (slots->empty()) {
     probe.save_trouble = "the backend has no slots";
+    probe.look_again = LookAgain::rarer;
     co_return probe;
   }
   probe.can_pin = true;
   if (store == nullptr) {
     probe.save_trouble = "there is no slot directory";
-    probe.may_pass = true;  // it may come
+    probe.look_again = LookAgain::often;  // it may come
     co_return probe;
   }
 
@@ -264,7 +271,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
     if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::invalid ||
                    is_disk_trouble(empty.error()))) {
-      probe.may_pass = is_disk_trouble(empty.error());
+      probe.look_again = look_again(empty.error());
       probe.save_trouble = save_trouble(empty.error());
       co_return probe;
     }
@@ -285,6 +292,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   if (!top) {
     if (top.error().code != ErrorCode::malformed && top.error().code != ErrorCode::rejected) co_return top.error();
     probe.save_trouble = fmt::format("no fingerprint of the model: {}", to_string(top.error()));
+    probe.look_again = LookAgain::rarer;
     co_return probe;
   }
   if (!tiny) {
@@ -293,7 +301,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
         error.code != ErrorCode::malformed) {
       co_return error;
     }
-    probe.may_pass = is_disk_trouble(error) || is_disturbed(error);
+    probe.look_again = look_again(error);
     probe.save_trouble = save_trouble(error);
     co_return probe;
   }
@@ -364,7 +372,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     Result<NamespaceId> added = co_await store->add_namespace(probe.identity, packed, probe.facts);
     if (!added) {
       probe.can_save = false;
-      probe.may_pass = true;
+      probe.look_again = LookAgain::often;
       probe.save_trouble = to_string(added.error());
       co_return probe;
     }

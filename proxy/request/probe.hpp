@@ -21,6 +21,13 @@ enum class ServerKind {
   swap,    // llama-swap: nothing either
 };
 
+// Whether another probe of the same process could end otherwise.
+enum class LookAgain {
+  never,   // it cannot, or it says that it will not
+  rarer,   // an answer made no sense, or others' tasks came into the slot: after longer and longer times
+  often,   // trouble with the disk
+};
+
 struct ProbeResult {
   ServerKind server = ServerKind::single;
   BackendProps props;
@@ -28,8 +35,9 @@ struct ProbeResult {
   std::string process;      // differs between two processes of the backend, where it tells; else empty
   bool can_pin = false;     // `id_slot` and GET /slots work
   bool can_save = false;    // slot actions work and the file appears in our slot directory
+  bool usable() const { return can_pin && can_save; }
   std::string save_trouble; // why not
-  bool may_pass = false;      // trouble with the disk, or with others' tasks in the slots: worth another probe
+  LookAgain look_again = LookAgain::never;  // where it can not
   bool clears_idle = false; // starting a task empties the idle slots
   std::uint32_t state_version = 0;  // of its saved files; below 4 they carry no context checkpoints
   MemoryKind kind = MemoryKind::unknown;

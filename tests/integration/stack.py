@@ -239,7 +239,10 @@ class Cairn(Process):
         return call(self.port, "GET", "/cairn/status", headers=self.headers).json()
 
     def wait_phase(self, phase, seconds=30):
-        wait_until(lambda: self.status()["backend"]["phase"] == phase, f"Cairn is {phase}", seconds)
+        try:
+            wait_until(lambda: self.status()["backend"]["phase"] == phase, f"Cairn is {phase}", seconds)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; it is {self.status()['backend']}") from None
 
     def settle(self, seconds=60):
         """Waits until nobody is served and nothing is left to save."""

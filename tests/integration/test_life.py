@@ -242,6 +242,35 @@ def test_corrupted_answers_never_take_cairn_down(gated):
     assert rig.right(tokens)
 
 
+def test_the_status_is_text_whatever_bytes_an_error_quotes(gated):
+    rig, gate = gated
+    gate.script = lambda side, at, data: [data.replace(b" 200 OK", b" 500 OK").replace(b'{"', b'{\xab\x01')] if side == "down" else [data]
+    rig.cairn.stop()
+    rig.start_cairn("connecting")
+    trouble = wait_until(lambda: rig.cairn.status()["backend"].get("trouble"), "the trouble is told")  # json.loads wants UTF-8
+    assert "{??" in trouble
+
+
+def test_a_garbled_probe_does_not_end_caching_for_good(gated):
+    rig, gate = gated
+    asked = threading.Event()
+
+    def script(side, at, data):
+        if side == "up" and b'"n_probs"' in data:
+            asked.set()
+        return [data.replace(b'"content"', b'"content"!')] if side == "down" and asked.is_set() else [data]
+
+    gate.script = script
+    rig.cairn.stop()
+    rig.start_cairn("plain")
+    assert asked.is_set()
+    tokens = prompt(LONG, 1)
+    gate.script = lambda side, at, data: [data]
+    assert rig.post({"prompt": tokens, "n_predict": 2}).status == 200
+    rig.cairn.wait_phase("ready")
+    assert rig.right(tokens)
+
+
 def test_a_stalled_backend_holds_up_only_those_who_want_it(gated):
     rig, gate = gated
     tokens = prompt(300, 1)
