@@ -46,6 +46,30 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   return loss;
 }
 
+// A copy within memory, or over the bus of a GPU (17 to 24 ms for some 90 MB, 0.7 to 2 s for 2 GB on an H100): far from what a file costs.
+double backend_copy_seconds(const CostModel& costs, std::uint32_t tokens, std::uint32_t context_checkpoints) {
+  constexpr double bytes_per_s = 4e9;
+  const double bytes = costs.state_bytes(tokens, context_checkpoints);
+  return std::min(bytes / bytes_per_s, costs.restore_seconds(bytes));
+}
+
+// Before it computes another prompt in a slot, llama-server copies what the slot holds into its RAM cache (--cache-ram), if the prompt
+// shares less than half of it, also where the request names the slot; and only requests that name none get it back (build 11669).
+bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_t base) {
+  constexpr double pays_from_s = 0.02;  // a request more, and an estimate
+  if (!input.can_empty || base * 2 >= slot.held) return false;
+  const CostModel& costs = *input.costs;
+  const double copy_s = backend_copy_seconds(costs, slot.held, slot.context_checkpoints);
+  double worth_s = costs.prefill_seconds(0, input.prompt) - costs.prefill_seconds(base, input.prompt);
+  if (input.backend_cache_used) {
+    double otherwise_s = costs.prefill_seconds(slot.recoverable, slot.held);
+    if (slot.recoverable > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints));
+    worth_s += slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
+  }
+  constexpr double clearly = 4;  // tokens computed again are certain, the copy's time is a guess
+  return copy_s > worth_s * clearly + pays_from_s;
+}
+
 }  // namespace
 
 std::optional<Plan> make_plan(const PlanInput& input) {
@@ -112,11 +136,7 @@ std::optional<Plan> make_plan(const PlanInput& input) {
     best_total = waited_s / clearly;
   }
   if (input.in_backend_cache > best->base && best->source != Source::wait) {
-    // A copy within memory, or over the bus of a GPU (17 to 24 ms for some 90 MB on an H100): far from what a file costs.
-    constexpr double copied_bytes_per_s = 4e9;
-    const double cached_bytes = costs.state_bytes(input.in_backend_cache, input.cache_context_checkpoints);
-    const double copy_s = std::min(cached_bytes / copied_bytes_per_s,
-                                   costs.restore_seconds(cached_bytes));
+    const double copy_s = backend_copy_seconds(costs, input.in_backend_cache, input.cache_context_checkpoints);
     const double cached_s = copy_s * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
     if (cached_s < best->expected_s * clearly) {
       best->source = Source::backend;
@@ -125,6 +145,16 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       best->save_first = false;
       best->expected_s = cached_s;
       best->reason = "the backend's own cache should hold it";
+    }
+  }
+  if (best->source == Source::live || best->source == Source::recompute) {
+    const auto taken = std::find_if(input.slots.begin(), input.slots.end(), [&](const SlotOption& slot) { return slot.slot == best->slot; });
+    if (copied_in_vain(input, *taken, best->base)) {
+      best->source = Source::recompute;
+      best->base = 0;
+      best->empty_first = true;
+      best->expected_s = all;
+      best->reason = "what the slot holds would be copied in vain";
     }
   }
   if (best->source == Source::recompute && !input.restores.empty()) best->reason = "cheaper to recompute";

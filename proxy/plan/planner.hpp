@@ -52,6 +52,8 @@ struct PlanInput {
   std::uint32_t running = 0;               // other slots in use: a save or a restore stalls them all
   std::uint32_t waiting = 0;               // requests that wait for a slot: a save puts each of them off
   bool can_save = false;
+  bool can_empty = false;           // a slot can be emptied without its state's going to the backend's RAM cache
+  bool backend_cache_used = false;  // what goes there can come back: to those of our requests that the backend places
 };
 
 enum class Source { live, restore, recompute, wait, backend };
@@ -63,6 +65,7 @@ struct Plan {
   std::int64_t checkpoint = 0;    // for Source::restore
   std::uint32_t base = 0;         // tokens expected to be reused
   bool save_first = false;        // what the slot holds is worth saving before it is overwritten
+  bool empty_first = false;       // what it still holds then would only be copied in vain; `base` is 0
   double expected_s = 0;          // until the first token can be sampled
   double recompute_all_s = 0;     // the same with nothing reused
   std::string_view reason;        // for the log: why this source

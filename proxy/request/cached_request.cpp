@@ -337,7 +337,7 @@ Task<void> CachedRequest::bring_back() {
   record_.planned_tokens = plan_.base;
   record_.checkpoint = plan_.checkpoint;
   record_.enter(Step::restore);
-  if (own_weights() && state.other_weights) {
+  if (own_weights() && (state.other_weights || (plan_.empty_first && !downstream_.cancel().cancelled()))) {
     Result<void> emptied = co_await backend_.empty(slot_);
     if (!emptied) record_.error = to_string(emptied.error());
   }

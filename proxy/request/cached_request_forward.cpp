@@ -260,7 +260,7 @@ MissReason CachedRequest::explain() const {
   if (record_.reused_tokens + tolerance < static_cast<std::int64_t>(record_.planned_tokens)) {
     return plan_.source == Source::live && record_.reused_tokens == 0 ? MissReason::cleared : MissReason::broken_promise;
   }
-  if (plan_.reason == "cheaper to recompute") return MissReason::cheaper;
+  if (plan_.empty_first || plan_.reason == "cheaper to recompute") return MissReason::cheaper;
   if (backend_.catalogue() == nullptr) return MissReason::not_admitted;
   const auto reused = static_cast<std::uint32_t>(record_.reused_tokens);
   if (backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;

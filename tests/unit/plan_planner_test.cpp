@@ -36,6 +36,8 @@ struct Input {
   std::vector<WaitOption> waits;
   std::uint32_t in_backend_cache = 0;
   std::uint32_t running = 0;
+  bool can_empty = false;
+  bool backend_cache_used = false;
   PlanInput view() const {
     PlanInput input;
     input.prompt = prompt;
@@ -46,6 +48,8 @@ struct Input {
     input.running = running;
     input.costs = &costs;
     input.can_save = can_save;
+    input.can_empty = can_empty;
+    input.backend_cache_used = backend_cache_used;
     return input;
   }
 };
@@ -223,6 +227,8 @@ class PlannerProperties : public ::testing::Test {
       one.clean = below(2);
       input.slots.push_back(one);
     }
+    input.can_empty = below(2);
+    input.backend_cache_used = below(2);
     for (std::uint32_t i = below(4); i > 0; --i) input.restores.push_back(saved(100 + i, below(input.prompt), log_uniform(1e4, 1e10)));
     return input;
   }
@@ -255,7 +261,8 @@ TEST_F(PlannerProperties, HoldForAnyInput) {
       ASSERT_LT(restored, plan->recompute_all_s);
       ASSERT_LE(restored, input.costs.prefill_seconds(chosen_slot->usable, input.prompt) + 1e-9);
     } else {
-      ASSERT_EQ(plan->base, chosen_slot->usable);
+      ASSERT_EQ(plan->base, plan->empty_first ? 0 : chosen_slot->usable);
+      ASSERT_TRUE(input.can_empty || !plan->empty_first);
       ASSERT_EQ(plan->source == Source::live, plan->base > 0);
       ASSERT_EQ(plan->checkpoint, 0);
     }
@@ -317,6 +324,43 @@ TEST(Planner, DoesNotWaitOnAGuessThatPromisesLittle) {
   input.slots = {slot(0, 0, 0)};
   input.waits = {WaitOption{1, 9'000, 8.5}};
   EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
+}
+
+TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
+  const CostModel fast = machine(16000, 2e9, 1e-10, 0.01);  // 20,000 tokens: 400 MB, a copy of 0.1 s
+  struct Row {
+    const char* why;
+    std::uint32_t usable, held, recoverable;
+    bool can_empty, cache_used;
+    double return_chance;
+    bool emptied;
+  };
+  const Row rows[] = {
+      {"nothing in common", 0, 20000, 0, true, false, 0.5, true},
+      {"a few tokens in common", 3, 20000, 20000, true, false, 0.5, true},
+      {"more than the copy's worth in common", 2000, 20000, 20000, true, false, 0.5, false},
+      {"most in common: nothing is copied", 15000, 20000, 20000, true, false, 0.5, false},
+      {"a small state", 0, 2000, 0, true, false, 0.5, false},
+      {"an empty slot", 0, 0, 0, true, false, 0.5, false},
+      {"an older build", 0, 20000, 0, false, false, 0.5, false},
+      {"the copy may come back, and nothing else would", 0, 20000, 0, true, true, 0.5, false},
+      {"the copy may come back, but hardly will", 0, 20000, 0, true, true, 0.01, true},
+      {"the copy may come back, but so would the file", 0, 20000, 20000, true, true, 0.1, true},
+  };
+  for (const Row& row : rows) {
+    Input input;
+    input.costs = fast;
+    input.prompt = 20000;
+    input.can_save = false;
+    input.slots = {slot(0, row.usable, row.held, row.recoverable)};
+    input.slots[0].return_chance = row.return_chance;
+    input.can_empty = row.can_empty;
+    input.backend_cache_used = row.cache_used;
+    const std::optional<Plan> plan = make_plan(input.view());
+    ASSERT_TRUE(plan);
+    EXPECT_EQ(plan->empty_first, row.emptied) << row.why;
+    EXPECT_EQ(plan->base, row.emptied ? 0 : row.usable) << row.why;
+  }
 }
 
 TEST(Planner, LeavesTheChoiceToTheBackendWhenItsCacheShouldHoldMore) {
