@@ -56,7 +56,7 @@ double backend_copy_seconds(const CostModel& costs, std::uint32_t tokens, std::u
 // Before it computes another prompt in a slot, llama-server copies what the slot holds into its RAM cache (--cache-ram), if the prompt
 // shares less than half of it, also where the request names the slot; and only requests that name none get it back (build 11669).
 bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_t base) {
-  constexpr double pays_from_s = 0.02;  // a request more, and an estimate
+  constexpr double pays_from_s = 0.01;  // a request more, and an estimate
   if (!input.can_empty || base * 2 >= slot.held) return false;
   const CostModel& costs = *input.costs;
   const double copy_s = backend_copy_seconds(costs, slot.held, slot.context_checkpoints);

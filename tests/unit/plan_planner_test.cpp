@@ -340,7 +340,7 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
       {"a few tokens in common", 3, 20000, 20000, true, false, 0.5, true},
       {"more than the copy's worth in common", 2000, 20000, 20000, true, false, 0.5, false},
       {"most in common: nothing is copied", 15000, 20000, 20000, true, false, 0.5, false},
-      {"a small state", 0, 2000, 0, true, false, 0.5, false},
+      {"a small state", 0, 1000, 0, true, false, 0.5, false},
       {"an empty slot", 0, 0, 0, true, false, 0.5, false},
       {"an older build", 0, 20000, 0, false, false, 0.5, false},
       {"the copy may come back, and nothing else would", 0, 20000, 0, true, true, 0.5, false},
