@@ -56,18 +56,19 @@ double backend_copy_seconds(const CostModel& costs, std::uint32_t tokens, std::u
 // Before it computes another prompt in a slot, llama-server copies what the slot holds into its RAM cache (--cache-ram), if the prompt
 // shares less than half of it, also where the request names the slot; and only requests that name none get it back (build 11669).
 bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_t base) {
-  constexpr double pays_from_s = 0.01;  // a request more, and an estimate
-  if (!input.can_empty || base * 2 >= slot.held) return false;
+  constexpr std::uint32_t handful = 16;  // tokens: whoever has switched that cache off loses no more
+  constexpr double pays_from_s = 0.01;   // a request more, and an estimate
+  // While others compute, the request more would wait for their batch.
+  if (!input.can_empty || input.running > 0 || base > handful || base * 2 >= slot.held) return false;
   const CostModel& costs = *input.costs;
   const double copy_s = backend_copy_seconds(costs, slot.held, slot.context_checkpoints);
-  double worth_s = costs.prefill_seconds(0, input.prompt) - costs.prefill_seconds(base, input.prompt);
+  double worth_s = 0;
   if (input.backend_cache_used) {
-    double otherwise_s = costs.prefill_seconds(slot.recoverable, slot.held);
-    if (slot.recoverable > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints));
-    worth_s += slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
+    double otherwise_s = costs.prefill_seconds(slot.in_files, slot.held);
+    if (slot.in_files > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.in_files, slot.context_checkpoints));
+    worth_s = slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
   }
-  constexpr double clearly = 4;  // tokens computed again are certain, the copy's time is a guess
-  return copy_s > worth_s * clearly + pays_from_s;
+  return copy_s > worth_s + pays_from_s;
 }
 
 }  // namespace
@@ -157,7 +158,7 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       best->reason = "what the slot holds would be copied in vain";
     }
   }
-  if (best->source == Source::recompute && !input.restores.empty()) best->reason = "cheaper to recompute";
+  if (best->source == Source::recompute && !best->empty_first && !input.restores.empty()) best->reason = "cheaper to recompute";
   return best;
 }
 

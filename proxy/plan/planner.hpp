@@ -18,7 +18,8 @@ struct SlotOption {
   int slot = 0;
   std::uint32_t usable = 0;        // of the prompt, when it goes on from what the slot holds
   std::uint32_t held = 0;          // what the slot holds in all
-  std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
+  std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back, or all where the rest is not worth a file
+  std::uint32_t in_files = 0;      // of `held`, what saved states could bring back
   std::uint32_t context_checkpoints = 0;  // in the slot: they are saved and brought back with the rest
   bool clean = true;               // false: must be washed before a restore (costs one token)
   double return_chance = 0.5;      // that what it holds is asked for again
@@ -53,7 +54,7 @@ struct PlanInput {
   std::uint32_t waiting = 0;               // requests that wait for a slot: a save puts each of them off
   bool can_save = false;
   bool can_empty = false;           // a slot can be emptied without its state's going to the backend's RAM cache
-  bool backend_cache_used = false;  // what goes there can come back: to those of our requests that the backend places
+  bool backend_cache_used = false;  // what goes there can come back: to requests that the backend places
 };
 
 enum class Source { live, restore, recompute, wait, backend };

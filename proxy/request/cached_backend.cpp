@@ -228,7 +228,7 @@ Task<bool> CachedBackend::look() {
     co_return false;
   }
   ++generation_;
-  const bool same_process = probe_.process == probed->process;
+  const bool same_process = !std::exchange(suspected_, false) && probe_.process == probed->process;
   probe_ = std::move(*probed);
   kind_ = probe_.kind;
   restores_in_vain_ = 0;
@@ -298,6 +298,7 @@ Task<bool> CachedBackend::wait_ready(CancelSource& cancel) {
 
 void CachedBackend::suspect_down() {
   if (phase_ == BackendPhase::probing) return;
+  suspected_ = true;
   slots_.forget_all();
   phase_ = BackendPhase::connecting;
   look_now_->notify();

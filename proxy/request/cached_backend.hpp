@@ -115,7 +115,10 @@ class CachedBackend {
   std::uint32_t recoverable(TokenSpan tokens) const;
   // Whatever the slot holds is gone. A prompt of the model's own must not go on from tokens that another request's adapters
   // computed: llama-server notices only where a request names its adapters (build 11669).
-  ResultTask<void> empty(int slot);
+  // `cancel`: null where it must not end with a client.
+  ResultTask<void> empty(int slot, CancelSource* cancel);
+  bool can_empty() const;  // at once, and without anything that survives it
+  bool had_foreign() const { return foreign_epoch_ > 0; }  // a request that the backend placed, since we started
   // A request with adapters of its own runs in the slot.
   void note_other_weights(int slot);
   // A request of the model's own reused `reused` tokens of `prompt` in the slot, before the belief about it is renewed: more than was
@@ -287,6 +290,7 @@ class CachedBackend {
   bool loading_ = false;  // the model, or those in its way are waited for
   std::chrono::steady_clock::time_point plain_since_{};
   ProbeSchedule probes_;
+  bool suspected_ = false;  // since the last probe, of being another process or gone
   CancelSource stopping_;  // ends upkeep
   // For calls that must not end with a client.
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();

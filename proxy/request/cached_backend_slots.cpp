@@ -92,12 +92,14 @@ ResultTask<void> CachedBackend::wash(int slot) {
   co_return washed;
 }
 
-ResultTask<void> CachedBackend::empty(int slot) {
+bool CachedBackend::can_empty() const { return can_save() && probe_.state_version >= 4 && foreign_ == 0; }
+
+ResultTask<void> CachedBackend::empty(int slot, CancelSource* cancel) {
   // A wash would be a task: the server puts what the slot holds into its RAM cache then, and brings it back to the next one.
   // Older builds keep context checkpoints through an erase.
   Result<void> emptied;
   if (probe_.state_version >= 4) {
-    Result<SlotAction> erased = co_await api_.erase(slot, *background_);
+    Result<SlotAction> erased = co_await api_.erase(slot, cancel != nullptr ? *cancel : *background_);
     if (!erased) emptied = erased.error();
   } else {
     emptied = co_await wash(slot);

@@ -337,8 +337,11 @@ Task<void> CachedRequest::bring_back() {
   record_.planned_tokens = plan_.base;
   record_.checkpoint = plan_.checkpoint;
   record_.enter(Step::restore);
-  if (own_weights() && (state.other_weights || (plan_.empty_first && !downstream_.cancel().cancelled()))) {
-    Result<void> emptied = co_await backend_.empty(slot_);
+  // A request of nobody's slot may have come since: an erase would wait for its end in the backend.
+  const bool spares_copy = plan_.empty_first && backend_.can_empty();
+  if (own_weights() && (state.other_weights || spares_copy)) {
+    CancelSource* cancel = state.other_weights ? nullptr : &downstream_.cancel();
+    Result<void> emptied = co_await backend_.empty(slot_, cancel);
     if (!emptied) record_.error = to_string(emptied.error());
   }
   if (!own_weights() && state.name_space != name_space()) {

@@ -89,6 +89,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.slot = id;
     option.held = state.held();
     option.recoverable = state.unsaved ? state.recoverable : state.held();
+    option.in_files = state.recoverable;
     option.context_checkpoints = static_cast<std::uint32_t>(state.resume_points.size());
     option.return_chance = state.return_chance;
     option.proven = state.proven;
@@ -117,8 +118,8 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   input.restores = restores;
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
-  input.can_empty = own_weights() && backend_.can_save() && backend_.probe().state_version >= 4;
-  input.backend_cache_used = backend_.probe().clears_idle;
+  input.can_empty = own_weights() && parsed_.takes_slot && backend_.can_empty();
+  input.backend_cache_used = backend_.probe().clears_idle || backend_.had_foreign();
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
   const std::size_t waiting = backend_.scheduler().waiting();
   input.waiting = static_cast<std::uint32_t>(slot_ < 0 && waiting > 0 ? waiting - 1 : waiting);  // others than this one

@@ -21,12 +21,12 @@ class ProbeSchedule {
   bool note(const ProbeResult& found, bool same_process, Clock::time_point now) {
     const bool told = same_process && !found.usable() && trouble_ == found.save_trouble;
     trouble_ = found.save_trouble;
-    if (!same_process || found.usable()) vain_ = 0;
+    if (!same_process || found.usable()) vain_ = computing_ = 0;
     again_ = found.usable() ? LookAgain::never : found.look_again;
-    if (again_ == LookAgain::never) return told;
-    next_ = now + (again_ == LookAgain::often ? std::chrono::milliseconds{0} : std::min(first * (1 << vain_), longest));
-    if (vain_ < most_computing) ++vain_;
-    if (again_ == LookAgain::rarer && found.computed_tokens > 0 && vain_ == most_computing) again_ = LookAgain::never;
+    next_ = now;
+    if (again_ != LookAgain::rarer) return told;
+    next_ += std::min(first * (1 << std::min(vain_++, 10)), longest);
+    if (found.computed_tokens > 0 && ++computing_ == most_computing) again_ = LookAgain::never;
     return told;
   }
 
@@ -35,7 +35,8 @@ class ProbeSchedule {
  private:
   std::string trouble_;
   LookAgain again_ = LookAgain::never;
-  int vain_ = 0;
+  int vain_ = 0;       // looks of one process that ended with LookAgain::rarer,
+  int computing_ = 0;  // and those of them that overwrote something
   Clock::time_point next_{};
 };
 

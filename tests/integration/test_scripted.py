@@ -65,22 +65,6 @@ def rewind_after_a_restore(rig, **options):
     assert rig.right(first[:LONG - 200] + prompt(50, 5))
 
 
-def test_a_big_state_is_not_left_to_the_backends_ram_cache_in_vain(rig):
-    """Before another prompt takes the slot it is emptied, and comes back from its file."""
-    rig.interval = "off"
-    rig.start(state_version=4, cell=f"i{100_000_000}x")
-    first, other = prompt(LONG, 1), prompt(LONG, 2)
-    assert rig.right(first)
-    rig.settle()
-    rig.backend.forget_calls()
-    assert rig.right(other)
-    asked = [call.path for call in rig.backend.calls if call.method == "POST"]
-    assert asked.index("/slots/action/erase") < asked.index("/completion"), asked
-    rig.settle()
-    assert rig.right(first)
-    assert any(call.path == "/slots/action/restore" for call in rig.backend.calls)
-
-
 def test_old_build_is_washed_before_a_restore(rig):
     rewind_after_a_restore(rig, state_version=2)
     calls = rig.backend.of(lambda call: call.method == "POST")

@@ -338,7 +338,7 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
   const Row rows[] = {
       {"nothing in common", 0, 20000, 0, true, false, 0.5, true},
       {"a few tokens in common", 3, 20000, 20000, true, false, 0.5, true},
-      {"more than the copy's worth in common", 2000, 20000, 20000, true, false, 0.5, false},
+      {"more than a handful of tokens in common", 17, 20000, 20000, true, false, 0.5, false},
       {"most in common: nothing is copied", 15000, 20000, 20000, true, false, 0.5, false},
       {"a small state", 0, 1000, 0, true, false, 0.5, false},
       {"an empty slot", 0, 0, 0, true, false, 0.5, false},
@@ -354,12 +354,15 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
     input.can_save = false;
     input.slots = {slot(0, row.usable, row.held, row.recoverable)};
     input.slots[0].return_chance = row.return_chance;
+    input.slots[0].in_files = row.recoverable;
     input.can_empty = row.can_empty;
     input.backend_cache_used = row.cache_used;
     const std::optional<Plan> plan = make_plan(input.view());
     ASSERT_TRUE(plan);
     EXPECT_EQ(plan->empty_first, row.emptied) << row.why;
     EXPECT_EQ(plan->base, row.emptied ? 0 : row.usable) << row.why;
+    input.running = 1;  // an erase would wait for what the others compute
+    EXPECT_FALSE(make_plan(input.view())->empty_first) << row.why;
   }
 }
 

@@ -40,6 +40,16 @@ TEST(ProbeSchedule, ProbesThatOverwriteASlotEnd) {
   EXPECT_EQ(probes_in_an_hour(LookAgain::rarer, 4), ProbeSchedule::most_computing);
 }
 
+TEST(ProbeSchedule, LooksThatOverwriteNothingUseUpNoneOfThoseThatDo) {
+  for (const LookAgain harmless : {LookAgain::often, LookAgain::rarer}) {
+    ProbeSchedule schedule;
+    ProbeSchedule::Clock::time_point now{};
+    for (int i = 0; i < 2 * ProbeSchedule::most_computing; ++i) schedule.note(trouble(harmless, 0), i > 0, now);
+    schedule.note(trouble(LookAgain::rarer, 4), true, now);
+    EXPECT_TRUE(schedule.due(now + ProbeSchedule::longest));
+  }
+}
+
 TEST(ProbeSchedule, AnotherProcessAndASuccessBeginAnew) {
   ProbeSchedule schedule;
   ProbeSchedule::Clock::time_point now{};
