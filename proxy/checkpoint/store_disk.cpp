@@ -1,10 +1,13 @@
 #include "checkpoint/store_disk.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
-#include <iterator>
+#include <optional>
 #include <random>
-#include <unordered_set>
+#include <unordered_map>
 
 namespace cairn {
 namespace {
@@ -70,20 +73,43 @@ std::string new_base_name() {
   return name;
 }
 
-std::string state_name_of(const std::string& name) {
-  const std::size_t base = name_prefix.size() + hex_digits;
-  if (name.size() <= base || !name.starts_with(name_prefix)) return {};
-  const auto is_hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
-  const std::string digits = name.substr(name_prefix.size(), hex_digits);
-  if (!std::all_of(digits.begin(), digits.end(), is_hex)) return {};
-  const std::string rest = name.substr(base);
-  for (const std::string_view suffix : {state_suffix, saving_suffix}) {
-    if (!rest.starts_with(suffix)) continue;
-    const std::string side = rest.substr(suffix.size());
-    const auto known = std::find(side_file_suffixes.begin(), side_file_suffixes.end(), side);
-    if (side.empty() || known != side_file_suffixes.end()) return name.substr(0, base + suffix.size());
+namespace {
+
+// What tells two of our names apart: the random digits, and which file of a state it is.
+struct OwnName {
+  std::array<std::uint64_t, 2> digits{};
+  std::size_t part = 0;  // of `parts`
+};
+
+constexpr std::array<std::string_view, 3> part_suffixes{"", side_file_suffixes[0], side_file_suffixes[1]};
+constexpr std::size_t parts = 2 * part_suffixes.size();  // of a state first, then of one that is being saved
+
+std::string_view suffix_of(std::size_t part) { return part < part_suffixes.size() ? state_suffix : saving_suffix; }
+
+std::optional<OwnName> parse_name(std::string_view name) {
+  constexpr std::size_t base = name_prefix.size() + hex_digits;
+  if (name.size() <= base || !name.starts_with(name_prefix)) return std::nullopt;
+  OwnName own;
+  for (std::size_t i = 0; i < hex_digits; ++i) {
+    const char c = name[name_prefix.size() + i];
+    const bool is_digit = c >= '0' && c <= '9';
+    if (!is_digit && (c < 'a' || c > 'f')) return std::nullopt;
+    std::uint64_t& half = own.digits[i * 2 / hex_digits];
+    half = half << 4 | static_cast<std::uint64_t>(is_digit ? c - '0' : c - 'a' + 10);
   }
-  return {};
+  const std::string_view rest = name.substr(base);
+  for (; own.part < parts; ++own.part) {
+    const std::string_view suffix = suffix_of(own.part);
+    if (rest.starts_with(suffix) && rest.substr(suffix.size()) == part_suffixes[own.part % part_suffixes.size()]) return own;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string state_name_of(const std::string& name) {
+  const std::optional<OwnName> own = parse_name(name);
+  return own ? name.substr(0, name_prefix.size() + hex_digits + suffix_of(own->part).size()) : std::string{};
 }
 
 Result<void> remove_state_files(FileLayer& files, const std::string& path) {
@@ -98,62 +124,78 @@ Result<void> remove_state_files(FileLayer& files, const std::string& path) {
 
 namespace {
 
-// One of the directories that hold states, as it is found.
-struct Found {
-  std::string path;
-  bool on_disk = false;
-  std::unordered_set<std::string> names;
-  std::unordered_set<std::string> kept;  // states with an entry
+// One of the directories that hold states, as it is found. A million files are no rarity: names are kept as numbers.
+class Found {
+ public:
+  Found(std::string path, bool on_disk) : path_(std::move(path)), on_disk_(on_disk) {}
 
-  // The files of the record are there, with their sizes. An error that says nothing of that keeps them, too.
-  bool holds(FileLayer& files, const CheckpointRecord& record) const {
-    if (!names.contains(record.file_name)) return false;
+  Result<void> list(FileLayer& files) {
+    auto names = files.list(path_);
+    if (!names) return names.error();
+    states_.reserve(names->size());
+    for (const std::string& name : *names) {
+      if (const std::optional<OwnName> own = parse_name(name)) states_[own->digits].there |= 1U << own->part;
+    }
+    return {};
+  }
+
+  // The files of the record are there, with their sizes: they are kept. An error that says nothing of that keeps them, too.
+  bool keep(FileLayer& files, const CheckpointRecord& record) {
+    // A name that is not ours could only come from a damaged index: never believed, never deleted.
+    const std::optional<OwnName> own = parse_name(record.file_name);
+    if (!own || own->part != 0) return false;
+    const auto state = states_.find(own->digits);
+    if (state == states_.end() || (state->second.there & 1U) == 0) return false;
     std::vector<FileStamp> stamps;
-    for (const std::string_view suffix : {std::string_view{}, side_file_suffixes[0], side_file_suffixes[1]}) {
-      const std::string name = record.file_name + std::string(suffix);
-      if (!suffix.empty() && !names.contains(name)) continue;
-      auto status = files.status(path + "/" + name);
-      if (!status && status.error().code != ErrorCode::not_found) return true;
+    for (std::size_t part = 0; part < part_suffixes.size(); ++part) {
+      if ((state->second.there & 1U << part) == 0) continue;
+      const std::string suffix{part_suffixes[part]};
+      auto status = files.status(path_ + "/" + record.file_name + suffix);
+      if (!status && status.error().code != ErrorCode::not_found) return state->second.kept = true;
       if (!status || !status->regular) return false;
-      stamps.push_back({std::string(suffix), status->bytes, status->inode, status->mtime_ns, status->ctime_ns});
+      stamps.push_back({suffix, status->bytes, status->inode, status->mtime_ns, status->ctime_ns});
     }
-    return same_sizes(stamps, record.files);
+    return state->second.kept = same_sizes(stamps, record.files);
   }
+
+  // Files of ours without an entry: half-saved, never committed, or of an entry that was just removed.
+  void sweep(FileLayer& files, Loaded& loaded) const {
+    for (const auto& [digits, state] : states_) {
+      for (std::size_t part = state.kept ? part_suffixes.size() : 0; part < parts; ++part) {
+        if ((state.there & 1U << part) == 0) continue;
+        const std::string state_name = fmt::format("{}{:016x}{:016x}{}", name_prefix, digits[0], digits[1], suffix_of(part));
+        const std::string path = path_ + "/" + state_name + std::string(part_suffixes[part % part_suffixes.size()]);
+        const auto status = files.status(path);
+        if (!status || !status->regular) continue;
+        if (files.remove(path)) {
+          ++loaded.swept_files;
+        } else {
+          loaded.left.push_back({CheckpointId{}, state_name, on_disk_});
+        }
+      }
+    }
+  }
+
+ private:
+  struct State {
+    std::uint8_t there = 0;  // a bit for each part
+    bool kept = false;       // it has an entry
+  };
+  struct HashDigits {
+    std::size_t operator()(const std::array<std::uint64_t, 2>& digits) const { return digits[0]; }  // they are random
+  };
+
+  std::string path_;
+  bool on_disk_ = false;
+  std::unordered_map<std::array<std::uint64_t, 2>, State, HashDigits> states_;
 };
-
-Result<void> list_into(FileLayer& files, Found& found) {
-  auto names = files.list(found.path);
-  if (!names) return names.error();
-  found.names = {std::make_move_iterator(names->begin()), std::make_move_iterator(names->end())};
-  return {};
-}
-
-// Files of ours without an entry: half-saved, never committed, or of an entry that was just removed.
-void sweep(FileLayer& files, const Found& found, Loaded& loaded) {
-  for (const std::string& name : found.names) {
-    if (found.kept.contains(name)) continue;
-    const std::string state_name = state_name_of(name);
-    if (state_name.empty() || found.kept.contains(state_name)) continue;
-    const std::string path = found.path + "/" + name;
-    const auto status = files.status(path);
-    if (!status || !status->regular) continue;
-    if (files.remove(path)) {
-      ++loaded.swept_files;
-    } else {
-      loaded.left.push_back({CheckpointId{}, state_name, found.on_disk});
-    }
-  }
-}
 
 }  // namespace
 
 Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir) {
   Loaded loaded;
   const bool tiers = !disk_dir.empty();
-  Found slots, disk;
-  slots.path = slot_dir;
-  disk.path = disk_dir;
-  disk.on_disk = true;
+  Found slots(slot_dir, false), disk(disk_dir, true);
   if (auto made = files.make_directory(state_dir); !made) return made.error();
   if (tiers) {
     // After a reboot the RAM is empty.
@@ -162,7 +204,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
     }
   }
   // Before anything is touched. Without the list nothing may be swept: every entry would seem to have lost its file.
-  if (auto listed = list_into(files, slots); !listed) return listed.error();
+  if (auto listed = files.list(slot_dir); !listed) return listed.error();
   auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
@@ -171,12 +213,12 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
   // Again, now that nobody else sweeps or saves there.
-  if (auto listed = list_into(files, slots); !listed) return listed.error();
+  if (auto listed = slots.list(files); !listed) return listed.error();
   if (tiers) {
     auto disk_lock = files.lock(disk_dir + "/" + std::string(lock_file_name));
     if (!disk_lock) return disk_lock.error();
     loaded.disk_lock = std::move(*disk_lock);
-    if (auto listed = list_into(files, disk); !listed) return listed.error();
+    if (auto listed = disk.list(files); !listed) return listed.error();
   }
 
   const std::string index_path = state_dir + "/index.sqlite";
@@ -210,28 +252,18 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   }
 
   // Entries without their files, or with files of another size.
-  std::vector<CheckpointRecord> good;
-  good.reserve(loaded.checkpoints.size());
   for (CheckpointRecord& record : loaded.checkpoints) {
-    // A name that is not ours could only come from a damaged index: never believed, never deleted.
-    const bool ours = state_name_of(record.file_name) == record.file_name;
-    record.in_slots = ours && slots.holds(files, record);
-    record.on_disk = ours && tiers && disk.holds(files, record);
-    if (!record.in_slots && !record.on_disk) {
-      doomed.push_back(record.id);
-      continue;
-    }
-    if (record.in_slots) slots.kept.insert(record.file_name);
-    if (record.on_disk) disk.kept.insert(record.file_name);
-    good.push_back(std::move(record));
+    record.in_slots = slots.keep(files, record);
+    record.on_disk = tiers && disk.keep(files, record);
+    if (!record.in_slots && !record.on_disk) doomed.push_back(record.id);
   }
-  loaded.checkpoints = std::move(good);
+  std::erase_if(loaded.checkpoints, [](const CheckpointRecord& record) { return !record.in_slots && !record.on_disk; });
   loaded.swept_entries = doomed.size();
   if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {
     for (const CheckpointId id : doomed) loaded.left.push_back({id, new_base_name(), false});  // the row alone is left
   }
-  sweep(files, slots, loaded);
-  if (tiers) sweep(files, disk, loaded);
+  slots.sweep(files, loaded);
+  if (tiers) disk.sweep(files, loaded);
   return loaded;
 }
 
