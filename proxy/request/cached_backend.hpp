@@ -236,6 +236,7 @@ class CachedBackend {
   bool worth_a_stall(const SlotState& state) const;
   bool trusts_backend_cache() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
+  Task<bool> taken(int slot);  // by a request that the backend placed
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);

@@ -32,6 +32,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
+  if (co_await taken(slot)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
   const CheckpointRecord* record = store_->find(id);
   if (record == nullptr) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
   if (phase_ != BackendPhase::ready || record->namespace_id != probe_.name_space) {
@@ -83,6 +84,17 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
   slots_.touch(slot);
   co_return Result<void>{};
+}
+
+// llama-server would put a slot action off until that request ends, and what it has put off besides for longer: ending an action, it
+// does not begin the next of those (seen with build 11669).
+Task<bool> CachedBackend::taken(int slot) {
+  if (foreign_ == 0) co_return false;
+  const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
+  if (!infos) co_return false;
+  const bool busy = std::any_of(infos->begin(), infos->end(), [&](const SlotInfo& info) { return info.id == slot && info.processing; });
+  if (busy) slots_.forget(slot);
+  co_return busy;
 }
 
 ResultTask<void> CachedBackend::wash(int slot) {
@@ -150,6 +162,7 @@ ResultTask<void> CachedBackend::save(int slot) {
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
+  if (co_await taken(slot)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
   if (phase_ != BackendPhase::ready || state.name_space != static_cast<std::int64_t>(probe_.name_space)) co_return Result<void>{};
   const std::uint32_t held = state.held();
   const double bytes_guess = costs_.state_bytes(held, static_cast<double>(state.resume_points.size()));

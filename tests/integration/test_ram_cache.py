@@ -65,3 +65,29 @@ def test_no_slot_is_emptied_for_a_request_that_the_backend_places(rig):
         assert rig.post({"max_tokens": 1, "messages": [{"role": "user", "content": said}]}, "/v1/messages").status == 200
         rig.settle()
     assert not erases(rig)
+
+
+@pytest.mark.parametrize("unsaved", [False, True], ids=["restore", "save"])
+def test_no_slot_action_is_sent_behind_a_request_that_runs_there(rig, unsaved):
+    """The backend would put it off until that request ends, and whatever else it has put off for longer."""
+    backend = rig.start(state_version=4)
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(prompt(LONG, 2))
+    if not unsaved:
+        rig.settle()
+    backend.hold_stream = threading.Event()
+    uncached = rig.open({"prompt": prompt(300, 2), "n_predict": 4, "stream": True, "cache_prompt": False})
+    read_until(uncached, b"data:")
+    backend.forget_calls()
+    client = rig.open({"prompt": first + prompt(50, 3), "n_predict": 2})
+    wait_until(lambda: backend.of(lambda call: call.body.get("prompt") and call.body["prompt"][:LONG] == first), "it was sent to the backend")
+    assert not backend.of(lambda call: call.path.startswith("/slots/action/"))
+    client.close()
+    rig.wait_free()
+    backend.hold_stream.set()
+    backend.hold_stream = None
+    read_until(uncached, b"0\r\n\r\n")
+    uncached.close()
+    assert rig.right(first + prompt(50, 3))
