@@ -32,7 +32,8 @@ std::string beginning_of(std::string_view body) {
   constexpr std::size_t longest = 200;
   std::string text{body.substr(0, longest)};
   for (char& c : text) {
-    if (c < 0x20 || c == 0x7f) c = c == '\n' || c == '\t' ? ' ' : '?';
+    const auto byte = static_cast<unsigned char>(c);  // a plain char is signed on some machines only
+    if (byte < 0x20 || byte >= 0x7f) c = c == '\n' || c == '\t' ? ' ' : '?';
   }
   return text;
 }

@@ -269,8 +269,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   // Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
   if (least == 0) {
     Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
-    if (!empty && (empty.error().code == ErrorCode::unsupported || empty.error().code == ErrorCode::invalid ||
-                   is_disk_trouble(empty.error()))) {
+    if (!empty && look_again(empty.error()) != LookAgain::rarer) {
       probe.look_again = look_again(empty.error());
       probe.save_trouble = save_trouble(empty.error());
       co_return probe;

@@ -35,7 +35,6 @@ struct ProbeResult {
   std::string process;      // differs between two processes of the backend, where it tells; else empty
   bool can_pin = false;     // `id_slot` and GET /slots work
   bool can_save = false;    // slot actions work and the file appears in our slot directory
-  bool usable() const { return can_pin && can_save; }
   std::string save_trouble; // why not
   LookAgain look_again = LookAgain::never;  // where it can not
   bool clears_idle = false; // starting a task empties the idle slots
@@ -51,6 +50,8 @@ struct ProbeResult {
   double state_base_bytes = 0;
   double state_bytes_a_token = 0;
   double context_checkpoint_bytes = 0;  // of each
+
+  bool usable() const { return can_pin && can_save; }
 };
 
 // `store` may be null. The kind is taken from the namespace's facts when the same build was probed before. One that sleeps is not
