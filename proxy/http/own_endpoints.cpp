@@ -64,6 +64,7 @@ json::object describe(CachedBackend& backend) {
   rates["restore_mib_per_s"] = 256 / (costs.restore_seconds(256 * mib) - costs.restore_seconds(0));
   rates["save_fixed_ms"] = costs.save_seconds(0) * 1000;
   rates["restore_fixed_ms"] = costs.restore_seconds(0) * 1000;
+  rates["commit_fixed_ms"] = costs.commit_seconds(0) * 1000;
   rates["context_checkpoint_bytes"] = costs.context_checkpoint_bytes();
   rates["state_bytes_at_10000_tokens"] = costs.state_bytes(10000, 2);
   rates["prefill_samples"] = costs.prefill_samples();

@@ -24,9 +24,11 @@ std::uint32_t longest_piece(const AdmissionInput& input) {
   return input.kind == MemoryKind::exact ? tokens : tokens + input.ubatch;
 }
 
+// The prompt waits until it is committed.
 double save_seconds_at(const AdmissionInput& input, std::uint32_t at) {
   const double inside = input.kind == MemoryKind::exact ? 0 : 2 * pieces_between_saves;
-  return input.costs->save_seconds(input.costs->state_bytes(at, inside));
+  const double bytes = input.costs->state_bytes(at, inside);
+  return input.costs->save_seconds(bytes) + input.costs->commit_seconds(bytes);
 }
 
 double stop_seconds(const AdmissionInput& input, std::uint32_t at) {

@@ -16,6 +16,7 @@ constexpr std::array<double, 3> prefill_prior{1.0 / 1000, 1e-8, 0.006};
 constexpr std::array<double, 3> prefill_scale{1000, 1000.0 * 8000, 3};
 constexpr std::array<double, 2> save_prior{0.01, 1.0 / 1e9};
 constexpr std::array<double, 2> restore_prior{0.01, 1.0 / 1.5e9};
+constexpr std::array<double, 2> commit_prior{0.004, 1.0 / 2e9};
 constexpr std::array<double, 2> bytes_scale{1, 50e6};
 constexpr std::array<double, 2> state_prior{1e6, 20e3};
 constexpr std::array<double, 2> state_scale{1, 4000};
@@ -31,6 +32,7 @@ CostModel::CostModel()
     : prefill_(prefill_prior, prefill_scale),
       save_(save_prior, bytes_scale),
       restore_(restore_prior, bytes_scale),
+      commit_(commit_prior, bytes_scale),
       state_(state_prior, state_scale, 0.995, 0.01),
       context_checkpoint_bytes_(context_checkpoint_prior) {}
 
@@ -51,6 +53,9 @@ void CostModel::observe_save(double bytes, double seconds) {
 }
 void CostModel::observe_restore(double bytes, double seconds) {
   if (bytes > 0 && seconds >= 0) restore_.add({1, bytes}, seconds, relative_weight(seconds, 0.002));
+}
+void CostModel::observe_commit(double bytes, double seconds) {
+  if (bytes > 0 && seconds >= 0) commit_.add({1, bytes}, seconds, relative_weight(seconds, 0.002));
 }
 void CostModel::observe_piece_overhead(double seconds) {
   constexpr double newest = 0.1;
@@ -87,6 +92,7 @@ double CostModel::boundary_seconds() const {
   return std::max(std::min(batches_more * piece_seconds(), most_s), copy_s) + piece_overhead_s_;
 }
 double CostModel::save_seconds(double bytes) const { return std::max(save_.predict({1, bytes}), bytes * 1e-11); }
+double CostModel::commit_seconds(double bytes) const { return std::max(commit_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::restore_seconds(double bytes) const { return std::max(restore_.predict({1, bytes}), bytes * 1e-11); }
 double CostModel::state_bytes(double tokens, double context_checkpoints) const {
   return std::max(state_.predict({1, tokens}), 4 * tokens) + context_checkpoints * context_checkpoint_bytes_;
@@ -98,9 +104,10 @@ std::string CostModel::to_json() const {
   const auto& s = save_.weights();
   const auto& r = restore_.weights();
   const auto& b = state_.weights();
+  const auto& c = commit_.weights();
   return fmt::format(
-      R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})",
-      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], context_checkpoint_bytes_);
+      R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}],"commit":[{:.6g},{:.6g}]}})",
+      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], context_checkpoint_bytes_, c[0], c[1]);
 }
 
 bool CostModel::load(std::string_view json) {
@@ -109,15 +116,18 @@ bool CostModel::load(std::string_view json) {
   std::array<double, 2> s{};
   std::array<double, 2> r{};
   std::array<double, 2> b{};
+  std::array<double, 2> c{};
   double inside = 0;
   const int read = std::sscanf(
-      text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf]})", &p[0], &p[1],
-      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &inside);
-  if (read != 10 || !(inside >= 0)) return false;
+      text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf],"commit":[%lf,%lf]})", &p[0], &p[1],
+      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &inside, &c[0], &c[1]);
+  constexpr int without_commit = 10;  // as it was written before commits were timed
+  if ((read != without_commit && read != without_commit + 2) || !(inside >= 0)) return false;
   prefill_.set_prior(p);
   save_.set_prior(s);
   restore_.set_prior(r);
   state_.set_prior(b);
+  if (read != without_commit) commit_.set_prior(c);
   context_checkpoint_bytes_ = inside;
   return true;
 }

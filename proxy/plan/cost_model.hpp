@@ -18,6 +18,8 @@ class CostModel {
   void observe_prefill(double from, double tokens, double seconds);
   void observe_save(double bytes, double seconds);
   void observe_restore(double bytes, double seconds);
+  // From what the backend has written to a committed state: checking, syncing, and the index.
+  void observe_commit(double bytes, double seconds);
   // The time of a request of Cairn's own beyond what the backend counts as computing.
   void observe_piece_overhead(double seconds);
   // Before any file of a prompt was seen: what those of a few tokens tell.
@@ -31,7 +33,9 @@ class CostModel {
   double piece_seconds() const;  // of a request's computation, whatever its tokens
   // Added by one more piece of the same prompt: small batches, a request of its own, and copying two context checkpoints.
   double boundary_seconds() const;
-  double save_seconds(double bytes) const;
+  double save_seconds(double bytes) const;  // for all slots of the backend
+  // What a request waits, beyond that, for a save that comes before it.
+  double commit_seconds(double bytes) const;
   double restore_seconds(double bytes) const;
   double state_bytes(double tokens, double context_checkpoints) const;
   // Bytes that each context checkpoint adds to a file.
@@ -47,6 +51,7 @@ class CostModel {
   double piece_overhead_s_ = 0.001;
   LeastSquares<2> save_;     // 1, bytes
   LeastSquares<2> restore_;  // 1, bytes
+  LeastSquares<2> commit_;   // 1, bytes
   LeastSquares<2> state_;    // 1, tokens; of a file without its context checkpoints
   double context_checkpoint_bytes_;  // of each
 };

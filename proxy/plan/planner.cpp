@@ -35,10 +35,10 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   }
   loss.seconds = back * slot.return_chance;
   if (!input.can_save || slot.held <= slot.recoverable) return loss;
-  const double saved = costs.save_seconds(bytes) * (1.0 + input.running + input.waiting) + costs.restore_seconds(bytes) * slot.return_chance;
-  // What nothing speaks for yet is saved at somebody's expense only when it is worth more than that: making it durable takes
-  // longer than the backend says.
-  constexpr double unproven_margin = 2;
+  const double saved = costs.save_seconds(bytes) * (1.0 + input.running + input.waiting) + costs.commit_seconds(bytes) +
+                       costs.restore_seconds(bytes) * slot.return_chance;
+  // What nothing speaks for yet is saved at somebody's expense only when it is clearly worth it.
+  constexpr double unproven_margin = 1.5;
   if (saved * (slot.proven ? 1.0 : unproven_margin) < loss.seconds) {
     loss.seconds = saved;
     loss.save_first = true;

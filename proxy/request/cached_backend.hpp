@@ -231,6 +231,7 @@ class CachedBackend {
   CheckpointKind kind_of_states() const;
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.
   Task<void> copy_down(std::optional<std::chrono::steady_clock::time_point> until);
+  double bytes_of(const SlotState& state) const;  // in a file
   double save_seconds(const SlotState& state) const;
   // Saving it while somebody waits costs less than losing it would.
   bool worth_a_stall(const SlotState& state) const;

@@ -155,6 +155,7 @@ CheckpointKind CachedBackend::kind_of_states() const {
 ResultTask<void> CachedBackend::save(int slot) {
   SlotState& state = slots_.at(slot);
   const std::uint64_t generation = generation_;
+  const auto asked = std::chrono::steady_clock::now();
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes
   if (!can_save() || state.known.empty()) co_return Result<void>{};
   // Another model's state under this namespace would be a wrong answer one day.
@@ -218,6 +219,8 @@ ResultTask<void> CachedBackend::save(int slot) {
     co_return committed.error();
   }
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  const double in_all_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
+  costs_.observe_commit(static_cast<double>(committed->bytes), std::max(0.0, in_all_s - wall_s));
   ContextCheckpoints& inside = committed->context_checkpoints;
   costs_.observe_state(static_cast<double>(committed->tokens.size()), inside.count, static_cast<double>(inside.bytes),
                        static_cast<double>(committed->bytes));
@@ -278,9 +281,11 @@ void CachedBackend::note_lease_ended(double seconds) {
   lease_s_ += (lease_s_ > 0 ? newest : 1.0) * (seconds - lease_s_);
 }
 
-double CachedBackend::save_seconds(const SlotState& state) const {
-  return costs_.save_seconds(costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
+double CachedBackend::bytes_of(const SlotState& state) const {
+  return costs_.state_bytes(state.held(), static_cast<double>(state.resume_points.size()));
 }
+
+double CachedBackend::save_seconds(const SlotState& state) const { return costs_.save_seconds(bytes_of(state)); }
 
 bool CachedBackend::worth_a_stall(const SlotState& state) const {
   // What the backend clears goes to its own RAM cache: gone only when it is restarted, or has to make room.
@@ -289,7 +294,7 @@ bool CachedBackend::worth_a_stall(const SlotState& state) const {
   const auto all = std::as_const(slots_).slots();
   const auto stalled = 1 + std::count_if(all.begin(), all.end(), [](const SlotState& other) { return other.running; });
   const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone;
-  return save_seconds(state) * static_cast<double>(stalled) < loss_s;
+  return save_seconds(state) * static_cast<double>(stalled) + costs_.commit_seconds(bytes_of(state)) < loss_s;
 }
 
 Task<void> CachedBackend::save_idle_slots(int except) {

@@ -88,6 +88,7 @@ void expect_sane(const CostModel& model) {
   for (double bytes = 1; bytes < 1e11; bytes *= 10) {
     EXPECT_TRUE(std::isfinite(model.save_seconds(bytes)) && model.save_seconds(bytes) > 0) << bytes;
     EXPECT_TRUE(std::isfinite(model.restore_seconds(bytes)) && model.restore_seconds(bytes) > 0) << bytes;
+    EXPECT_TRUE(std::isfinite(model.commit_seconds(bytes)) && model.commit_seconds(bytes) > 0) << bytes;
   }
 }
 
@@ -153,10 +154,12 @@ TEST(CostModel, ManySamplesOfOneKindStaySolvable) {
     model.observe_prefill(0, 1000, 0.5);
     model.observe_save(1e6, 0.01);
     model.observe_restore(1e6, 0.01);
+    model.observe_commit(1e6, 0.03);
     model.observe_state(1000, 0, 0, 5e6);
   }
   EXPECT_NEAR(model.prefill_seconds(0, 1000), 0.5, 0.05);
   EXPECT_NEAR(model.save_seconds(1e6), 0.01, 0.002);
+  EXPECT_NEAR(model.commit_seconds(1e6), 0.03, 0.006);
   EXPECT_NEAR(model.state_bytes(1000, 0), 5e6, 5e5);
   expect_sane(model);
 }
@@ -173,12 +176,21 @@ TEST(CostModel, SurvivesARestart) {
     EXPECT_NEAR(next.prefill_seconds(0, to), model.prefill_seconds(0, to), model.prefill_seconds(0, to) * 1e-3);
     EXPECT_NEAR(next.state_bytes(to, 3), model.state_bytes(to, 3), model.state_bytes(to, 3) * 1e-3);
     EXPECT_NEAR(next.save_seconds(to * 1000), model.save_seconds(to * 1000), model.save_seconds(to * 1000) * 1e-3);
+    EXPECT_NEAR(next.commit_seconds(to * 1000), model.commit_seconds(to * 1000), model.commit_seconds(to * 1000) * 1e-3);
     EXPECT_NEAR(next.restore_seconds(to * 1000), model.restore_seconds(to * 1000), model.restore_seconds(to * 1000) * 1e-3);
   }
   EXPECT_EQ(next.to_json(), model.to_json());
   // It goes on learning from there.
   teach(next, machine, random, 20, 0);
   expect_near_the_machine(next, machine, 0.2);
+}
+
+TEST(CostModel, RatesOfABuildThatDidNotTimeCommitsAreLoaded) {
+  CostModel model;
+  const double before_s = model.commit_seconds(1e6);
+  ASSERT_TRUE(model.load(R"({"prefill":[0.002,0,0],"save":[0.05,1e-9],"restore":[0.05,1e-9],"state":[1e6,2e4,3e6]})"));
+  EXPECT_NEAR(model.prefill_seconds(0, 1000), 2, 0.01);
+  EXPECT_EQ(model.commit_seconds(1e6), before_s);
 }
 
 TEST(CostModel, WhatIsNotItsOwnIsNotLoaded) {
