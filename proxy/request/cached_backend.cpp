@@ -304,59 +304,7 @@ void CachedBackend::suspect_down() {
   look_now_->notify();
 }
 
-Task<bool> CachedBackend::same_process(CancelSource& cancel) {
-  if (shared_ != nullptr && !co_await shared_->is_there(*this, cancel)) co_return false;
-  Result<BackendProps> props = co_await api_.props(cancel);
-  // No answer is no proof that it is the same: a replaced one may be loading its model just now. One that sleeps has lost its slots.
-  if (!props || props->sleeping) co_return false;
-  if (!probe_.process.empty()) co_return props->media_marker == probe_.process;
-  co_return props->model_path == probe_.props.model_path && props->build_info == probe_.props.build_info;
-}
-
-Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
-  bool same = co_await same_process(cancel);
-  if (cancel.cancelled()) co_return true;
-  // Polling slots while something runs would put off the backend's notice of a client that left.
-  if (same && checking_) {
-    // One look serves all who come at once: a second would have to wait for the first one's task.
-    auto told = std::make_shared<Wakeup>(executor_);
-    check_waiters_.push_back(told);
-    co_await told->wait();
-    co_return cancel.cancelled() || phase_ == BackendPhase::ready;
-  }
-  if (same && scheduler_.leased() == 0 && foreign_ == 0) {
-    const Checking checking(*this);
-    Result<std::vector<SlotInfo>> infos = co_await api_.slots(cancel);
-    if (cancel.cancelled()) co_return true;
-    same = infos.has_value() && infos->size() >= slots_.slots().size();
-    if (same) {
-      // The probe used a slot, and tasks are numbered upwards: where none was used, or the numbers went back, it is another
-      // process (older builds tell in no other way).
-      std::int64_t latest = -1;
-      for (const SlotInfo& info : *infos) latest = std::max(latest, info.n_prompt_tokens ? std::max<std::int64_t>(info.id_task, 0) : -1);
-      same = latest >= 0 && latest >= last_task_;
-      last_task_ = latest;
-    }
-    if (same && probe_.lora != "[]") {
-      // Adapters can be switched at run time, behind our back too.
-      Result<std::string> lora = co_await api_.lora_adapters(cancel);
-      same = lora && *lora == probe_.lora;
-    }
-    if (same) believe(*infos);
-  }
-  if (!same && phase_ == BackendPhase::ready) {
-    spdlog::log(shared_ == nullptr ? spdlog::level::warn : spdlog::level::info, "{} is not the one that was probed any more: probing it again", label());
-    suspect_down();
-  }
-  co_return same;
-}
-
 std::string CachedBackend::rates_key() const { return fmt::format("rates:{}", static_cast<std::int64_t>(probe_.name_space)); }
-
-CachedBackend::Checking::~Checking() {
-  backend_->checking_ = false;
-  for (const std::shared_ptr<Wakeup>& waiter : std::exchange(backend_->check_waiters_, {})) waiter->notify();
-}
 
 CachedBackend::Foreign::Foreign(CachedBackend& backend) : backend_(&backend) {
   ++backend.foreign_;
@@ -391,29 +339,6 @@ void CachedBackend::note_foreign_started(bool other_weights) {
     if (probe_.clears_idle && !other_weights) note_backend_cache(state.known, state.resume_points);
     slots_.forget(state.id);
   }
-}
-
-void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
-  std::vector<SlotTable::Length> lengths;
-  for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens});
-  slots_.believe_lengths(lengths);
-}
-
-// Where tasks ran whose slot the backend chose, unless that is known already.
-Task<void> CachedBackend::find_chosen() {
-  const auto slots = std::as_const(slots_).slots();
-  if (std::none_of(slots.begin(), slots.end(), [](const SlotState& state) { return state.chosen_for_us; })) co_return;
-  Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
-  if (infos) believe(*infos);
-}
-
-Task<void> CachedBackend::look_at_slots() {
-  // While something runs is not the moment to ask; a slot that was overwritten shows when it is next used.
-  if (phase_ == BackendPhase::ready && scheduler_.leased() == 0 && foreign_ == 0 && co_await may_touch()) {
-    Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
-    if (infos) believe(*infos);
-  }
-  schedule_write_back();
 }
 
 void CachedBackend::schedule_write_back() {

@@ -86,17 +86,6 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   co_return Result<void>{};
 }
 
-// llama-server would put a slot action off until that request ends, and what it has put off besides for longer: ending an action, it
-// does not begin the next of those (seen with build 11669).
-Task<bool> CachedBackend::taken(int slot) {
-  if (foreign_ == 0) co_return false;
-  const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
-  if (!infos) co_return false;
-  const bool busy = std::any_of(infos->begin(), infos->end(), [&](const SlotInfo& info) { return info.id == slot && info.processing; });
-  if (busy) slots_.forget(slot);
-  co_return busy;
-}
-
 ResultTask<void> CachedBackend::wash(int slot) {
   note_task_started(slot);
   Result<void> washed = co_await api_.wash(slot, *background_);
