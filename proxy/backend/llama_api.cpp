@@ -38,6 +38,11 @@ std::string beginning_of(std::string_view body) {
   return text;
 }
 
+// A router says it in its own name when it could not reach the process of a model, which may last no longer than a moment.
+bool came_to_nobody(const Upstream::Answer& answer) {
+  return answer.head.status == 500 && answer.body.find("Could not establish connection") != std::string::npos;
+}
+
 Result<json::value> parse(std::string_view text, std::string_view target) {
   boost::system::error_code error;
   json::value value = json::parse(text, error);
@@ -141,36 +146,35 @@ std::string LlamaApi::with_model(std::string_view body) const {
 
 ResultTask<std::string> LlamaApi::get(std::string_view target, CancelSource& cancel, Loading loading) {
   const RequestHead request = head("GET", target, loading);
-  Upstream::CallOptions options;
-  options.timeout = loading == Loading::allowed ? load_timeout : quick_timeout;
-  Result<Upstream::Answer> answer = co_await upstream_.call(request, {}, options, cancel);
-  if (!answer) co_return answer.error();
-  if (answer->head.status / 100 != 2) {
-    Error error = upstream_error(ErrorCode::rejected, fmt::format("GET {}: {}", target, beginning_of(answer->body)));
-    error.status = answer->head.status;
-    co_return error;
-  }
-  co_return std::move(answer->body);
+  co_return co_await call(request, target, {}, loading == Loading::allowed ? load_timeout : quick_timeout, cancel);
 }
 
 ResultTask<std::string> LlamaApi::post(std::string_view target, std::string_view body, milliseconds timeout,
                                        CancelSource& cancel) {
   const RequestHead request = head("POST", target);
-  Upstream::CallOptions options;
-  options.timeout = timeout;
   std::string named;
   if (!route_.model.empty()) {
     named = with_model(body);
     body = named;
   }
-  Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
-  if (!answer) co_return answer.error();
-  if (answer->head.status / 100 != 2) {
-    Error error = upstream_error(ErrorCode::rejected, fmt::format("POST {}: {}", target, beginning_of(answer->body)));
+  co_return co_await call(request, target, body, timeout, cancel);
+}
+
+ResultTask<std::string> LlamaApi::call(const RequestHead& request, std::string_view target, std::string_view body, milliseconds timeout,
+                                       CancelSource& cancel) {
+  Upstream::CallOptions options;
+  options.timeout = timeout;
+  for (bool again = true;; again = false) {
+    Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
+    if (!answer) co_return answer.error();
+    if (answer->head.status / 100 == 2) co_return std::move(answer->body);
+    const bool nobody = came_to_nobody(*answer);
+    if (nobody && again) continue;
+    const ErrorCode code = nobody ? ErrorCode::refused : ErrorCode::rejected;
+    Error error = upstream_error(code, fmt::format("{} {}: {}", request.method, target, beginning_of(answer->body)));
     error.status = answer->head.status;
     co_return error;
   }
-  co_return std::move(answer->body);
 }
 
 ResultTask<bool> LlamaApi::healthy(CancelSource& cancel) {

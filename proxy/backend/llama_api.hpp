@@ -142,6 +142,9 @@ class LlamaApi {
   ResultTask<std::string> get(std::string_view target, CancelSource& cancel, Loading loading = Loading::never);
   ResultTask<std::string> post(std::string_view target, std::string_view body, std::chrono::milliseconds timeout,
                                CancelSource& cancel);
+  // Errors: rejected, with the status; refused where nobody got it.
+  ResultTask<std::string> call(const RequestHead& request, std::string_view target, std::string_view body, std::chrono::milliseconds timeout,
+                               CancelSource& cancel);
   RequestHead head(std::string_view method, std::string_view target, Loading loading = Loading::never) const;
   std::string with_model(std::string_view body) const;  // a JSON object
   ResultTask<BackendProps> read_props(Loading loading, CancelSource& cancel);

@@ -214,6 +214,27 @@ TEST_F(LlamaApiTest, SlotActionsThatAreOff) {
   EXPECT_THAT(refused.error().context, HasSubstr("Unable to restore"));
 }
 
+// On a busy machine a router answered a save so, and Cairn said that the disk was full.
+TEST_F(LlamaApiTest, WhatARouterCouldNotPassOnIsSentOnceMoreAndIsNoRefusal) {
+  const std::string unreachable = R"({"error":{"code":500,"message":"proxy error: Could not establish connection","type":"server_error"}})";
+  int replies = 0;
+  upstream_.answer_with([&](const RequestHead&, std::string_view) -> Result<ScriptedUpstream::Reply> {
+    if (replies++ == 0) return ScriptedUpstream::Reply{500, unreachable};
+    return ScriptedUpstream::Reply{200, R"({"n_saved":7,"n_written":300})"};
+  });
+  const auto saved = run_to_end(api_.save(0, "f", cancel_));
+  ASSERT_TRUE(saved);
+  EXPECT_EQ(saved->n_tokens, 7);
+  upstream_.answer_with([&](const RequestHead&, std::string_view) -> Result<ScriptedUpstream::Reply> {
+    return ScriptedUpstream::Reply{500, unreachable};
+  });
+  upstream_.calls = 0;
+  const auto failed = run_to_end(api_.save(0, "f", cancel_));
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().code, ErrorCode::refused);
+  EXPECT_EQ(upstream_.calls, 2);
+}
+
 TEST_F(LlamaApiTest, Wash) {
   answers(R"({"timings":{"prompt_n":1}})");
   ASSERT_TRUE(run_to_end(api_.wash(3, cancel_)));
