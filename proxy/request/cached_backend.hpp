@@ -89,8 +89,10 @@ class CachedBackend {
   // Somebody found nobody listening, or a dead connection: look again.
   void suspect_down();
   // Before a prompt is understood: is it still the process (and the model) that was probed? False: it is not, or does not
-  // answer; all beliefs are gone and a probe is under way. Costs a short call, two when nothing runs.
+  // answer; all beliefs are gone and a probe is under way. Costs a short call, and another beside it when nothing runs.
   Task<bool> still_the_same(CancelSource& cancel);
+  // Its server has no other: a call that the model sleeps through, or is not there for, wakes and loads nobody else's.
+  bool only_model() const { return shared_ == nullptr; }
 
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
@@ -241,6 +243,7 @@ class CachedBackend {
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);
+  Task<bool> believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel);
   Task<void> find_chosen();
   Task<void> look_at_slots();
   Task<void> watch();

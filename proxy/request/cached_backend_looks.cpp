@@ -1,7 +1,11 @@
 // What the backend says of itself and its slots: whether it is the process that was probed, and what is believed of its slots.
 #include <spdlog/spdlog.h>
 
+#include <boost/asio/experimental/awaitable_operators.hpp>
+
 #include <algorithm>
+#include <optional>
+#include <tuple>
 #include <utility>
 
 #include "request/cached_backend.hpp"
@@ -18,41 +22,57 @@ Task<bool> CachedBackend::same_process(CancelSource& cancel) {
 }
 
 Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
-  bool same = co_await same_process(cancel);
-  if (cancel.cancelled()) co_return true;
+  using namespace boost::asio::experimental::awaitable_operators;
   // Polling slots while something runs would put off the backend's notice of a client that left.
-  if (same && checking_) {
+  const auto may_look = [this] { return scheduler_.leased() == 0 && foreign_ == 0; };
+  bool same = false;
+  std::optional<Checking> checking;
+  std::optional<Result<std::vector<SlotInfo>>> infos;
+  if (only_model() && !checking_ && may_look()) {
+    checking.emplace(*this);
+    std::tie(same, infos) = co_await (same_process(cancel) && api_.slots(cancel));
+  } else {
+    same = co_await same_process(cancel);
+  }
+  if (cancel.cancelled()) co_return true;
+  if (same && !checking && checking_) {
     // One look serves all who come at once: a second would have to wait for the first one's task.
     auto told = std::make_shared<Wakeup>(executor_);
     check_waiters_.push_back(told);
     co_await told->wait();
     co_return cancel.cancelled() || phase_ == BackendPhase::ready;
   }
-  if (same && scheduler_.leased() == 0 && foreign_ == 0) {
-    const Checking checking(*this);
-    Result<std::vector<SlotInfo>> infos = co_await api_.slots(cancel);
+  if (same && !checking && may_look()) {
+    checking.emplace(*this);
+    infos = co_await api_.slots(cancel);
     if (cancel.cancelled()) co_return true;
-    same = infos.has_value() && infos->size() >= slots_.slots().size();
-    if (same) {
-      // The probe used a slot, and tasks are numbered upwards: where none was used, or the numbers went back, it is another
-      // process (older builds tell in no other way).
-      std::int64_t latest = -1;
-      for (const SlotInfo& info : *infos) latest = std::max(latest, info.n_prompt_tokens ? std::max<std::int64_t>(info.id_task, 0) : -1);
-      same = latest >= 0 && latest >= last_task_;
-      last_task_ = latest;
-    }
-    if (same && probe_.lora != "[]") {
-      // Adapters can be switched at run time, behind our back too.
-      Result<std::string> lora = co_await api_.lora_adapters(cancel);
-      same = lora && *lora == probe_.lora;
-    }
-    if (same) believe(*infos);
   }
+  if (same && infos) same = co_await believe_all(*infos, cancel);
+  if (cancel.cancelled()) co_return true;
   if (!same && phase_ == BackendPhase::ready) {
-    spdlog::log(shared_ == nullptr ? spdlog::level::warn : spdlog::level::info, "{} is not the one that was probed any more: probing it again", label());
+    spdlog::log(only_model() ? spdlog::level::warn : spdlog::level::info, "{} is not the one that was probed any more: probing it again", label());
     suspect_down();
   }
   co_return same;
+}
+
+// False: it is another process, or has other adapters.
+Task<bool> CachedBackend::believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel) {
+  if (!infos || infos->size() < slots_.slots().size()) co_return false;
+  // The probe used a slot, and tasks are numbered upwards: where none was used, or the numbers went back, it is another
+  // process (older builds tell in no other way).
+  std::int64_t latest = -1;
+  for (const SlotInfo& info : *infos) latest = std::max(latest, info.n_prompt_tokens ? std::max<std::int64_t>(info.id_task, 0) : -1);
+  const bool same = latest >= 0 && latest >= last_task_;
+  last_task_ = latest;
+  if (!same) co_return false;
+  if (probe_.lora != "[]") {
+    // Adapters can be switched at run time, behind our back too.
+    const Result<std::string> lora = co_await api_.lora_adapters(cancel);
+    if (!lora || *lora != probe_.lora) co_return false;
+  }
+  believe(*infos);
+  co_return true;
 }
 
 CachedBackend::Checking::~Checking() {

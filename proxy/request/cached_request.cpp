@@ -2,8 +2,11 @@
 
 #include <spdlog/spdlog.h>
 
+#include <boost/asio/experimental/awaitable_operators.hpp>
+
 #include <algorithm>
 #include <chrono>
+#include <tuple>
 #include <utility>
 
 #include "request/api_key.hpp"
@@ -79,6 +82,7 @@ Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
 
 // Whether the cache can serve this request; prompt_ is set when it can.
 Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
+  using namespace boost::asio::experimental::awaitable_operators;
   Result<PromptBody> parsed = parse_prompt_body(form, body_);
   if (!parsed) co_return NoCacheReason::unreadable_body;
   parsed_ = std::move(*parsed);
@@ -89,23 +93,26 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   if (!knows_the_key()) co_return NoCacheReason::other_key;
   if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
   turn_ = co_await backend_.begin_turn(downstream_.cancel());
-  if (!co_await backend_.still_the_same(downstream_.cancel())) {
+  // The answers of a process that was replaced meanwhile are not used, so both may be asked for at once.
+  const bool at_once = backend_.only_model() && form != PromptForm::infill;
+  Result<Tokens> tokens = Tokens{};
+  bool same = false;
+  if (at_once) {
+    record_.enter(Step::tokenize);
+    std::tie(same, tokens) = co_await (backend_.still_the_same(downstream_.cancel()) && tokenize(form));
+  } else {
+    same = co_await backend_.still_the_same(downstream_.cancel());
+  }
+  if (!same) {
     turn_.end();  // it may have to be loaded, and others to make room
     if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
     turn_ = co_await backend_.begin_turn(downstream_.cancel());
   }
-
   // What the backend clears there comes back only to requests that leave the slot to it.
   if (!own_weights() && backend_.probe().clears_idle) co_return NoCacheReason::lora;
-
-  record_.enter(Step::tokenize);
-  Result<Tokens> tokens = Tokens{};
-  if (form == PromptForm::completion) {
-    tokens = co_await tokenize_completion();
-  } else if (form == PromptForm::infill) {
-    tokens = co_await tokenize_infill();
-  } else {
-    tokens = co_await tokenize_chat(form == PromptForm::chat ? body_ : parsed_.chat);
+  if (!at_once || !same) {
+    record_.enter(Step::tokenize);
+    tokens = co_await tokenize(form);
   }
   if (!tokens) {
     if (parsed_.has_media) co_return NoCacheReason::media;
@@ -145,8 +152,15 @@ Task<bool> CachedRequest::derived_right() {
   co_return false;
 }
 
+ResultTask<Tokens> CachedRequest::tokenize(PromptForm form) {
+  if (form == PromptForm::completion) co_return co_await tokenize_completion();
+  if (form == PromptForm::infill) co_return co_await tokenize_infill();
+  co_return co_await tokenize_chat(form == PromptForm::chat ? body_ : parsed_.chat);
+}
+
 ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   LlamaApi& api = backend_.api();
+  suffix_tokens_ = system_tokens_ = 0;
   Result<std::string> text = co_await api.apply_template(chat, downstream_.cancel());
   if (!text) co_return text.error();
   // However it was spelled or is called: where media were, the backend's text says so.

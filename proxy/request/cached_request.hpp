@@ -28,6 +28,7 @@ class CachedRequest {
 
  private:
   Task<NoCacheReason> understand(PromptForm form);
+  ResultTask<Tokens> tokenize(PromptForm form);
   ResultTask<Tokens> tokenize_chat(const std::string& chat);
   Task<bool> derived_right();
   ResultTask<Tokens> tokenize_completion();

@@ -60,6 +60,7 @@ ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special
     }
   }
 
+  const std::uint64_t era = era_;
   const Split split = best_split(text, add_special, parse_special);
   if (split.found) {
     // The entry may be forgotten while we wait: copy what is kept.
@@ -99,7 +100,7 @@ ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special
         ++tails_;
         failed_splits_ = 0;
         Tokens tokens = grown.tokens;
-        remember(std::move(grown));
+        remember(std::move(grown), era);
         co_return tokens;
       }
     }
@@ -126,7 +127,7 @@ ResultTask<Tokens> TokenMemo::tokenize(const std::string& text, bool add_special
     entry.ends.push_back(static_cast<std::uint32_t>(byte));
   }
   if (byte != text.size()) entry.ends.clear();  // normalised text: cannot be split
-  remember(std::move(entry));
+  remember(std::move(entry), era);
   co_return std::move(whole->tokens);
 }
 
@@ -140,8 +141,8 @@ std::size_t TokenMemo::tokens_in_tail(std::string_view text, std::size_t bytes) 
   return 0;
 }
 
-void TokenMemo::remember(Entry entry) {
-  if (entry.bytes() > max_bytes_) return;
+void TokenMemo::remember(Entry entry, std::uint64_t era) {
+  if (era != era_ || entry.bytes() > max_bytes_) return;
   bytes_ += entry.bytes();
   entries_.push_front(std::move(entry));
   while (bytes_ > max_bytes_) {
@@ -162,6 +163,7 @@ void TokenMemo::reset() {
 }
 
 void TokenMemo::clear() {
+  ++era_;
   entries_.clear();
   bytes_ = 0;
 }

@@ -58,13 +58,14 @@ class TokenMemo {
     std::size_t from_byte = 0;     // where the new tokenization begins
   };
   Split best_split(std::string_view text, bool add_special, bool parse_special) const;
-  void remember(Entry entry);
+  void remember(Entry entry, std::uint64_t era);
   void clear();
 
   LlamaApi& api_;
   std::size_t max_bytes_;
   std::size_t bytes_ = 0;
   Entries entries_;  // most recently used first
+  std::uint64_t era_ = 0;  // what was asked for in an earlier one may be another tokenizer's
   bool trusted_ = true;
   int failed_splits_ = 0;  // in a row
   std::uint64_t whole_texts_ = 0;

@@ -103,6 +103,8 @@ class ScriptedBackend:
         self.no_saving = "This server does not support slots action. Start it with `--slot-save-path`"
         self.hold_save = None           # an Event: a slot is not saved before it is set
         self.hold_restore = None        # likewise; it goes on when whoever asked for it has hung up
+        self.hold_props = None          # an Event: which process it is, is not told before it is set
+        self.misreads = False           # another tokenizer than the one it computes with
         self.filler = []                # contents of events after the first chunk of a client's stream
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
         self.omit_probabilities = 0     # of so many answers
@@ -320,6 +322,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/health":
             self.reply({"status": "ok"})
         elif path == "/props":
+            if backend.hold_props is not None:
+                backend.hold_props.wait(60)
             self.reply({"total_slots": len(backend.slots), "model_path": "/nowhere/model.gguf", "build_info": "b1-scripted",
                         "chat_template": "scripted", "media_marker": f"<__media_{backend.process}__>",
                         "endpoint_slots": True, "endpoint_metrics": True, "is_sleeping": False})
@@ -357,7 +361,7 @@ class _Handler(BaseHTTPRequestHandler):
             backend.calls.append(call)
         try:
             if path == "/tokenize":
-                pieces = [{"id": byte, "piece": [byte]} for byte in body["content"].encode()]
+                pieces = [{"id": byte ^ backend.misreads, "piece": [byte]} for byte in body["content"].encode()]
                 self.reply({"tokens": pieces if body.get("with_pieces") else [piece["id"] for piece in pieces]})
             elif path == "/apply-template":
                 self.reply({"prompt": render(body)})

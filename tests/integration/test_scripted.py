@@ -277,6 +277,51 @@ def test_another_model_under_the_same_port(rig):
     assert rig.backend.slot_actions("restore"), "the state of these weights was not used"
 
 
+def ask_while_props_are_held(rig, text, meanwhile, *, misreads=False):
+    """The answer to a prompt of text; `meanwhile` is called before the backend says which process it is."""
+    backend = rig.start(state_version=4)
+    assert rig.right(prompt(LONG, 1))
+    rig.settle()
+    backend.forget_calls()
+    backend.misreads = misreads
+    backend.hold_props = threading.Event()
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(rig.ask(text)))
+    client.start()
+    try:
+        wait_until(lambda: backend.of(lambda call: call.path == "/tokenize" and call.answered.is_set()), "the prompt was tokenized")
+        meanwhile(backend)
+    finally:
+        backend.hold_props.set()
+        client.join(60)
+    return answers[0]
+
+
+def test_a_prompt_is_tokenized_while_the_backend_is_asked_who_it_is(rig):
+    """One call after another, a prompt of 1,000 tokens waited 6 of its 270 ms for them."""
+    text = bytes(prompt(LONG, 2)).decode()
+
+    def slots_are_looked_at(backend):
+        wait_until(lambda: backend.of(lambda call: call.path == "/slots"), "the slots are looked at")
+
+    assert ask_while_props_are_held(rig, text, slots_are_looked_at)["content"] == rig.backend.expected(list(text.encode()))
+    assert len(rig.backend.of(lambda call: call.path == "/tokenize")) == 1
+
+
+def test_what_a_replaced_backend_made_of_a_prompt_is_not_used(rig):
+    text = bytes(prompt(LONG, 2)).decode()
+    tokens = list(text.encode())
+
+    def replaced(backend):
+        backend.process = "another"
+        backend.misreads = False
+
+    assert ask_while_props_are_held(rig, text, replaced, misreads=True)["content"] == rig.backend.expected(tokens)
+    pieces = rig.backend.of(lambda call: call.is_piece)
+    assert pieces and all(call.body["prompt"] == tokens[:len(call.body["prompt"])] for call in pieces)
+    assert len(rig.backend.of(lambda call: call.path == "/tokenize")) == 2
+
+
 def test_another_model_while_cairn_was_away(rig):
     rig.start(state_version=4, weights="a")
     first = prompt(LONG, 1)

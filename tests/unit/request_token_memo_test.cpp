@@ -135,6 +135,7 @@ class TokenMemoTest : public ::testing::Test {
       EXPECT_TRUE(is_utf8(content));  // never cut within a character
       if (failing_) return upstream_error(ErrorCode::closed, "down");
       content_bytes_ += content.size();
+      if (replaced_meanwhile_) memo_->reset();
       Pieces pieces = tokenizer_(content);
       if (value.at("add_special").as_bool() && begin_token_) pieces.insert(pieces.begin(), *begin_token_);
       ScriptedUpstream::Reply reply;
@@ -170,6 +171,7 @@ class TokenMemoTest : public ::testing::Test {
   std::function<Pieces(std::string_view)> tokenizer_ = RandomBpe(7);
   std::optional<Piece> begin_token_;
   bool failing_ = false;
+  bool replaced_meanwhile_ = false;
   std::size_t content_bytes_ = 0;
   ScriptedUpstream upstream_;
   LlamaApi api_{upstream_, ""};
@@ -329,6 +331,22 @@ TEST_F(TokenMemoTest, TroubleIsAnErrorAndNothingIsRemembered) {
   CancelSource left;
   left.cancel();
   EXPECT_EQ(run_to_end(memo_->tokenize("something new", false, left)).error().code, ErrorCode::cancelled);
+}
+
+// A prompt is tokenized while Cairn still finds out whether the backend is another one.
+TEST_F(TokenMemoTest, WhatWasAskedBeforeAnotherBackendCameIsNotRemembered) {
+  std::mt19937 random(chosen_seed());
+  const std::string text = prose(random, 10'000);
+  replaced_meanwhile_ = true;
+  cost(text);
+  replaced_meanwhile_ = false;
+  EXPECT_EQ(cost(text), text.size());
+  EXPECT_EQ(cost(text), 0u);
+  replaced_meanwhile_ = true;
+  const std::string longer = text + prose(random, 500);
+  cost(longer);
+  replaced_meanwhile_ = false;
+  EXPECT_EQ(cost(longer), longer.size());
 }
 
 TEST_F(TokenMemoTest, TheOldestAreForgotten) {
