@@ -35,6 +35,7 @@ struct Input {
   CostModel costs = machine(1000, 1e9);
   std::vector<WaitOption> waits;
   std::uint32_t in_backend_cache = 0;
+  std::uint32_t cache_context_checkpoints = 0;
   std::uint32_t running = 0;
   bool can_empty = false;
   bool backend_cache_used = false;
@@ -45,6 +46,7 @@ struct Input {
     input.restores = restores;
     input.waits = waits;
     input.in_backend_cache = in_backend_cache;
+    input.cache_context_checkpoints = cache_context_checkpoints;
     input.running = running;
     input.costs = &costs;
     input.can_save = can_save;
@@ -398,6 +400,21 @@ TEST(Planner, TheBackendsCacheIsMemoryAndCheaperThanAFastPrefill) {
   input.costs = machine(30'000, 3e8, 1e-12, 0.001);  // 0.16 s to compute again, 0.4 s from a file, 0.03 s from memory
   input.in_backend_cache = 5'900;
   EXPECT_EQ(make_plan(input.view())->source, Source::backend);
+}
+
+// On an H100 recorded sessions had 1.16 times as much computed as without Cairn: what a pinned slot computed anew was in the server's cache.
+TEST(Planner, WhatTheBackendHoldsIsLeftToItRatherThanComputedAnew) {
+  Input input;
+  input.prompt = 2'000;
+  input.slots = {slot(0, 0, 0)};
+  input.costs = machine(12'000, 1e9, 1e-9, 0.1);  // 0.27 s for all, 0.11 s for the rest
+  for (int i = 0; i < 200; ++i) input.costs.observe_state(1000, 2, 2 * 77e6, 2 * 77e6 + 10e6);
+  input.in_backend_cache = 1'984;
+  input.cache_context_checkpoints = 6;
+  ASSERT_GT(0.12 + 6 * 77e6 / 4e9, 0.8 * input.costs.prefill_seconds(0, 2'000));
+  EXPECT_EQ(make_plan(input.view())->source, Source::backend);
+  input.cache_context_checkpoints = 30;  // longer to copy than to compute
+  EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
 }
 
 TEST(Planner, ARestoreStallsThoseThatRun) {
