@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/populated_memory.hpp"
 #include "prefix/child_table.hpp"
 #include "prefix/token_arena.hpp"
 #include "prefix/tokens.hpp"
@@ -162,6 +163,7 @@ class PrefixTree {
       }
       if ((used >> kPoolLog2) == blocks.size()) {
         blocks.push_back(std::make_unique_for_overwrite<Record[]>(std::size_t{1} << kPoolLog2));
+        if (used > 0) populate(blocks.back().get(), sizeof(Record) << kPoolLog2);  // a small tree may stay small
       }
       return used++;
     }

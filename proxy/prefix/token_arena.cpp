@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "base/populated_memory.hpp"
+
 namespace cairn {
 
 TokenArena::Offset TokenArena::allocate(TokenSpan tokens) {
@@ -106,6 +108,7 @@ TokenArena::Offset TokenArena::reserve(std::uint32_t count_tokens) {
   for (std::uint64_t block = next_ >> block_log2_; block <= last; ++block) {
     if (!blocks_[block]) {
       blocks_[block] = std::make_unique_for_overwrite<Token[]>(block_tokens());
+      if (block_count_ > 0) populate(blocks_[block].get(), block_tokens() * sizeof(Token));  // a small tree may stay small
       ++block_count_;
     }
   }
