@@ -76,6 +76,27 @@ PrefixTree::InsertResult PrefixTree::insert(TokenSpan tokens, std::int64_t now_m
   return result;
 }
 
+// Each step needs what the one before has fetched: the table's slot, then the node, then its tokens and neighbours.
+void PrefixTree::announce(TokenSpan tokens) {
+  if (tokens.empty() || children_.size() == 0) return;
+  constexpr std::size_t apart = kAnnouncedAhead / 3;
+  const auto child = [&](std::size_t announced_before) {
+    const std::uint32_t hash = announced_[(announcements_ - announced_before) % kAnnouncedAhead];
+    return children_.find(hash, [](NodeId) { return true; });
+  };
+  const std::uint32_t hash = ChildTable::hash(kRoot, tokens.front());
+  announced_[++announcements_ % kAnnouncedAhead] = hash;
+  children_.prefetch(hash);
+  if (const NodeId near = child(apart); near != kNone) __builtin_prefetch(&at(near));
+  if (const NodeId next = child(2 * apart); next != kNone) {
+    const Node& node = at(next);
+    arena_.prefetch<1>(node.edge_offset);
+    for (const NodeId neighbour : {node.previous_sibling, node.next_sibling, node.older, node.newer}) {
+      if (neighbour < nodes_.used) __builtin_prefetch(&at(neighbour));
+    }
+  }
+}
+
 PrefixTree::Match PrefixTree::match(TokenSpan tokens) const {
   Match match;
   std::size_t depth = 0;

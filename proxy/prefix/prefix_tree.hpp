@@ -9,6 +9,7 @@
 // node or has a mark at the node's end; a mark at the end of a node stays with that very id through every split.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -65,6 +66,11 @@ class PrefixTree {
   // leaves in mid-edge: the lower part keeps its id, the upper gets a new one. "Least recently used" means the order of
   // these calls, not `now_ms`: who loads a saved tree inserts the oldest first.
   InsertResult insert(TokenSpan tokens, std::int64_t now_ms);
+
+  // Says that insert() of these tokens will come, after some others: what it meets at the root is fetched meanwhile. Worth it
+  // for who inserts many short sequences, announcing each kAnnouncedAhead before it is inserted.
+  static constexpr std::size_t kAnnouncedAhead = 12;
+  void announce(TokenSpan tokens);
 
   // The longest known prefix. Good until the next call that is not const. Does not count as a use.
   Match match(TokenSpan tokens) const;
@@ -216,6 +222,8 @@ class PrefixTree {
   NodeId newest_ = kNone;
   std::size_t node_count_ = 0;
   std::size_t mark_count_ = 0;
+  std::array<std::uint32_t, kAnnouncedAhead> announced_{};  // hashes of the latest, in turn
+  std::size_t announcements_ = 0;
 };
 
 }  // namespace cairn

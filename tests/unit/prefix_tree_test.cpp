@@ -287,6 +287,24 @@ TEST(PrefixTree, MovesAsAWhole) {
   EXPECT_EQ(other.check_invariants(), "");
 }
 
+TEST(PrefixTree, AnnouncingChangesNothing) {
+  PrefixTree announced(PrefixTree::Options{4}), plain(PrefixTree::Options{4});
+  std::mt19937 random(7);
+  std::vector<Tokens> prompts;
+  for (int i = 0; i < 400; ++i) prompts.push_back(counting(1 + random() % 20, static_cast<Token>(random() % 50)));
+  announced.announce(prompts.front());  // in an empty tree
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (i + PrefixTree::kAnnouncedAhead < prompts.size()) announced.announce(prompts[i + PrefixTree::kAnnouncedAhead]);
+    if (i % 7 == 0) announced.announce({});
+    const auto left = announced.insert(prompts[i], static_cast<std::int64_t>(i));
+    const auto right = plain.insert(prompts[i], static_cast<std::int64_t>(i));
+    ASSERT_EQ(left.leaf, right.leaf);
+    ASSERT_EQ(left.matched_tokens, right.matched_tokens);
+    if (i % 50 == 49) ASSERT_EQ(announced.trim(100), plain.trim(100));
+    ASSERT_EQ(announced.check_invariants(), "");
+  }
+}
+
 TEST(PrefixTree, DoesWhatTheNaiveTreeDoes) {
   const char* given = std::getenv("CAIRN_TEST_SEED");
   const auto seed = static_cast<std::uint32_t>(given ? std::strtoul(given, nullptr, 10) : std::random_device()());
