@@ -30,7 +30,11 @@ ResultTask<std::size_t> Catalogue::load() {
   CheckpointStore::TokenVisitor visitor = [this](const CheckpointRecord& record, TokenSpan tokens) {
     attach(record, tokens, record.last_used_unix_ms);
   };
-  return store_.load_tokens(std::move(visitor));
+  CheckpointStore::TokenVisitor announce = [this](const CheckpointRecord& record, TokenSpan tokens) {
+    if (const auto tree = trees_.find(record.namespace_id); tree != trees_.end()) tree->second->announce(tokens);
+  };
+  static_assert(CheckpointStore::announced_ahead >= PrefixTree::kAnnouncedAhead);
+  return store_.load_tokens(std::move(visitor), std::move(announce));
 }
 
 Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms) {

@@ -340,17 +340,17 @@ Result<Index::TokenBatch> Index::tokens_after(CheckpointId id, std::size_t enoug
                  "WHERE id>? ORDER BY id");
   read.integer(static_cast<std::int64_t>(id));
   TokenBatch batch;
-  for (std::size_t found = 0; found < enough;) {
+  while (batch.tokens.size() + batch.rows.size() < enough) {
     auto row = read.step();
     if (!row) return row.error();
     if (!*row) break;
     const std::int64_t count = read.integer_at(1);
-    Result<Tokens> tokens = corrupt("negative token count");
+    Result<void> appended = corrupt("negative token count");
     if (count >= 0) {
-      tokens = decode_tokens(read.bytes_at(3), static_cast<std::uint64_t>(count), static_cast<std::uint64_t>(read.integer_at(2)));
+      appended = append_tokens(read.bytes_at(3), static_cast<std::uint64_t>(count), static_cast<std::uint64_t>(read.integer_at(2)), batch.tokens);
     }
-    found += 1 + (tokens ? tokens->size() : 0);
-    batch.emplace_back(CheckpointId{read.integer_at(0)}, std::move(tokens));
+    batch.rows.push_back({CheckpointId{read.integer_at(0)}, static_cast<std::size_t>(count)});
+    if (!appended) batch.rows.back().tokens = appended.error();
   }
   return batch;
 }

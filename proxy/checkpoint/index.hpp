@@ -45,9 +45,17 @@ class Index {
   Result<void> update_checkpoints(const std::vector<CheckpointRecord>& records);
   Result<void> remove_checkpoints(const std::vector<CheckpointId>& ids);
   Result<Tokens> tokens(CheckpointId id);  // not_found, corrupt
-  // Those of the checkpoints with the next higher numbers, ascending, until they have `enough` tokens; empty at the end. Each is
-  // the tokens, or what is wrong with them (corrupt).
-  using TokenBatch = std::vector<std::pair<CheckpointId, Result<Tokens>>>;
+  // Tokens of many checkpoints, in one piece: of short prompts there may be a million.
+  struct TokenBatch {
+    struct Row {
+      CheckpointId id{};
+      Result<std::size_t> tokens;  // how many of `tokens`, in turn; or what is wrong with them
+    };
+    std::vector<Row> rows;
+    Tokens tokens;
+  };
+  // Those of the checkpoints with the next higher numbers, ascending, until they have `enough` tokens; empty at the end. Tokens
+  // that are not what was written are `corrupt` in their row.
   Result<TokenBatch> tokens_after(CheckpointId id, std::size_t enough);
 
   Result<std::map<std::string, std::string>> settings();

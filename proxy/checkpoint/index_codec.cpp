@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <span>
 #include <sstream>
 #include <utility>
 
@@ -100,9 +101,10 @@ std::string encode_tokens(TokenSpan tokens) {
   return out;
 }
 
-Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash) {
-  if (count > blob.size()) return corrupt("fewer bytes than tokens");
-  Tokens tokens(static_cast<std::size_t>(count));
+namespace {
+
+// Fills `tokens`.
+Result<void> decode(std::string_view blob, std::uint64_t hash, std::span<Token> tokens) {
   for (Token& token : tokens) {
     std::uint32_t id = 0;
     if (blob.size() >= 3 && static_cast<signed char>(blob[0]) < 0 && static_cast<signed char>(blob[1]) < 0 &&
@@ -118,6 +120,23 @@ Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::ui
   }
   if (!blob.empty()) return corrupt("bytes behind the last token");
   if (hash_tokens(tokens) != hash) return corrupt("tokens do not match their hash");
+  return {};
+}
+
+}  // namespace
+
+Result<void> append_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash, Tokens& tokens) {
+  if (count > blob.size()) return corrupt("fewer bytes than tokens");
+  const std::size_t before = tokens.size();
+  tokens.resize(before + static_cast<std::size_t>(count));
+  auto decoded = decode(blob, hash, std::span(tokens).subspan(before));
+  if (!decoded) tokens.resize(before);
+  return decoded;
+}
+
+Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash) {
+  Tokens tokens;
+  if (auto appended = append_tokens(blob, count, hash, tokens); !appended) return appended.error();
   return tokens;
 }
 

@@ -21,6 +21,8 @@ namespace cairn {
 std::string encode_tokens(TokenSpan tokens);
 // corrupt unless the blob holds exactly `count` tokens of this hash.
 Result<Tokens> decode_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash);
+// The same behind what `tokens` holds already; as it was on an error.
+Result<void> append_tokens(std::string_view blob, std::uint64_t count, std::uint64_t hash, Tokens& tokens);
 // XXH3-64 of the ids as little-endian 32-bit words.
 std::uint64_t hash_tokens(TokenSpan tokens);
 

@@ -170,8 +170,10 @@ class CheckpointStore {
   void on_worth(WorthOf worth) { worth_ = std::move(worth); }
 
   // Hands out the tokens of every checkpoint, in batches, for rebuilding the prefix tree; returns how many. An entry whose
-  // tokens do not match their hash is removed (bad_file).
-  ResultTask<std::size_t> load_tokens(TokenVisitor visitor);
+  // tokens do not match their hash is removed (bad_file). Of most of them `announce` is told
+  // `announced_ahead` turns before.
+  static constexpr std::size_t announced_ahead = 12;
+  ResultTask<std::size_t> load_tokens(TokenVisitor visitor, TokenVisitor announce = {});
   ResultTask<Tokens> tokens_of(CheckpointId id);
 
   // Makes room for a file of about so many bytes, evicting where needed. no_space when it cannot.

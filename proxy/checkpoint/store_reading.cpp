@@ -13,7 +13,7 @@
 
 namespace cairn {
 
-ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
+ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor, TokenVisitor announce) {
   // Small enough not to hold the I/O thread up, large enough for the trips to and fro not to matter.
   constexpr std::size_t batch_tokens = 1u << 18;
   const auto executor = co_await boost::asio::this_coro::executor;
@@ -34,10 +34,11 @@ ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
       if (batch || batch.error().code != ErrorCode::corrupt) return batch;
       // A damaged page: one by one, whatever can be read.
       Index::TokenBatch rest;
-      std::size_t tokens = 0;
-      for (auto at = std::upper_bound(expected.begin(), expected.end(), after); at != expected.end() && tokens < batch_tokens; ++at) {
-        rest.emplace_back(*at, index_->tokens(*at));
-        tokens += 1 + (rest.back().second ? rest.back().second->size() : 0);
+      auto at = std::upper_bound(expected.begin(), expected.end(), after);
+      for (; at != expected.end() && rest.tokens.size() + rest.rows.size() < batch_tokens; ++at) {
+        const auto tokens = index_->tokens(*at);
+        rest.rows.push_back({*at, tokens ? Result<std::size_t>(tokens->size()) : tokens.error()});
+        if (tokens) rest.tokens.insert(rest.tokens.end(), tokens->begin(), tokens->end());
       }
       return rest;
     };
@@ -56,24 +57,33 @@ ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor) {
     co_await coming->read.wait();
     if (!coming->batch) co_return coming->batch.error();
     const Index::TokenBatch batch = std::move(*coming->batch);
-    if (batch.empty()) break;
-    coming = fetch(batch.back().first);
-    for (const auto& [id, tokens] : batch) {
+    if (batch.rows.empty()) break;
+    coming = fetch(batch.rows.back().id);
+    TokenSpan rest = batch.tokens;
+    std::vector<std::pair<const CheckpointRecord*, TokenSpan>> good;
+    good.reserve(batch.rows.size());
+    for (const auto& [id, tokens] : batch.rows) {
       for (; next != expected.end() && *next < id; ++next) unread.push_back(*next);
       if (next != expected.end() && *next == id) ++next;
       if (!tokens && tokens.error().code != ErrorCode::corrupt && tokens.error().code != ErrorCode::not_found) {
         co_await coming->read.wait();
         co_return tokens.error();
       }
+      const TokenSpan own = rest.first(tokens ? *tokens : 0);
+      rest = rest.subspan(own.size());
       const auto entry = entries_.find(id);
       if (entry == entries_.end()) continue;
       if (!tokens) {
         unread.push_back(id);
         continue;
       }
-      visitor(entry->second.record, *tokens);
-      ++handed_out;
+      good.emplace_back(&entry->second.record, own);
     }
+    for (std::size_t i = 0; i < good.size(); ++i) {
+      if (announce && i + announced_ahead < good.size()) announce(*good[i + announced_ahead].first, good[i + announced_ahead].second);
+      visitor(*good[i].first, good[i].second);
+    }
+    handed_out += good.size();
   }
   unread.insert(unread.end(), next, expected.end());
   for (const CheckpointId id : unread) condemn(id, RemovalReason::bad_file);

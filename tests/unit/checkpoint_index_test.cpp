@@ -115,6 +115,47 @@ TEST(Index, KeepsEverythingAcrossOpens) {
   EXPECT_NE(*(*index)->add_checkpoint(a_record("two", 400), tokens), id);  // never used twice
 }
 
+TEST(Index, HandsOutTokensInBatches) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  std::vector<Tokens> written;
+  std::vector<CheckpointId> ids;
+  auto index = Index::open(path);
+  ASSERT_TRUE(index);
+  for (const std::size_t length : {3, 40, 1, 25, 7, 300}) {
+    written.push_back(tokens_of_length(length, static_cast<Token>(length)));
+    auto added = (*index)->add_checkpoint(a_record("of " + std::to_string(length), static_cast<std::uint32_t>(length)), written.back());
+    ASSERT_TRUE(added);
+    ids.push_back(*added);
+  }
+  raw_sql(path, "UPDATE checkpoint_tokens SET tokens=x'01' WHERE checkpoint_id=" + std::to_string(static_cast<std::int64_t>(ids[1])));
+  raw_sql(path, "UPDATE checkpoints SET token_count=-1 WHERE id=" + std::to_string(static_cast<std::int64_t>(ids[3])));
+  for (const std::size_t enough : {1, 30, 50, 1000}) {
+    std::size_t at = 0;
+    for (CheckpointId after{};;) {
+      const auto batch = (*index)->tokens_after(after, enough);
+      ASSERT_TRUE(batch);
+      if (batch->rows.empty()) break;
+      after = batch->rows.back().id;
+      TokenSpan rest = batch->tokens;
+      for (const auto& [id, tokens] : batch->rows) {
+        ASSERT_LT(at, ids.size());
+        EXPECT_EQ(id, ids[at]);
+        if (at == 1 || at == 3) {
+          EXPECT_EQ(tokens.error().code, ErrorCode::corrupt);
+        } else {
+          ASSERT_EQ(*tokens, written[at].size());
+          EXPECT_EQ(Tokens(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(*tokens)), written[at]);
+          rest = rest.subspan(*tokens);
+        }
+        ++at;
+      }
+      EXPECT_TRUE(rest.empty());
+    }
+    EXPECT_EQ(at, ids.size()) << enough;
+  }
+}
+
 TEST(Index, ANewerFormatIsRefusedAndLeftAlone) {
   const ScratchDirectory scratch;
   const std::string path = scratch.path() + "/index.sqlite";
