@@ -255,6 +255,7 @@ void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::in
   Place place;
   place.name_space = record.namespace_id;
   place.leaf = inserted.leaf;
+  place.positions.reserve(record.resume_positions.size() + 1);
   for (const std::uint32_t position : record.resume_positions) {
     if (position > 0 && position < record.token_count &&
         tree->attach(inserted.leaf, position, mark_of(record.id), MarkKind::inside)) {

@@ -8,8 +8,11 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <memory_resource>
+#include <unordered_map>
 #include <vector>
 
+#include "base/populated_memory.hpp"
 #include "checkpoint/evicted_states.hpp"
 #include "checkpoint/state_values.hpp"
 #include "checkpoint/store.hpp"
@@ -122,7 +125,8 @@ class Catalogue {
   CheckpointStore& store_;
   std::uint64_t max_tree_tokens_;
   std::map<NamespaceId, std::unique_ptr<PrefixTree>> trees_;
-  std::map<CheckpointId, Place> places_;
+  std::pmr::unsynchronized_pool_resource place_memory_{{.max_blocks_per_chunk = 4096}, &populated_memory()};
+  std::pmr::unordered_map<CheckpointId, Place> places_{&place_memory_};
   std::map<NamespaceId, Recent> recent_;
   std::uint32_t incoming_ = 0;  // states on their way in, ever
   EvictedStates evicted_;

@@ -91,6 +91,39 @@ class PosixWritable final : public WritableFile {
   std::string path_;
 };
 
+FileStatus status_of(const struct stat& status) {
+  return FileStatus{static_cast<std::uint64_t>(status.st_size), static_cast<std::uint64_t>(status.st_ino),
+                    nanoseconds(status.st_mtim), nanoseconds(status.st_ctim), S_ISREG(status.st_mode)};
+}
+
+class PosixDirectory final : public Directory {
+ public:
+  PosixDirectory(DIR* stream, std::string path) : stream_(stream), path_(std::move(path)) {}
+  PosixDirectory(const PosixDirectory&) = delete;
+  PosixDirectory& operator=(const PosixDirectory&) = delete;
+  ~PosixDirectory() override { ::closedir(stream_); }
+  Result<std::string_view> next() override {
+    for (;;) {
+      errno = 0;
+      entry_ = ::readdir(stream_);
+      if (entry_ == nullptr && errno != 0) return system_error("read directory", path_, errno);
+      const std::string_view name = entry_ == nullptr ? std::string_view{} : entry_->d_name;
+      if (name != "." && name != "..") return name;
+    }
+  }
+  // By its name in the open directory: a third of the time that its path would take.
+  Result<FileStatus> status() override {
+    struct stat status {};
+    if (::fstatat(::dirfd(stream_), entry_->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0) return status_of(status);
+    return system_error("stat", path_ + "/" + entry_->d_name, errno);
+  }
+
+ private:
+  DIR* stream_;
+  const dirent* entry_ = nullptr;
+  std::string path_;
+};
+
 class PosixLock final : public FileLock {
  public:
   explicit PosixLock(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
@@ -132,8 +165,7 @@ Result<std::unique_ptr<WritableFile>> PosixFileLayer::create(const std::string& 
 Result<FileStatus> PosixFileLayer::status(const std::string& path) {
   struct stat status {};
   if (::lstat(path.c_str(), &status) != 0) return system_error("stat", path, errno);
-  return FileStatus{static_cast<std::uint64_t>(status.st_size), static_cast<std::uint64_t>(status.st_ino),
-                    nanoseconds(status.st_mtim), nanoseconds(status.st_ctim), S_ISREG(status.st_mode)};
+  return status_of(status);
 }
 
 Result<DiskSpace> PosixFileLayer::space(const std::string& directory) {
@@ -143,20 +175,11 @@ Result<DiskSpace> PosixFileLayer::space(const std::string& directory) {
   return DiskSpace{status.f_bavail * unit, status.f_blocks * unit};
 }
 
-Result<std::vector<std::string>> PosixFileLayer::list(const std::string& directory) {
-  DIR* stream = ::opendir(directory.c_str());
-  if (stream == nullptr) return system_error("open directory", directory, errno);
-  std::vector<std::string> names;
-  errno = 0;
-  while (const dirent* entry = ::readdir(stream)) {
-    std::string name = entry->d_name;
-    if (name != "." && name != "..") names.push_back(std::move(name));
-    errno = 0;
-  }
-  const int code = errno;
-  ::closedir(stream);
-  if (code != 0) return system_error("read directory", directory, code);
-  return names;
+Result<std::unique_ptr<Directory>> PosixFileLayer::open_directory(const std::string& path) {
+  DIR* stream = ::opendir(path.c_str());
+  if (stream == nullptr) return system_error("open directory", path, errno);
+  std::unique_ptr<Directory> directory = std::make_unique<PosixDirectory>(stream, path);
+  return directory;
 }
 
 Result<void> PosixFileLayer::rename(const std::string& from, const std::string& to) {

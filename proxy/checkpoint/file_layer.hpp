@@ -9,7 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "base/result.hpp"
 
@@ -44,6 +44,16 @@ class WritableFile {
   virtual Result<void> append(std::span<const std::byte> data) = 0;
 };
 
+// What lies in a directory, in no order; closed when it goes out of scope.
+class Directory {
+ public:
+  virtual ~Directory() = default;
+  // The next plain name, good until the one after it; empty when there is none.
+  virtual Result<std::string_view> next() = 0;
+  // Of the file that next() named last; of a link itself, not of its target.
+  virtual Result<FileStatus> status() = 0;
+};
+
 // An advisory lock, given up when it goes out of scope or its process dies.
 class FileLock {
  public:
@@ -57,7 +67,7 @@ class FileLayer {
   virtual Result<std::unique_ptr<WritableFile>> create(const std::string& path) = 0;  // io when the name is taken
   virtual Result<FileStatus> status(const std::string& path) = 0;  // of a link itself, not of its target
   virtual Result<DiskSpace> space(const std::string& directory) = 0;
-  virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // plain names, unordered
+  virtual Result<std::unique_ptr<Directory>> open_directory(const std::string& path) = 0;
   virtual Result<void> rename(const std::string& from, const std::string& to) = 0;
   virtual Result<void> remove(const std::string& path) = 0;
   virtual Result<void> sync_file(const std::string& path) = 0;
@@ -73,7 +83,7 @@ class PosixFileLayer final : public FileLayer {
   Result<std::unique_ptr<WritableFile>> create(const std::string& path) override;
   Result<FileStatus> status(const std::string& path) override;
   Result<DiskSpace> space(const std::string& directory) override;
-  Result<std::vector<std::string>> list(const std::string& directory) override;
+  Result<std::unique_ptr<Directory>> open_directory(const std::string& path) override;
   Result<void> rename(const std::string& from, const std::string& to) override;
   Result<void> remove(const std::string& path) override;
   Result<void> sync_file(const std::string& path) override;

@@ -214,16 +214,15 @@ Result<void> Index::update_namespace(const NamespaceRecord& record) {
   return write.run();
 }
 
-Result<std::vector<CheckpointRecord>> Index::checkpoints(std::vector<CheckpointId>& unreadable) {
+Result<void> Index::for_each_checkpoint(const CheckpointVisitor& visitor, std::vector<CheckpointId>& unreadable) {
   Statement read(*this,
                  "SELECT id, namespace_id, file_name, token_count, token_hash, bytes, checksum, seal, files, "
                  "resume_positions, kind, cost_to_recompute_s, uses, created_unix_ms, last_used_unix_ms, pinned, pin_label "
                  "FROM checkpoints ORDER BY id");
-  std::vector<CheckpointRecord> records;
   for (;;) {
     auto row = read.step();
     if (!row) return row.error();
-    if (!*row) return records;
+    if (!*row) return {};
     CheckpointRecord record;
     record.id = CheckpointId{read.integer_at(0)};
     record.namespace_id = NamespaceId{read.integer_at(1)};
@@ -235,7 +234,7 @@ Result<std::vector<CheckpointRecord>> Index::checkpoints(std::vector<CheckpointI
     if (good) std::memcpy(&record.checksum, checksum.data(), sizeof record.checksum);
     good = good && seal_of(record, static_cast<std::uint64_t>(read.integer_at(4))) ==
                        static_cast<std::uint64_t>(read.integer_at(7));
-    good = good && decode_files(read.string_at(8), record.files);
+    good = good && decode_files(read.bytes_at(8), record.files);
     good = good && decode_positions(read.bytes_at(9), record.token_count, record.resume_positions);
     record.kind = memory_kind_from_string(read.bytes_at(10));
     record.cost_to_recompute_s = read.real_at(11);
@@ -245,7 +244,7 @@ Result<std::vector<CheckpointRecord>> Index::checkpoints(std::vector<CheckpointI
     record.pinned = read.integer_at(15) != 0;
     record.pin_label = read.string_at(16);
     if (good) {
-      records.push_back(std::move(record));
+      visitor(std::move(record));
     } else {
       unreadable.push_back(record.id);
     }
@@ -340,6 +339,7 @@ Result<Index::TokenBatch> Index::tokens_after(CheckpointId id, std::size_t enoug
                  "WHERE id>? ORDER BY id");
   read.integer(static_cast<std::int64_t>(id));
   TokenBatch batch;
+  batch.tokens.reserve(enough);
   while (batch.tokens.size() + batch.rows.size() < enough) {
     auto row = read.step();
     if (!row) return row.error();

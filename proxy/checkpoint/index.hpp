@@ -39,7 +39,8 @@ class Index {
   Result<void> update_namespace(const NamespaceRecord& record);
 
   // Rows that make no sense (unknown kind, broken blob) are named in `unreadable` instead.
-  Result<std::vector<CheckpointRecord>> checkpoints(std::vector<CheckpointId>& unreadable);
+  using CheckpointVisitor = std::function<void(CheckpointRecord)>;
+  Result<void> for_each_checkpoint(const CheckpointVisitor& visitor, std::vector<CheckpointId>& unreadable);
   Result<CheckpointId> add_checkpoint(const CheckpointRecord& record, TokenSpan tokens);  // its id is ignored
   // Everything that can change after the commit, in one transaction.
   Result<void> update_checkpoints(const std::vector<CheckpointRecord>& records);

@@ -73,7 +73,7 @@ std::string encode_files(const std::vector<FileStamp>& files) {
   return out.str();
 }
 
-bool decode_files(const std::string& text, std::vector<FileStamp>& files) {
+bool decode_files(std::string_view text, std::vector<FileStamp>& files) {
   const char* at = text.data();
   const char* const end = at + text.size();
   const auto take = [&](auto& number) {

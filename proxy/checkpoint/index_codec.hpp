@@ -32,6 +32,6 @@ bool decode_positions(std::string_view blob, std::uint32_t limit, std::vector<st
 
 // One line a file; the state itself comes first.
 std::string encode_files(const std::vector<FileStamp>& files);
-bool decode_files(const std::string& text, std::vector<FileStamp>& files);
+bool decode_files(std::string_view text, std::vector<FileStamp>& files);
 
 }  // namespace cairn

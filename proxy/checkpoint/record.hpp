@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory_resource>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "plan/memory_kind.hpp"
@@ -59,6 +61,14 @@ struct CheckpointRecord {
   bool in_slots = true;   // in the slot directory, from where the backend restores it
   bool on_disk = false;   // in the disk directory, where there are tiers
 };
+
+// A checkpoint as the store holds it.
+struct CheckpointEntry {
+  CheckpointRecord record;
+  bool dirty = false;                  // differs from the index
+  std::vector<FileStamp> verified_as;  // empty: not yet verified by this process
+};
+using CheckpointEntries = std::pmr::unordered_map<CheckpointId, CheckpointEntry>;
 
 // One behaviour of one model. Who decides whether a backend is the same one compares `identity` and `probe`.
 struct NamespaceRecord {

@@ -6,6 +6,7 @@
 
 #include "checkpoint/index.hpp"
 #include "checkpoint/store_disk.hpp"
+#include "checkpoint/store_startup.hpp"
 
 namespace cairn {
 
@@ -97,7 +98,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
       new CheckpointStore(std::move(options), files, disk_pool, std::move(policy)));
   CheckpointStore& self = *store;
   const auto job = [&self] {
-    return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir);
+    return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir, self.entries_);
   };
   auto loaded = co_await self.index_pool_.run(job);
   if (!loaded) co_return loaded.error();
@@ -107,12 +108,10 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   self.disk_lock_ = std::move(loaded->disk_lock);
   self.settings_ = std::move(loaded->settings);
   for (NamespaceRecord& record : loaded->namespaces) self.namespaces_.emplace(record.id, std::move(record));
-  for (CheckpointRecord& record : loaded->checkpoints) {
-    const CheckpointId id = record.id;
-    self.counters_.bytes += record.bytes;
-    if (record.in_slots) self.counters_.slot_bytes += record.bytes;
-    if (record.on_disk) self.counters_.disk_bytes += record.bytes;
-    self.entries_.emplace(id, Entry{std::move(record), false, {}});
+  for (const auto& [id, entry] : self.entries_) {
+    self.counters_.bytes += entry.record.bytes;
+    if (entry.record.in_slots) self.counters_.slot_bytes += entry.record.bytes;
+    if (entry.record.on_disk) self.counters_.disk_bytes += entry.record.bytes;
   }
   for (const Loaded::Left& left : loaded->left) {
     self.condemned_.push_back({left.file_name, 0, left.row, left.row != CheckpointId{}, left.on_disk});
@@ -244,7 +243,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   ++counters_.commits;
   if (pause_.succeeded() && on_saving_) on_saving_(nullptr);
   // Hashed by this process a moment ago: verified as it lies there now.
-  entries_.emplace(committed.id, Entry{std::move(record), false, std::move(sealed.stamps)});
+  entries_.emplace(committed.id, CheckpointEntry{std::move(record), false, std::move(sealed.stamps)});
   co_return std::move(committed);
 }
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/blocking_pool.hpp"
+#include "base/populated_memory.hpp"
 #include "base/task.hpp"
 #include "checkpoint/eviction.hpp"
 #include "checkpoint/file_layer.hpp"
@@ -238,11 +239,6 @@ class CheckpointStore {
   const StoreOptions& options() const { return options_; }
 
  private:
-  struct Entry {
-    CheckpointRecord record;
-    bool dirty = false;                  // differs from the index
-    std::vector<FileStamp> verified_as;  // empty: not yet verified by this process
-  };
   // Gone from memory; its row and its files are still to be deleted.
   struct Condemned {
     std::string file_name;
@@ -309,7 +305,8 @@ class CheckpointStore {
   std::unique_ptr<FileLock> state_lock_;
   std::unique_ptr<FileLock> slot_lock_;
   std::unique_ptr<FileLock> disk_lock_;
-  std::unordered_map<CheckpointId, Entry> entries_;
+  std::pmr::unsynchronized_pool_resource entry_memory_{{.max_blocks_per_chunk = 4096}, &populated_memory()};
+  CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
   std::vector<Condemned> condemned_;
   std::multiset<std::string> deleting_;  // paths on their way out on the index thread

@@ -1,50 +1,29 @@
-// The store's work on files, in the order that lets a crash happen anywhere in it: start-up, commit, verification.
+// The store's work on files, in the order that lets a crash happen anywhere in it: commit, verification, copies.
 // Thread: the index thread or a disk thread; touches nothing but its arguments.
 // Errors: source disk, see CheckpointStore.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <map>
-#include <memory>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "checkpoint/file_layer.hpp"
-#include "checkpoint/index.hpp"
 #include "checkpoint/record.hpp"
 #include "checkpoint/state_file.hpp"
 #include "checkpoint/store.hpp"
 
 namespace cairn {
 
+inline constexpr std::string_view name_prefix = "cairn-";
+inline constexpr std::size_t name_digits = 32;
 inline constexpr std::string_view saving_suffix = ".saving";
 inline constexpr std::string_view state_suffix = ".state";
 inline constexpr std::string_view lock_file_name = "cairn.lock";  // in both directories
 
 // "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
 std::string new_base_name();
-// The state's name when `name` is one of ours (`cairn-<32 hex>.state|.saving`, or a side file of such), else empty.
-std::string state_name_of(const std::string& name);
-
-struct Loaded {
-  std::unique_ptr<Index> index;
-  std::string index_damage;  // why the index was set aside, and where to; empty: it was not
-  std::unique_ptr<FileLock> state_lock, slot_lock, disk_lock;
-  std::vector<NamespaceRecord> namespaces;
-  std::vector<CheckpointRecord> checkpoints;
-  std::map<std::string, std::string> settings;
-  struct Left {  // could not be deleted
-    CheckpointId row{};  // 0: none
-    std::string file_name;
-    bool on_disk = false;  // in the disk directory
-  };
-  std::vector<Left> left;
-  std::uint64_t swept_files = 0, swept_entries = 0;
-};
-// `disk_dir` empty: no tiers.
-Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir);
 
 struct Inspected {
   StateHeader header;

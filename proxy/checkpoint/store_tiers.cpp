@@ -32,7 +32,7 @@ class Counted {
 double CheckpointStore::seconds_before_restore(CheckpointId id) const {
   const auto found = entries_.find(id);
   if (found == entries_.end()) return 0;
-  const Entry& entry = found->second;
+  const CheckpointEntry& entry = found->second;
   if (!entry.record.in_slots) return copies_up_.seconds_for(entry.record.bytes, guessed_copy_bytes_per_s);
   if (entry.verified_as.empty() && options_.verify_checksums) return checksums_.seconds_for(entry.record.bytes, guessed_checksum_bytes_per_s);
   return 0;
@@ -204,7 +204,7 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
 
 // Its copy on disk stays.
 void CheckpointStore::leave_slots(CheckpointId id) {
-  Entry& entry = entries_.at(id);
+  CheckpointEntry& entry = entries_.at(id);
   entry.record.in_slots = false;
   entry.verified_as.clear();
   counters_.slot_bytes -= entry.record.bytes;
@@ -263,7 +263,7 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
       condemn_file(record.file_name);
       co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
     }
-    Entry& entry = again->second;
+    CheckpointEntry& entry = again->second;
     if (!entry.record.in_slots) counters_.slot_bytes += record.bytes;  // else another request brought it up meanwhile
     entry.record.in_slots = true;
     entry.record.files = copied->stamps;

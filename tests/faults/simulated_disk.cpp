@@ -201,6 +201,31 @@ class SimulatedWritable final : public WritableFile {
   SimulatedDisk::File file_;
 };
 
+Result<FileStatus> status_of(SimulatedDisk& disk, const std::string& path) {
+  const std::lock_guard hold(disk.mutex);
+  if (const int code = disk.begin("status")) return failed("status", path, code);
+  const SimulatedDisk::File file = disk.find(path);
+  if (file == nullptr) return failed("status", path, ENOENT);
+  return FileStatus{file->data.size(), file->number, file->mtime_ns, file->mtime_ns, true};
+}
+
+class SimulatedDirectory final : public Directory {
+ public:
+  SimulatedDirectory(SimulatedDisk& disk, std::string path) : disk_(disk), path_(std::move(path)), names_(disk_.names_in(path_)) {}
+  Result<std::string_view> next() override {
+    const std::lock_guard hold(disk_.mutex);
+    if (const int code = disk_.begin("next")) return failed("next", path_, code);
+    return told_ == names_.size() ? std::string_view{} : names_[told_++];
+  }
+  Result<FileStatus> status() override { return status_of(disk_, path_ + "/" + names_[told_ - 1]); }
+
+ private:
+  SimulatedDisk& disk_;
+  std::string path_;
+  std::vector<std::string> names_;
+  std::size_t told_ = 0;
+};
+
 class SimulatedLock final : public FileLock {
  public:
   SimulatedLock(SimulatedDisk& disk, std::string path) : disk_(disk), path_(std::move(path)) {}
@@ -235,13 +260,7 @@ Result<std::unique_ptr<WritableFile>> SimulatedFileLayer::create(const std::stri
   return writable;
 }
 
-Result<FileStatus> SimulatedFileLayer::status(const std::string& path) {
-  const std::lock_guard hold(disk_.mutex);
-  if (const int code = disk_.begin("status")) return failed("status", path, code);
-  const SimulatedDisk::File file = disk_.find(path);
-  if (file == nullptr) return failed("status", path, ENOENT);
-  return FileStatus{file->data.size(), file->number, file->mtime_ns, file->mtime_ns, true};
-}
+Result<FileStatus> SimulatedFileLayer::status(const std::string& path) { return status_of(disk_, path); }
 
 Result<DiskSpace> SimulatedFileLayer::space(const std::string& directory) {
   const std::lock_guard hold(disk_.mutex);
@@ -249,10 +268,11 @@ Result<DiskSpace> SimulatedFileLayer::space(const std::string& directory) {
   return DiskSpace{disk_.free_bytes(), disk_.capacity_bytes};
 }
 
-Result<std::vector<std::string>> SimulatedFileLayer::list(const std::string& directory) {
+Result<std::unique_ptr<Directory>> SimulatedFileLayer::open_directory(const std::string& path) {
   const std::lock_guard hold(disk_.mutex);
-  if (const int code = disk_.begin("list")) return failed("list", directory, code);
-  return disk_.names_in(directory);
+  if (const int code = disk_.begin("open_directory")) return failed("open_directory", path, code);
+  std::unique_ptr<Directory> directory = std::make_unique<SimulatedDirectory>(disk_, path);
+  return directory;
 }
 
 Result<void> SimulatedFileLayer::rename(const std::string& from, const std::string& to) {

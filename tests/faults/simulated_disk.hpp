@@ -92,7 +92,7 @@ class SimulatedFileLayer final : public FileLayer {
   Result<std::unique_ptr<WritableFile>> create(const std::string& path) override;
   Result<FileStatus> status(const std::string& path) override;
   Result<DiskSpace> space(const std::string& directory) override;
-  Result<std::vector<std::string>> list(const std::string& directory) override;
+  Result<std::unique_ptr<Directory>> open_directory(const std::string& path) override;
   Result<void> rename(const std::string& from, const std::string& to) override;
   Result<void> remove(const std::string& path) override;
   Result<void> sync_file(const std::string& path) override;

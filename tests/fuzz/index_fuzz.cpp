@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/index.hpp"
@@ -58,13 +59,14 @@ class Victim {
       sqlite3_reset(statement);
     }
     std::vector<CheckpointId> unreadable;
-    const auto records = index_->checkpoints(unreadable);
-    require(records && records->size() + unreadable.size() == 1);
-    for (const CheckpointRecord& record : *records) {
+    std::vector<CheckpointRecord> records;
+    const auto read = index_->for_each_checkpoint([&](CheckpointRecord record) { records.push_back(std::move(record)); }, unreadable);
+    require(read && records.size() + unreadable.size() == 1);
+    for (const CheckpointRecord& record : records) {
       require(!record.files.empty() && record.files.front().suffix.empty());
       for (const std::uint32_t position : record.resume_positions) require(position <= tokens.size());
     }
-    const CheckpointId id = records->empty() ? unreadable.front() : records->front().id;
+    const CheckpointId id = records.empty() ? unreadable.front() : records.front().id;
     const auto held = index_->tokens(id);
     require(!held || *held == tokens);  // the hash speaks
   }

@@ -210,6 +210,35 @@ TEST_F(Store, StartUpSweepsOnlyOurOwn) {
   EXPECT_EQ(fixture.slot_files().size(), others.size() + 1);
 }
 
+// Found at start-up, but the disk will not say what it is: that is no reason to forget a state.
+TEST_F(Store, AFileThatCannotBeLookedAtIsKept) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000, 1, {".ckpt"})->id;
+  files.before = [](int, const char* name) -> std::optional<Error> {
+    if (std::string_view(name) != "status") return std::nullopt;
+    return disk_error(ErrorCode::io, "made to fail");
+  };
+  ASSERT_TRUE(fixture.open());
+  files.before = nullptr;
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(store().counters().swept_files, 0u);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
+TEST_F(Store, WhatIsNoFileIsNeitherKeptNorSwept) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  const std::string path = path_of(id);
+  fs::rename(path, scratch.path() + "/elsewhere");
+  fs::create_symlink(scratch.path() + "/elsewhere", path);
+  fs::create_directory(scratch.slots() + "/cairn-0123456789abcdef0123456789abcdef.state");
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().find(id), nullptr);
+  EXPECT_EQ(store().counters().swept_entries, 1u);
+  EXPECT_EQ(store().counters().swept_files, 0u);
+  EXPECT_TRUE(fs::is_symlink(path));
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+}
+
 TEST_F(Store, OneCairnADirectory) {
   StoreFixture second(scratch, files);
   EXPECT_EQ(second.open().error().code, ErrorCode::invalid);
@@ -237,6 +266,25 @@ TEST_F(Store, ADamagedIndexIsSetAside) {
   EXPECT_EQ(store().counters().files, 0u);
   EXPECT_TRUE(fixture.slot_files().empty());  // nothing unverified is adopted
   EXPECT_TRUE(fixture.save(tokens_of_length(50), 3000));
+}
+
+// The index is read while the directory is looked through; but nothing happens to it before that is known to work.
+TEST_F(Store, AnIndexIsNotSetAsideWhileTheDirectoryCannotBeRead) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  write_file(scratch.state() + "/index.sqlite", std::string(10000, 'x'));
+  for (const char* failing : {"open_directory", "next"}) {
+    files.before = [failing](int, const char* name) -> std::optional<Error> {
+      if (std::string_view(name) != failing) return std::nullopt;
+      return disk_error(ErrorCode::io, "made to fail");
+    };
+    EXPECT_EQ(fixture.open().error().code, ErrorCode::io);
+    EXPECT_FALSE(fs::exists(scratch.state() + "/index.sqlite.bad"));
+    EXPECT_EQ(fixture.slot_files().size(), 1u);
+  }
+  files.before = nullptr;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().index_damage(), "");
 }
 
 TEST_F(Store, ANewerIndexIsSetAside) {

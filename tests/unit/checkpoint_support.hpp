@@ -152,8 +152,11 @@ class FaultyLayer final : public FileLayer {
       return real_.space(directory);
     });
   }
-  Result<std::vector<std::string>> list(const std::string& directory) override {
-    return through<std::vector<std::string>>("list", [&] { return real_.list(directory); });
+  Result<std::unique_ptr<Directory>> open_directory(const std::string& path) override {
+    auto opened = through<std::unique_ptr<Directory>>("open_directory", [&] { return real_.open_directory(path); });
+    if (!opened) return opened.error();
+    std::unique_ptr<Directory> directory = std::make_unique<FaultyDirectory>(*this, std::move(*opened));
+    return directory;
   }
   Result<void> rename(const std::string& from, const std::string& to) override {
     return through<void>("rename", [&] { return real_.rename(from, to); });
@@ -175,6 +178,20 @@ class FaultyLayer final : public FileLayer {
   }
 
  private:
+  class FaultyDirectory final : public Directory {
+   public:
+    FaultyDirectory(FaultyLayer& layer, std::unique_ptr<Directory> real) : layer_(layer), real_(std::move(real)) {}
+    Result<std::string_view> next() override {
+      return layer_.through<std::string_view>("next", [&] { return real_->next(); });
+    }
+    Result<FileStatus> status() override {
+      return layer_.through<FileStatus>("status", [&] { return real_->status(); });
+    }
+
+   private:
+    FaultyLayer& layer_;
+    std::unique_ptr<Directory> real_;
+  };
   template <class T, class Call>
   Result<T> through(const char* name, Call call) {
     const int number = ++calls;

@@ -1,0 +1,298 @@
+#include "checkpoint/store_startup.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <future>
+#include <limits>
+#include <memory_resource>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/populated_memory.hpp"
+#include "checkpoint/state_file.hpp"
+#include "checkpoint/store_disk.hpp"
+
+namespace cairn {
+namespace {
+
+constexpr std::string_view disk_dir_setting = "disk_dir";
+
+// ---- names
+
+constexpr std::array<std::string_view, 3> part_suffixes{"", side_file_suffixes[0], side_file_suffixes[1]};
+constexpr std::size_t state_parts = part_suffixes.size();
+constexpr std::size_t parts = 2 * state_parts;  // of a state first, then of one that is being saved
+
+std::string_view suffix_of(std::size_t part) { return part < state_parts ? state_suffix : saving_suffix; }
+
+// Over 15: not a digit that we write.
+constexpr std::array<std::uint8_t, 256> hex_values = [] {
+  std::array<std::uint8_t, 256> values{};
+  values.fill(0xff);
+  for (std::uint8_t value = 0; value < 16; ++value) values[static_cast<unsigned char>("0123456789abcdef"[value])] = value;
+  return values;
+}();
+
+// What tells two of our names apart: the random digits, and which file of a state it is.
+struct OwnName {
+  std::array<std::uint64_t, 2> digits{};
+  std::uint8_t part = 0;
+};
+
+std::optional<OwnName> parse_name(std::string_view name) {
+  constexpr std::size_t base = name_prefix.size() + name_digits;
+  if (name.size() <= base || !name.starts_with(name_prefix)) return std::nullopt;
+  OwnName own;
+  std::uint8_t seen = 0;
+  for (std::size_t i = 0; i < name_digits; ++i) {
+    const std::uint8_t value = hex_values[static_cast<unsigned char>(name[name_prefix.size() + i])];
+    seen |= value;
+    std::uint64_t& half = own.digits[i * 2 / name_digits];
+    half = half << 4 | (value & 15U);
+  }
+  if (seen > 15) return std::nullopt;
+  const std::string_view rest = name.substr(base);
+  for (; own.part < parts; ++own.part) {
+    const std::string_view suffix = suffix_of(own.part);
+    if (rest.starts_with(suffix) && rest.substr(suffix.size()) == part_suffixes[own.part % state_parts]) return own;
+  }
+  return std::nullopt;
+}
+
+// ---- files
+
+// The state and its side files; `no_file` where there is none.
+using Sizes = std::array<std::uint64_t, state_parts>;
+constexpr std::uint64_t no_file = std::numeric_limits<std::uint64_t>::max();
+
+// What an entry says that there is. A million of them are no rarity: compared as numbers, in the order of their digits.
+struct Expected {
+  std::array<std::uint64_t, 2> digits{};
+  Sizes sizes{};
+  CheckpointId id{};
+  bool operator<(const Expected& other) const { return digits < other.digits; }
+};
+
+// None when its files cannot be ours: such a name could only come from a damaged index, and is never believed, never deleted.
+std::optional<Expected> expected_of(const CheckpointRecord& record) {
+  const std::optional<OwnName> own = parse_name(record.file_name);
+  if (!own || own->part != 0) return std::nullopt;
+  Expected expected{own->digits, {}, record.id};
+  expected.sizes.fill(no_file);
+  for (const FileStamp& file : record.files) {
+    const auto part = std::find(part_suffixes.begin(), part_suffixes.end(), file.suffix);
+    if (part == part_suffixes.end()) return std::nullopt;
+    expected.sizes[static_cast<std::size_t>(part - part_suffixes.begin())] = file.bytes;
+  }
+  return expected;
+}
+
+// One of the directories that hold states, as it is found.
+class Found {
+ public:
+  Found(std::string path, bool on_disk) : path_(std::move(path)), on_disk_(on_disk) {}
+
+  Result<void> look(FileLayer& files) {
+    auto directory = files.open_directory(path_);
+    if (!directory) return directory.error();
+    for (;;) {
+      const auto name = (*directory)->next();
+      if (!name) return name.error();
+      if (name->empty()) break;
+      const std::optional<OwnName> own = parse_name(*name);
+      if (!own) continue;
+      const auto status = (*directory)->status();
+      if (!status && status.error().code == ErrorCode::not_found) continue;
+      const Kind kind = !status ? Kind::unknown : status->regular ? Kind::file : Kind::other;
+      files_.push_back({own->digits, status ? status->bytes : 0, own->part, kind});
+    }
+    std::sort(files_.begin(), files_.end());
+    next_ = files_.begin();
+    return {};
+  }
+
+  // Its files are there, with their sizes: they are kept. An error that says nothing of that keeps them, too. Ask in ascending order.
+  bool keep(const Expected& state) {
+    while (next_ != files_.end() && next_->digits < state.digits) ++next_;
+    if (next_ == files_.end() || next_->digits != state.digits || next_->part != 0) return false;
+    Sizes sizes;
+    sizes.fill(no_file);
+    bool unknown = false;
+    auto end = next_;
+    for (; end != files_.end() && end->digits == state.digits && end->part < state_parts; ++end) {
+      if (end->kind == Kind::other) return false;
+      unknown = unknown || end->kind == Kind::unknown;
+      sizes[end->part] = end->bytes;
+    }
+    if (!unknown && sizes != state.sizes) return false;
+    for (auto file = next_; file != end; ++file) file->kept = true;
+    return true;
+  }
+
+  // Files of ours without an entry: half-saved, never committed, or of an entry that was just removed.
+  void sweep(FileLayer& files, Loaded& loaded) const {
+    for (const File& file : files_) {
+      if (file.kept || file.kind != Kind::file) continue;
+      const std::string state_name = fmt::format("{}{:016x}{:016x}{}", name_prefix, file.digits[0], file.digits[1], suffix_of(file.part));
+      if (files.remove(path_ + "/" + state_name + std::string(part_suffixes[file.part % state_parts]))) {
+        ++loaded.swept_files;
+      } else {
+        loaded.left.push_back({CheckpointId{}, state_name, on_disk_});
+      }
+    }
+  }
+
+  bool empty() const { return files_.empty(); }
+
+ private:
+  enum class Kind : std::uint8_t {
+    file,
+    other,    // something else of that name
+    unknown,  // the disk would not say what it is
+  };
+  struct File {
+    std::array<std::uint64_t, 2> digits{};
+    std::uint64_t bytes = 0;
+    std::uint8_t part = 0;
+    Kind kind = Kind::unknown;
+    bool kept = false;
+    bool operator<(const File& other) const { return digits != other.digits ? digits < other.digits : part < other.part; }
+  };
+
+  std::string path_;
+  bool on_disk_ = false;
+  std::pmr::vector<File> files_{&populated_memory()};
+  std::pmr::vector<File>::iterator next_;  // of keep()
+};
+
+// ---- index
+
+// For whoever wants to look at it. Its error when it cannot be moved.
+Result<void> set_index_aside(FileLayer& files, const std::string& path, const Error& why, std::string& because) {
+  const std::string aside = path + (why.code == ErrorCode::unsupported ? ".newer" : ".bad");
+  because = why.context + "; it is set aside as " + aside;
+  for (const char* suffix : {"-wal", "-shm"}) {
+    // The log belongs to the database: without it a newer one would not be whole.
+    auto moved = files.rename(path + suffix, aside + suffix);
+    if (!moved && moved.error().code != ErrorCode::not_found) return why;
+  }
+  if (auto moved = files.rename(path, aside); !moved) return why;
+  return {};
+}
+
+// What the index says.
+struct Read {
+  std::pmr::vector<Expected> expected{&populated_memory()};  // of the checkpoints, in ascending order
+  std::vector<CheckpointId> doomed;                          // rows that make no sense
+};
+
+// corrupt, unsupported: it must be set aside.
+Result<Read> read_index(const std::string& path, Loaded& loaded, CheckpointEntries& checkpoints) {
+  auto index = Index::open(path);
+  if (!index) return index.error();
+  auto namespaces = (*index)->namespaces();
+  if (!namespaces) return namespaces.error();
+  auto settings = (*index)->settings();
+  if (!settings) return settings.error();
+  checkpoints.clear();
+  Read read;
+  const auto take = [&](CheckpointRecord record) {
+    const CheckpointId id = record.id;
+    if (const std::optional<Expected> expected = expected_of(record)) {
+      read.expected.push_back(*expected);
+      checkpoints.try_emplace(id, CheckpointEntry{std::move(record), false, {}});
+    } else {
+      read.doomed.push_back(id);
+    }
+  };
+  if (auto told = (*index)->for_each_checkpoint(take, read.doomed); !told) return told.error();
+  std::sort(read.expected.begin(), read.expected.end());
+  loaded.index = std::move(*index);
+  loaded.namespaces = std::move(*namespaces);
+  loaded.settings = std::move(*settings);
+  return read;
+}
+
+}  // namespace
+
+Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir,
+                              CheckpointEntries& checkpoints) {
+  Loaded loaded;
+  const bool tiers = !disk_dir.empty();
+  Found slots(slot_dir, false), disk(disk_dir, true);
+  if (auto made = files.make_directory(state_dir); !made) return made.error();
+  if (tiers) {
+    // After a reboot the RAM is empty.
+    for (const std::string& directory : {disk_dir, slot_dir}) {
+      if (auto made = files.make_directory(directory); !made) return made.error();
+    }
+  }
+  auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
+  if (!state_lock) return state_lock.error();
+  loaded.state_lock = std::move(*state_lock);
+  auto slot_lock = files.lock(slot_dir + "/" + std::string(lock_file_name));
+  // In a slot directory that we cannot write we can at least restore.
+  if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
+  if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
+  if (tiers) {
+    auto disk_lock = files.lock(disk_dir + "/" + std::string(lock_file_name));
+    if (!disk_lock) return disk_lock.error();
+    loaded.disk_lock = std::move(*disk_lock);
+  }
+
+  // Now that nobody else sweeps or saves there. With a million states each of the two takes a second or two: side by side.
+  const auto look = [&]() -> Result<void> {
+    auto looked = slots.look(files);
+    return looked && tiers ? disk.look(files) : looked;
+  };
+  auto looking = std::async(std::launch::async, look);
+  const std::string index_path = state_dir + "/index.sqlite";
+  auto read = read_index(index_path, loaded, checkpoints);
+  // Before anything is set aside or swept: every entry would seem to have lost its file.
+  if (auto looked = looking.get(); !looked) return looked.error();
+  if (!read && (read.error().code == ErrorCode::corrupt || read.error().code == ErrorCode::unsupported)) {
+    if (auto aside = set_index_aside(files, index_path, read.error(), loaded.index_damage); !aside) return aside.error();
+    read = read_index(index_path, loaded, checkpoints);
+  }
+  if (!read) return read.error();
+
+  // Who forgets to name the disk directory must not forget what lies in it.
+  const auto known = loaded.settings.find(std::string(disk_dir_setting));
+  const std::string known_dir = known == loaded.settings.end() ? "" : known->second;
+  if (known_dir != disk_dir) {
+    Found there(known_dir, true);
+    if (!known_dir.empty() && there.look(files) && !there.empty()) {
+      return disk_error(ErrorCode::unsupported, "states lie in " + known_dir + ": disk_dir must name it, or where they were moved to");
+    }
+    if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_dir); !put) return put.error();
+    loaded.settings[std::string(disk_dir_setting)] = disk_dir;
+  }
+
+  // Entries without their files, or with files of another size.
+  std::vector<CheckpointId>& doomed = read->doomed;
+  for (const Expected& expected : read->expected) {
+    const bool in_slots = slots.keep(expected);
+    const bool on_disk = tiers && disk.keep(expected);
+    if (in_slots && !on_disk) continue;  // as a record has it when it is read
+    const auto entry = checkpoints.find(expected.id);
+    entry->second.record.in_slots = in_slots;
+    entry->second.record.on_disk = on_disk;
+    if (in_slots || on_disk) continue;
+    doomed.push_back(expected.id);
+    checkpoints.erase(entry);
+  }
+  loaded.swept_entries = doomed.size();
+  if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {
+    for (const CheckpointId id : doomed) loaded.left.push_back({id, new_base_name(), false});  // the row alone is left
+  }
+  slots.sweep(files, loaded);
+  if (tiers) disk.sweep(files, loaded);
+  return loaded;
+}
+
+}  // namespace cairn

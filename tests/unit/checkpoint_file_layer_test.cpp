@@ -1,0 +1,59 @@
+// The real file system behind the seam.
+#include "checkpoint/file_layer.hpp"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "checkpoint_support.hpp"
+
+namespace cairn::test {
+namespace {
+
+TEST(PosixDirectory, TellsNamesAndWhatTheyAre) {
+  const ScratchDirectory scratch;
+  write_file(scratch.slots() + "/empty", "");
+  write_file(scratch.slots() + "/some", "12345");
+  fs::create_directory(scratch.slots() + "/folder");
+  fs::create_symlink(scratch.slots() + "/some", scratch.slots() + "/link");
+  PosixFileLayer files;
+  auto directory = files.open_directory(scratch.slots());
+  ASSERT_TRUE(directory) << to_string(directory.error());
+  std::map<std::string, FileStatus> found;
+  for (;;) {
+    const auto name = (*directory)->next();
+    ASSERT_TRUE(name);
+    if (name->empty()) break;
+    const auto status = (*directory)->status();
+    ASSERT_TRUE(status);
+    found[std::string(*name)] = *status;
+  }
+  ASSERT_EQ(found.size(), 4u);
+  EXPECT_FALSE(found.at("folder").regular);
+  EXPECT_FALSE(found.at("link").regular);
+  for (const std::string name : {"empty", "some"}) {
+    const auto by_path = files.status(scratch.slots() + "/" + name);
+    ASSERT_TRUE(by_path);
+    const FileStatus& status = found.at(name);
+    EXPECT_TRUE(status.regular);
+    EXPECT_EQ(status.bytes, by_path->bytes);
+    EXPECT_EQ(status.inode, by_path->inode);
+    EXPECT_EQ(status.mtime_ns, by_path->mtime_ns);
+    EXPECT_EQ(status.ctime_ns, by_path->ctime_ns);
+  }
+}
+
+TEST(PosixDirectory, AFileThatIsGoneMeanwhileIsNotFound) {
+  const ScratchDirectory scratch;
+  write_file(scratch.slots() + "/file", "");
+  PosixFileLayer files;
+  auto directory = files.open_directory(scratch.slots());
+  ASSERT_TRUE(directory);
+  ASSERT_EQ(*(*directory)->next(), "file");
+  fs::remove(scratch.slots() + "/file");
+  EXPECT_EQ((*directory)->status().error().code, ErrorCode::not_found);
+  EXPECT_EQ(files.open_directory(scratch.path() + "/none").error().code, ErrorCode::not_found);
+}
+
+}  // namespace
+}  // namespace cairn::test
