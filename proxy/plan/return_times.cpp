@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <sstream>
+#include <utility>
 
 namespace cairn {
 
@@ -13,20 +16,27 @@ namespace {
 
 // Ages: one bucket for the first second, then four an octave.
 constexpr int per_octave = 4;
-constexpr std::size_t buckets = 1 + per_octave * 17;
+constexpr std::size_t buckets = ReturnTimes::buckets;
+static_assert((buckets - 1) % per_octave == 0);
 constexpr std::size_t most_waiting = 1 << 20;
 
-const std::array<double, buckets + 1>& bounds() {
-  static const std::array<double, buckets + 1> made = [] {
-    std::array<double, buckets + 1> all{};
-    for (std::size_t i = 1; i <= buckets; ++i) all[i] = std::exp2(static_cast<double>(i - 1) / per_octave);
-    return all;
-  }();
-  return made;
-}
+constexpr std::array<double, per_octave> quarters{1, 1.189207115002721, 1.4142135623730951, 1.681792830507429};
+constexpr std::array<double, buckets + 1> bounds = [] {
+  std::array<double, buckets + 1> all{};
+  double octave = 1;
+  for (std::size_t i = 0; i < buckets; ++i) {
+    all[i + 1] = octave * quarters[i % per_octave];
+    if (i % per_octave == per_octave - 1) octave *= 2;
+  }
+  return all;
+}();
 std::size_t bucket_of(double age_s) {
-  const auto after = std::upper_bound(bounds().begin(), bounds().end(), age_s);
-  return std::min<std::size_t>(static_cast<std::size_t>(after - bounds().begin()) - 1, buckets - 1);
+  if (!(age_s >= 1)) return 0;
+  // The octave is the exponent of the number.
+  const auto octave = static_cast<std::size_t>((std::bit_cast<std::uint64_t>(age_s) >> 52) - 1023);
+  std::size_t bucket = std::min(1 + octave * per_octave, buckets - 1);
+  while (bucket + 1 < buckets && age_s >= bounds[bucket + 1]) ++bucket;
+  return bucket;
 }
 
 // The terms: by age; by age beside the pauses, in octaves; then `steps` of each trait. A trait's step 0 says that it is unknown.
@@ -67,12 +77,15 @@ constexpr int most_sum_steps = 60;
 
 }  // namespace
 
-ReturnTimes::ReturnTimes() : terms_(all_terms), in_bucket_(buckets), rates_((2 * most_sum_steps + 1) * (pauses + 1)) {
+ReturnTimes::ReturnTimes() : terms_(all_terms), terms_of_tables_(first_trait), rates_((2 * most_sum_steps + 1) * (pauses + 1)) {
+  first_in_.fill(0);
+  next_leaves_s_.fill(std::numeric_limits<double>::infinity());
   const auto prior = static_cast<float>(std::log(prior_chance / (1 - prior_chance)));
   for (std::size_t i = 0; i < all_terms; ++i) {
     terms_[i] = i < first_beside ? Term{prior, prior_age_variance} : Term{0, prior_trait_variance};
     if (i >= first_scale && i < first_trait) terms_[i] = Term{1, prior_scale_variance};
   }
+  make_tables_anew();
 }
 
 namespace {
@@ -128,87 +141,104 @@ ReturnTimes::Kind ReturnTimes::kind_of_branch(std::uint32_t visits) {
 
 ReturnTimes::Watch ReturnTimes::begin(const Kind& kind, double now_s) {
   advance(now_s);
-  const Watch watch = first_ + waiting_.size();
+  const Watch watch = end();
   waiting_.push_back(Waiting{now_s, kind, 0, true});
-  in_bucket_[0].push_back(watch);
-  while (!waiting_.empty() && (!waiting_.front().alive || waiting_.size() > most_waiting)) {
-    waiting_.pop_front();
-    ++first_;
+  for (std::size_t bucket = 0; bucket < buckets; ++bucket) {
+    next_leaves_s_[bucket] = std::min(next_leaves_s_[bucket], now_s + bounds[bucket + 1]);
+  }
+  while (gone_ < waiting_.size() && (!waiting_[gone_].alive || waiting_.size() - gone_ > most_waiting)) ++gone_;
+  if (gone_ > waiting_.size() / 2) {
+    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(gone_));
+    first_ += std::exchange(gone_, 0);
   }
   return watch;
 }
 
+ReturnTimes::Waiting* ReturnTimes::find(Watch watch) {
+  return watch >= first_ + gone_ && watch < end() ? &waiting_[watch - first_] : nullptr;
+}
+
 void ReturnTimes::returned(Watch watch, double now_s) {
   advance(now_s);
-  if (watch < first_ || watch - first_ >= waiting_.size()) return;
-  Waiting& it = waiting_[watch - first_];
-  if (!it.alive) return;
-  it.alive = false;
-  learn(it.kind, it.bucket, true);
-  // The tables are made anew when they would differ: after each thirtieth more.
+  Waiting* it = find(watch);
+  if (it == nullptr || !it->alive) return;
+  it->alive = false;
+  learn(it->kind, it->bucket, true);
+  // The tables are made anew when they would differ.
   returns_ += 1;
-  if (returns_ < returns_at_version_ * 1.03 + 1) return;
+  if (returns_ < returns_at_version_ * 1.002 + 1) return;
   returns_at_version_ = returns_;
+  make_tables_anew();
+}
+
+void ReturnTimes::make_tables_anew() {
+  std::copy_n(terms_.begin(), first_trait, terms_of_tables_.begin());
   ++version_;
 }
 
 void ReturnTimes::reclassify(Watch watch, const Kind& kind) {
-  if (watch >= first_ && watch - first_ < waiting_.size()) waiting_[watch - first_].kind = kind;
+  if (Waiting* it = find(watch)) it->kind = kind;
 }
 
-// Whoever has outlived the bucket he waits in goes on to the next one.
+// Whoever has outlived the bucket he waits in goes on to the next one. They came one after the other, and so they go.
 void ReturnTimes::advance(double now_s) {
   for (std::size_t bucket = 0; bucket < buckets; ++bucket) {
-    std::deque<Watch>& queue = in_bucket_[bucket];
-    while (!queue.empty()) {
-      const Watch watch = queue.front();
-      if (watch >= first_ && waiting_[watch - first_].alive) {
-        Waiting& it = waiting_[watch - first_];
-        if (now_s - it.since_s < bounds()[bucket + 1]) break;
-        learn(it.kind, bucket, false);
-        if (bucket + 1 < buckets) {
-          ++it.bucket;
-          in_bucket_[bucket + 1].push_back(watch);
-        } else {
-          it.alive = false;
-        }
+    if (now_s < next_leaves_s_[bucket]) continue;
+    next_leaves_s_[bucket] = std::numeric_limits<double>::infinity();
+    Watch& next = first_in_[bucket];
+    for (next = std::max(next, first_ + gone_); next < end(); ++next) {
+      Waiting& it = waiting_[next - first_];
+      if (!it.alive) continue;
+      const double leaves_s = it.since_s + bounds[bucket + 1];
+      if (now_s < leaves_s) {
+        next_leaves_s_[bucket] = leaves_s;
+        break;
       }
-      queue.pop_front();
+      learn(it.kind, bucket, false);
+      if (bucket + 1 < buckets) {
+        ++it.bucket;
+      } else {
+        it.alive = false;
+      }
     }
   }
 }
 
 void ReturnTimes::learn(const Kind& kind, std::size_t bucket, bool came_back) {
-  struct Used {
-    Term* term = nullptr;
-    double by = 1;  // what the log-odds change with it
-  };
-  std::array<Used, traits + 3> used{};
+  std::array<Term*, traits> of_traits{};
   std::size_t count = 0;
-  used[count++].term = &terms_[bucket];
-  if (const std::size_t at = beside(bucket, kind.pause); at != SIZE_MAX) used[count++].term = &terms_[at];
-  Term& scale = terms_[scale_at(bucket)];
-  const double sum = trait_sum(kind);
+  double sum = 0, sum_variance = 0;
   for (std::size_t trait = 0; trait < traits; ++trait) {
-    if (kind.terms[trait] != 0) used[count++] = Used{&terms_[first_trait + trait * steps + kind.terms[trait]], scale.mean};
+    if (kind.terms[trait] == 0) continue;
+    Term* term = &terms_[first_trait + trait * steps + kind.terms[trait]];
+    sum += term->mean;
+    sum_variance += term->variance;
+    of_traits[count++] = term;
   }
-  double log_odds = 0, variance = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    log_odds += used[i].by * used[i].term->mean;
-    variance += used[i].by * used[i].by * used[i].term->variance;
+  Term& of_age = terms_[bucket];
+  Term& scale = terms_[scale_at(bucket)];
+  const std::size_t at = beside(bucket, kind.pause);
+  Term* of_pause = at == SIZE_MAX ? nullptr : &terms_[at];
+  const double scaled = scale.mean;  // what the log-odds change with a trait's term
+  double log_odds = of_age.mean + scaled * sum;
+  double variance = of_age.variance + scaled * scaled * sum_variance + sum * sum * scale.variance;
+  if (of_pause != nullptr) {
+    log_odds += of_pause->mean;
+    variance += of_pause->variance;
   }
-  used[count++] = Used{&scale, sum};
-  variance += sum * sum * scale.variance;
   const double chance = chance_of(log_odds);
   const double information = chance * (1 - chance);
-  const double surprise = ((came_back ? 1 : 0) - chance) / (1 + variance * information);
-  const double shrink = information / (1 + variance * information);
-  for (std::size_t i = 0; i < count; ++i) {
-    Term& term = *used[i].term;
-    const double by = used[i].by;
+  const double weight = 1 / (1 + variance * information);
+  const double surprise = ((came_back ? 1 : 0) - chance) * weight;
+  const double shrink = information * weight;
+  const auto update = [&](Term& term, double by) {
     term.mean += static_cast<float>(term.variance * by * surprise);
     term.variance = std::max(least_variance, static_cast<float>(term.variance * (1 - term.variance * by * by * shrink)));
-  }
+  };
+  update(of_age, 1);
+  if (of_pause != nullptr) update(*of_pause, 1);
+  for (std::size_t i = 0; i < count; ++i) update(*of_traits[i], scaled);
+  update(scale, sum);
 }
 
 double ReturnTimes::trait_sum(const Kind& kind) const {
@@ -219,40 +249,51 @@ double ReturnTimes::trait_sum(const Kind& kind) const {
   return sum;
 }
 
-const std::vector<float>& ReturnTimes::rates_of(int step, std::uint8_t pause) const {
+const ReturnTimes::ByAge& ReturnTimes::rates_of(int step, std::uint8_t pause) const {
   Rates& rates = rates_[static_cast<std::size_t>(step + most_sum_steps) * (pauses + 1) + pause];
   if (rates.version == version_) return rates.rate;
   rates.version = version_;
-  std::array<double, buckets> chance{};
-  for (std::size_t i = 0; i < buckets; ++i) {
-    const std::size_t at = beside(i, pause);
-    chance[i] = chance_of(terms_[i].mean + (at == SIZE_MAX ? 0 : terms_[at].mean) + terms_[scale_at(i)].mean * step * sum_step);
-  }
-  rates.rate.assign(buckets, 0);
-  for (std::size_t from = 0; from < buckets; ++from) {
-    double left = 1, kept_s = 0, best = 0;
-    for (std::size_t i = from; i < buckets; ++i) {
-      kept_s += left * (bounds()[i + 1] - bounds()[i]) * (1 - chance[i] / 2);
-      left *= 1 - chance[i];
-      best = std::max(best, (1 - left) / kept_s);
+  // For each age the stretch that promises most, from the oldest down: it ends with the bucket, or goes on with the best stretch
+  // from there if that promises more.
+  struct Stretch {
+    double promised = 0, left = 1, kept_s = 0;
+    std::size_t end = 0;
+  };
+  std::array<Stretch, buckets> best;
+  for (std::size_t from = buckets; from-- > 0;) {
+    const std::size_t at = beside(from, pause);
+    const std::vector<Term>& terms = terms_of_tables_;
+    const double chance = chance_of(terms[from].mean + (at == SIZE_MAX ? 0 : terms[at].mean) + terms[scale_at(from)].mean * step * sum_step);
+    Stretch stretch{.left = 1 - chance, .kept_s = (bounds[from + 1] - bounds[from]) * (1 - chance / 2), .end = from + 1};
+    stretch.promised = chance / stretch.kept_s;
+    while (stretch.end < buckets && best[stretch.end].promised >= stretch.promised) {
+      const Stretch& rest = best[stretch.end];
+      stretch.kept_s += stretch.left * rest.kept_s;
+      stretch.left *= rest.left;
+      stretch.promised = (1 - stretch.left) / stretch.kept_s;
+      stretch.end = rest.end;
     }
-    rates.rate[from] = static_cast<float>(best);
+    best[from] = stretch;
+    rates.rate[from] = static_cast<float>(stretch.promised);
   }
   return rates.rate;
 }
 
-double ReturnTimes::rate(const Kind& kind, double age_s) const {
+ReturnTimes::Curve ReturnTimes::curve(const Kind& kind) const {
   const double at = std::clamp(trait_sum(kind) / sum_step, -most_sum_steps + 1.0, most_sum_steps - 1.0);
   const double lower = std::floor(at);
-  const std::size_t bucket = bucket_of(std::max(age_s, 0.0));
-  const double below = rates_of(static_cast<int>(lower), kind.pause)[bucket];
-  const double above = rates_of(static_cast<int>(lower) + 1, kind.pause)[bucket];
-  return below + (above - below) * (at - lower);
+  return Curve(rates_of(static_cast<int>(lower), kind.pause), rates_of(static_cast<int>(lower) + 1, kind.pause), at - lower);
+}
+
+double ReturnTimes::Curve::rate(double age_s) const {
+  const std::size_t bucket = bucket_of(age_s);
+  const double below = (*below_)[bucket];
+  return below + ((*above_)[bucket] - below) * share_;
 }
 
 double ReturnTimes::rate_lasts_s(double age_s) {
-  const std::size_t bucket = bucket_of(std::max(age_s, 0.0));
-  return bucket + 1 < buckets ? bounds()[bucket + 1] - age_s : horizon_s;
+  const std::size_t bucket = bucket_of(age_s);
+  return bucket + 1 < buckets ? bounds[bucket + 1] - age_s : horizon_s;
 }
 
 std::string ReturnTimes::to_text() const {
@@ -272,7 +313,7 @@ bool ReturnTimes::load(std::string_view text) {
   std::string rest;
   if (in >> rest) return false;
   terms_ = std::move(loaded);
-  ++version_;
+  make_tables_anew();
   return true;
 }
 

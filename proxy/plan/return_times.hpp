@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,12 +28,14 @@ struct PromptTraits {
 class ReturnTimes {
  public:
   static constexpr std::size_t traits = 9;
+  static constexpr std::size_t buckets = 69;  // of ages: the first second, then four an octave up to horizon_s
   // Of each trait, the term that applies; the pauses (in octaves of seconds, 0: none).
   struct Kind {
     std::array<std::uint8_t, traits> terms{};
     std::uint8_t pause = 0;
     bool operator==(const Kind&) const = default;
   };
+  using ByAge = std::array<float, buckets>;
   using Watch = std::uint64_t;
   static constexpr Watch none = ~Watch{0};
 
@@ -56,7 +57,20 @@ class ReturnTimes {
 
   // Returns a second of keeping, for something last seen `age_s` ago: the best that keeping it for any stretch promises,
   // P(it returns meanwhile) / E(seconds kept until then). Not monotonic in age: people take a minute to answer.
-  double rate(const Kind& kind, double age_s) const;
+  class Curve {
+   public:
+    double rate(double age_s) const;
+
+   private:
+    friend class ReturnTimes;
+    Curve(const ByAge& below, const ByAge& above, double share) : below_(&below), above_(&above), share_(share) {}
+    const ByAge* below_;  // at the next lower and higher of the sums of trait terms that there are tables for
+    const ByAge* above_;
+    double share_;
+  };
+  // As learned until now: good until the next call that is not const.
+  Curve curve(const Kind& kind) const;
+  double rate(const Kind& kind, double age_s) const { return curve(kind).rate(age_s); }
   // Seconds until that changes with age.
   static double rate_lasts_s(double age_s);
 
@@ -80,22 +94,30 @@ class ReturnTimes {
   // Of one sum of trait terms and one pause.
   struct Rates {
     std::uint32_t version = 0;  // 0: never computed
-    std::vector<float> rate;    // by bucket of age
+    ByAge rate{};
   };
 
   void advance(double now_s);
+  void make_tables_anew();
   void learn(const Kind& kind, std::size_t bucket, bool came_back);
   double trait_sum(const Kind& kind) const;
-  const std::vector<float>& rates_of(int step, std::uint8_t pause) const;
+  const ByAge& rates_of(int step, std::uint8_t pause) const;
+  Watch end() const { return first_ + waiting_.size(); }
+  Waiting* find(Watch watch);  // nullptr: not among them any more
 
   std::vector<Term> terms_;
-  std::deque<Waiting> waiting_;  // in order of `begin`; the first one is number first_
+  std::vector<Waiting> waiting_;  // in order of `begin`; the first one is number first_
   Watch first_ = 0;
-  std::vector<std::deque<Watch>> in_bucket_;
-  std::uint32_t version_ = 1;
+  std::size_t gone_ = 0;  // of waiting_, from its beginning
+  // Since all grow old alike, those in one bucket lie side by side, the oldest first: where they begin (or somewhat before, where
+  // some have returned), and when the oldest goes on.
+  std::array<Watch, buckets> first_in_{};
+  std::array<double, buckets> next_leaves_s_{};
+  std::uint32_t version_ = 0;
   double returns_ = 0;
   double returns_at_version_ = 0;
-  mutable std::vector<Rates> rates_;  // made when they are asked for
+  std::vector<Term> terms_of_tables_;  // of ages and scales, as they were when version_ was new: whoever asks when, the tables are the same
+  mutable std::vector<Rates> rates_;   // the tables, made when they are asked for
 };
 
 }  // namespace cairn

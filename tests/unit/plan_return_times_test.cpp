@@ -137,6 +137,22 @@ TEST(ReturnTimes, PausesOfTheConversationSayWhenItReturns) {
   EXPECT_LT(times.rate(kind(10), 400), times.rate(kind(600), 400));
 }
 
+TEST(ReturnTimes, WhoAsksBetweenLearnsTheSame) {
+  ReturnTimes asked, quiet;
+  const auto of = ReturnTimes::kind_of(later_turn), other = ReturnTimes::kind_of(first_turn);
+  for (ReturnTimes* times : {&asked, &quiet}) {
+    for (int i = 0; i < 5000; ++i) {
+      const auto watch = times->begin(i % 3 == 0 ? of : other, i * 7.0);
+      if (i % 3 == 0) times->returned(watch, i * 7.0 + 3 + i % 4);
+      if (times == &asked) (void)times->rate(i % 2 == 0 ? of : other, i % 100);
+    }
+  }
+  for (double age_s = 0.5; age_s < 100000; age_s *= 1.1) {
+    EXPECT_EQ(asked.rate(of, age_s), quiet.rate(of, age_s)) << age_s;
+    EXPECT_EQ(asked.rate(other, age_s), quiet.rate(other, age_s)) << age_s;
+  }
+}
+
 TEST(ReturnTimes, WhatWasLearnedIsReadBack) {
   ReturnTimes times;
   const auto kind = ReturnTimes::kind_of(later_turn);
