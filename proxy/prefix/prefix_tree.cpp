@@ -122,8 +122,6 @@ std::vector<NodeId> PrefixTree::path_to(NodeId node) const {
   return path;
 }
 
-bool PrefixTree::is_live(NodeId node) const { return node < nodes_.used && at(node).parent != kFree; }
-
 Tokens PrefixTree::edge_tokens(NodeId node) const {
   Tokens tokens(at(node).edge_length);
   arena_.read(at(node).edge_offset, at(node).edge_length, tokens.data());
@@ -133,7 +131,9 @@ Tokens PrefixTree::edge_tokens(NodeId node) const {
 NodeId PrefixTree::latest_child(NodeId node, NodeId except) const {
   NodeId latest = kNone;
   for (NodeId id = at(node).first_child; id != kNone; id = at(id).next_sibling) {
-    if (id != except && (latest == kNone || at(id).last_use_ms > at(latest).last_use_ms)) latest = id;
+    if (id == except) continue;
+    const bool later = latest == kNone || at(id).last_use_ms > at(latest).last_use_ms;
+    if (later || (at(id).last_use_ms == at(latest).last_use_ms && id < latest)) latest = id;
   }
   return latest;
 }

@@ -79,7 +79,8 @@ class PrefixTree {
   std::vector<NodeId> path_to(NodeId node) const;
 
   // --- what a node is. All but is_live() want a live id.
-  bool is_live(NodeId node) const;
+  bool is_live(NodeId node) const { return node < nodes_.used && at(node).parent != kFree; }
+  void prefetch(NodeId node) const { __builtin_prefetch(&at(node)); }  // it will be asked for soon
   std::uint32_t begin_tokens(NodeId node) const { return at(node).begin; }
   std::uint32_t end_tokens(NodeId node) const { return at(node).begin + at(node).edge_length; }
   NodeId parent(NodeId node) const { return at(node).parent; }
@@ -90,7 +91,8 @@ class PrefixTree {
   std::uint32_t marks_in_subtree(NodeId node) const { return at(node).subtree_marks; }
   Tokens edge_tokens(NodeId node) const;
   Tokens tokens_to(NodeId node) const;                             // the whole path
-  // The child last used other than `except`; kNone when there is none. O(children).
+  // The child last used other than `except` (of several at once the one with the lowest id, whatever marks there are); kNone
+  // when there is none. O(children).
   NodeId latest_child(NodeId node, NodeId except) const;
   // How the child last used goes on that does not begin with `except`: at most `count` tokens of its edge.
   Tokens latest_continuation(NodeId node, Token except, std::size_t count) const;

@@ -167,6 +167,20 @@ TEST(PrefixTree, MarksBelowNearestFirstAndBounded) {
   EXPECT_EQ(seen, 10u);
 }
 
+TEST(PrefixTree, MarksDoNotDecideWhichChildIsTheLatest) {
+  PrefixTree tree;
+  const NodeId first = tree.insert(Tokens{1, 2}, 1).leaf;
+  const NodeId second = tree.insert(Tokens{1, 3}, 5).leaf;
+  const NodeId third = tree.insert(Tokens{1, 4}, 5).leaf;
+  const NodeId parent = tree.parent(first);
+  EXPECT_EQ(tree.latest_child(parent, kNone), second);
+  EXPECT_EQ(tree.latest_child(parent, second), third);
+  tree.attach(third, 2, 1, 0);  // comes first among the children now
+  EXPECT_EQ(tree.latest_child(parent, kNone), second);
+  tree.insert(Tokens{1, 2}, 6);
+  EXPECT_EQ(tree.latest_child(parent, kNone), first);
+}
+
 TEST(PrefixTree, TrimTakesTheLeastRecentlyUsedAndJoinsWhatIsLeft) {
   PrefixTree tree;
   const NodeId kept = tree.insert(counting(10), 1).leaf;
