@@ -15,10 +15,38 @@ namespace dom = simdjson::dom;
 
 constexpr std::uint32_t mooncake_block = 512;
 
-// One file's lines or session, appended to the trace. Block ids mean nothing in another file: each gets a number of its own.
+// What blocks are called: ids mean nothing in another file, so each gets numbers of its own. Where ids are small numbers, as most
+// are, these are made by adding, which is much faster than a table of all ids.
+class BlockNumbers {
+ public:
+  void begin_file() {
+    first_ += used_;
+    used_ = 0;
+    others_.clear();
+  }
+  Token of(std::uint64_t id) {
+    if (id < small && first_ < from_table - small) {
+      used_ = std::max(used_, static_cast<Token>(id) + 1);
+      return first_ + static_cast<Token>(id);
+    }
+    const auto [at, is_new] = others_.try_emplace(id, next_other_);
+    if (is_new) ++next_other_;
+    return at->second;
+  }
+
+ private:
+  static constexpr Token small = 1 << 28;
+  static constexpr Token from_table = 1 << 30;
+  Token first_ = 0;  // of this file
+  Token used_ = 0;   // by it, from there on
+  std::unordered_map<std::uint64_t, Token> others_;
+  Token next_other_ = from_table;
+};
+
+// One file's lines or session, appended to the trace.
 class FileReader {
  public:
-  FileReader(const std::string& path, Trace& trace, Token& next_block) : path_(path), trace_(trace), next_block_(next_block) {}
+  FileReader(const std::string& path, Trace& trace, BlockNumbers& numbers) : path_(path), trace_(trace), numbers_(numbers) { numbers_.begin_file(); }
 
   Result<void> read() {
     simdjson::padded_string text;
@@ -99,9 +127,7 @@ class FileReader {
     for (const dom::element id : ids) {
       std::uint64_t value = 0;
       if (id.get(value)) return wrong("a hash id is no number");
-      const auto [at, is_new] = numbers_.try_emplace(value, next_block_);
-      if (is_new) ++next_block_;
-      trace_.blocks.push_back(at->second);
+      trace_.blocks.push_back(numbers_.of(value));
     }
     return end();
   }
@@ -136,9 +162,8 @@ class FileReader {
 
   const std::string& path_;
   Trace& trace_;
-  Token& next_block_;
+  BlockNumbers& numbers_;
   std::size_t first_request_ = trace_.requests.size();
-  std::unordered_map<std::uint64_t, Token> numbers_;
   dom::parser parser_;
 };
 
@@ -146,9 +171,9 @@ class FileReader {
 
 Result<Trace> read_traces(const std::vector<std::string>& paths) {
   Trace trace;
-  Token next_block = 0;
+  BlockNumbers numbers;
   for (const std::string& path : paths) {
-    FileReader reader(path, trace, next_block);
+    FileReader reader(path, trace, numbers);
     Result<void> read = reader.read();
     if (!read) return read.error();
   }

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 namespace cairn {
 namespace {
@@ -43,6 +44,17 @@ TEST_F(TraceFiles, MooncakesLines) {
   EXPECT_EQ(trace->requests[1].prompt_tokens, 600u);
   EXPECT_EQ(trace->requests[1].answer_tokens, 7u);
   EXPECT_EQ(blocks(*trace, 0).front(), blocks(*trace, 1).front());
+}
+
+TEST_F(TraceFiles, IdsMayBeHashes) {
+  const std::string lines = R"({"timestamp": 0, "input_length": 2048, "hash_ids": [18446744073709551615, 268435455, 268435456, 18446744073709551615]}
+)";
+  const auto trace = read_traces({file("a.jsonl", lines), file("b.jsonl", lines)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  const Tokens first = blocks(*trace, 0), second = blocks(*trace, 1);
+  EXPECT_EQ(first[0], first[3]);
+  const std::set<Token> different{first[0], first[1], first[2], second[0], second[1], second[2]};
+  EXPECT_EQ(different.size(), 6u);  // nor do those of another file count as the same
 }
 
 TEST_F(TraceFiles, SessionsWithSubAgentsAndIdsOfTheirOwn) {
