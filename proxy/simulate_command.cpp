@@ -9,8 +9,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
+#include <future>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "config.hpp"
 #include "progress_line.hpp"
@@ -33,24 +35,60 @@ Result<std::uint64_t> budget_of(const std::string& text, double distinct_bytes) 
   return static_cast<std::uint64_t>(distinct_bytes * percent / 100);
 }
 
-// Fills in the results. The runs share nothing but the trace.
+// Of the flags, ascending.
+Result<std::vector<std::uint64_t>> budgets_of(const SimulateFlags& flags, double distinct_bytes) {
+  std::vector<std::uint64_t> budgets;
+  for (const std::string& text : flags.budgets) {
+    Result<std::uint64_t> budget = budget_of(text, distinct_bytes);
+    if (!budget) {
+      Error error = budget.error();
+      error.context = "--budget: " + error.context;
+      return error;
+    }
+    budgets.push_back(*budget);
+  }
+  std::sort(budgets.begin(), budgets.end());
+  return budgets;
+}
+
+// The runs of one policy that are replayed together. What a policy learns is learned once a group, so there are only as many
+// groups of a policy as can run side by side.
+struct Group {
+  std::string policy;
+  std::vector<SimulationReport::Run*> runs;
+};
+std::vector<Group> groups_of(std::vector<SimulationReport::Run>& runs, std::size_t side_by_side) {
+  std::vector<Group> groups;
+  for (auto first = runs.begin(); first != runs.end();) {
+    const auto end = std::find_if(first, runs.end(), [&](const SimulationReport::Run& run) { return run.policy != first->policy; });
+    const std::size_t count = std::min(side_by_side, static_cast<std::size_t>(end - first));
+    const std::size_t begin = groups.size();
+    for (std::size_t i = 0; i < count; ++i) groups.push_back(Group{first->policy, {}});
+    // Small budgets and large ones in each: they take different times.
+    for (std::size_t i = 0; first != end; ++first, ++i) groups[begin + i % count].runs.push_back(&*first);
+  }
+  return groups;
+}
+
+// Fills in the results. Groups share nothing but the trace.
 void simulate_side_by_side(const Trace& trace, const SimulationOptions& options, std::vector<SimulationReport::Run>& runs) {
+  const std::size_t side_by_side = std::max(1U, std::thread::hardware_concurrency());
+  const std::vector<Group> groups = groups_of(runs, side_by_side);
   std::atomic<std::size_t> next{0}, ended{0};
-  std::atomic<std::uint64_t> replayed{0};
   const auto work = [&] {
-    for (std::size_t i = next++; i < runs.size(); i = next++) {
-      SimulationOptions own = options;
-      own.budget_bytes = runs[i].budget_bytes;
-      own.replayed = &replayed;
-      runs[i].result = simulate(trace, own, *make_policy(runs[i].policy));
-      ++ended;
+    for (std::size_t i = next++; i < groups.size(); i = next++) {
+      std::vector<std::uint64_t> budgets;
+      for (const SimulationReport::Run* run : groups[i].runs) budgets.push_back(run->budget_bytes);
+      const std::vector<SimulationResult> results = simulate(trace, options, groups[i].policy, budgets);
+      for (std::size_t k = 0; k < results.size(); ++k) groups[i].runs[k]->result = results[k];
+      ended += results.size();
     }
   };
-  std::vector<std::jthread> workers(std::min<std::size_t>(runs.size(), std::max(1U, std::thread::hardware_concurrency())));
+  std::vector<std::jthread> workers(std::min(groups.size(), side_by_side));
   for (std::jthread& worker : workers) worker = std::jthread(work);
-  const ProgressLine progress(trace.requests.size() * runs.size());
+  const ProgressLine progress(trace.requests.size() * (1 + runs.size()));
   while (progress.shown() && ended < runs.size()) {
-    progress.show(replayed, fmt::format("{} of {} runs", ended.load(), runs.size()));
+    progress.show(*options.replayed, fmt::format("{} of {} budgets", ended.load(), runs.size()));
     std::this_thread::sleep_for(std::chrono::milliseconds{100});
   }
 }
@@ -62,30 +100,24 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
   options.profile = *profile;
   options.low_water = flags.low_water;
   options.cut = flags.cut_states;
+  std::atomic<std::uint64_t> replayed{0};
+  options.replayed = &replayed;
+  Result<std::vector<std::uint64_t>> budgets = budgets_of(flags, 0);
+  if (!budgets) return budgets.error();  // before anything takes long
   Result<Trace> trace = read_traces(flags.traces);
   if (!trace) return trace.error();
 
+  // Neither waits for the other. Unbounded, any policy would do.
+  std::future<SimulationResult> unbounded = std::async(std::launch::async, [&] { return simulate(*trace, options, *make_policy("lru")); });
   SimulationReport report;
   report.distinct_tokens = distinct_tokens(*trace);
   if (!trace->requests.empty()) report.span_s = trace->requests.back().at_s;
-  std::vector<std::uint64_t> budgets;
-  for (const std::string& text : flags.budgets) {
-    Result<std::uint64_t> budget = budget_of(text, static_cast<double>(report.distinct_tokens) * options.profile.bytes_a_token);
-    if (!budget) {
-      Error error = budget.error();
-      error.context = "--budget: " + error.context;
-      return error;
-    }
-    budgets.push_back(*budget);
-  }
-  std::sort(budgets.begin(), budgets.end());
-  std::vector<SimulationReport::Run> runs{{"lru", 0, {}}};
+  budgets = budgets_of(flags, static_cast<double>(report.distinct_tokens) * options.profile.bytes_a_token);
   for (const std::string& name : flags.policies) {
-    for (const std::uint64_t budget : budgets) runs.push_back(SimulationReport::Run{name, budget, {}});
+    for (const std::uint64_t budget : *budgets) report.runs.push_back(SimulationReport::Run{name, budget, {}});
   }
-  simulate_side_by_side(*trace, options, runs);
-  report.unbounded = runs.front().result;
-  report.runs.assign(std::make_move_iterator(runs.begin() + 1), std::make_move_iterator(runs.end()));
+  simulate_side_by_side(*trace, options, report.runs);
+  report.unbounded = unbounded.get();
   return report;
 }
 

@@ -272,8 +272,9 @@ StateWorth Catalogue::worth(const CheckpointRecord& record) const {
   const auto at = places_.find(record.id);
   const auto values = values_.find(record.namespace_id);
   if (at == places_.end() || values == values_.end()) return {};
-  return values->second.worth(*trees_.at(record.namespace_id), at->second.leaf, at->second.positions, mark_of(record.id), record.kind,
-                              record.uses, static_cast<double>(record.last_used_unix_ms) / 1000, static_cast<double>(store_.now_unix_ms()) / 1000);
+  const StateValues::State state{at->second.leaf, at->second.positions, mark_of(record.id), record.kind, record.uses,
+                                 static_cast<double>(record.last_used_unix_ms) / 1000};
+  return values->second.worth(*trees_.at(record.namespace_id), state, static_cast<double>(store_.now_unix_ms()) / 1000);
 }
 
 // The store has let go of the entry already.

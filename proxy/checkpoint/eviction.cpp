@@ -6,14 +6,14 @@ namespace cairn {
 
 namespace {
 
-double idle_ms(const CheckpointRecord& record, std::int64_t now_unix_ms) {
+double idle_ms(const CheckpointFacts& record, std::int64_t now_unix_ms) {
   return static_cast<double>(std::max<std::int64_t>(0, now_unix_ms - record.last_used_unix_ms));
 }
-double bytes_of(const CheckpointRecord& record) { return static_cast<double>(std::max<std::uint64_t>(1, record.bytes)); }
-double efficiency(const CheckpointRecord& record) { return record.cost_to_recompute_s / bytes_of(record); }
+double bytes_of(const CheckpointFacts& record) { return static_cast<double>(std::max<std::uint64_t>(1, record.bytes)); }
+double efficiency(const CheckpointFacts& record) { return record.cost_to_recompute_s / bytes_of(record); }
 
 // Where nobody knows better: all of it, by its uses, less and less often the longer nobody came.
-StateWorth worth_by_record(const CheckpointRecord& record, std::int64_t now_unix_ms) {
+StateWorth worth_by_record(const CheckpointFacts& record, std::int64_t now_unix_ms) {
   constexpr double hour_ms = 3.6e6;
   const double uses_per_s = static_cast<double>(1 + record.uses) * 1000 / (hour_ms + idle_ms(record, now_unix_ms));
   return StateWorth{.tokens_per_s = static_cast<double>(std::max(1U, record.token_count)) * uses_per_s};
@@ -21,36 +21,36 @@ StateWorth worth_by_record(const CheckpointRecord& record, std::int64_t now_unix
 
 }  // namespace
 
-double ValuePolicy::score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t) {
+double ValuePolicy::score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t) {
   const double seconds_a_token = record.cost_to_recompute_s / std::max<double>(1, record.token_count);
   return worth.tokens_per_s * seconds_a_token / bytes_of(record);
 }
 
-double LruPolicy::score(const CheckpointRecord& record, const StateWorth&, std::int64_t) {
+double LruPolicy::score(const CheckpointFacts& record, const StateWorth&, std::int64_t) {
   return static_cast<double>(record.last_used_unix_ms);
 }
 
-double GdsfPolicy::score(const CheckpointRecord& record, const StateWorth&, std::int64_t) {
+double GdsfPolicy::score(const CheckpointFacts& record, const StateWorth&, std::int64_t) {
   const auto [at, is_new] = seen_.try_emplace(record.id, Seen{record.uses, floor_});
   if (!is_new && at->second.uses != record.uses) at->second = Seen{record.uses, floor_};
   return at->second.floor + static_cast<double>(1 + record.uses) * efficiency(record);
 }
 
-void GdsfPolicy::evicted(const CheckpointRecord& record, double score) {
+void GdsfPolicy::evicted(const CheckpointFacts& record, double score) {
   floor_ = std::max(floor_, score);
   seen_.erase(record.id);
 }
 
-void MarconiPolicy::begin_round(std::span<const CheckpointRecord* const> candidates, std::int64_t now_unix_ms) {
+void MarconiPolicy::begin_round(std::span<const CheckpointFacts* const> candidates, std::int64_t now_unix_ms) {
   longest_idle_ms_ = 1;
   best_efficiency_ = 0;
-  for (const CheckpointRecord* record : candidates) {
+  for (const CheckpointFacts* record : candidates) {
     longest_idle_ms_ = std::max(longest_idle_ms_, idle_ms(*record, now_unix_ms));
     best_efficiency_ = std::max(best_efficiency_, efficiency(*record));
   }
 }
 
-double MarconiPolicy::score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) {
+double MarconiPolicy::score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) {
   const double recency = 1 - idle_ms(record, now_unix_ms) / longest_idle_ms_;
   const double saved = best_efficiency_ > 0 ? efficiency(record) / best_efficiency_ : 0;
   constexpr double stays = 2;  // above all that have no branches
@@ -69,7 +69,7 @@ Victims::Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const C
                  std::int64_t now_unix_ms)
     : policy_(policy), worth_(worth), now_unix_ms_(now_unix_ms) {
   if (candidates.empty()) return;
-  policy_.begin_round(candidates, now_unix_ms_);
+  policy_.begin_round(std::vector<const CheckpointFacts*>(candidates.begin(), candidates.end()), now_unix_ms_);
   heap_.reserve(candidates.size());
   for (const CheckpointRecord* record : candidates) heap_.push_back(scored(*record));
   std::make_heap(heap_.begin(), heap_.end(), goes_later);

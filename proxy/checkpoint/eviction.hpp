@@ -34,10 +34,10 @@ class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   // Before the scores of one round of evictions are asked for; `candidates` is not empty.
-  virtual void begin_round(std::span<const CheckpointRecord* const> /*candidates*/, std::int64_t /*now_unix_ms*/) {}
+  virtual void begin_round(std::span<const CheckpointFacts* const> /*candidates*/, std::int64_t /*now_unix_ms*/) {}
   // The least goes first. Any scale; comparable within a round.
-  virtual double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) = 0;
-  virtual void evicted(const CheckpointRecord& /*record*/, double /*score*/) {}
+  virtual double score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) = 0;
+  virtual void evicted(const CheckpointFacts& /*record*/, double /*score*/) {}
   // Its scores say of a state just made, too, whether it is worth what it would drive out.
   virtual bool judges_new_states() const { return false; }
   virtual ScoresHold scores_hold() const { return ScoresHold::one_round; }
@@ -49,22 +49,22 @@ class ValuePolicy final : public EvictionPolicy {
  public:
   bool judges_new_states() const override { return true; }
   ScoresHold scores_hold() const override { return ScoresHold::a_while; }
-  double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
+  double score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 };
 
 // For comparison (`cairn simulate --policy`).
 class LruPolicy final : public EvictionPolicy {
  public:
   ScoresHold scores_hold() const override { return ScoresHold::until_used; }
-  double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
+  double score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 };
 
 // Greedy dual, size and frequency: uses * seconds / bytes above a floor that rises with each eviction.
 class GdsfPolicy final : public EvictionPolicy {
  public:
   ScoresHold scores_hold() const override { return ScoresHold::until_used; }
-  double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
-  void evicted(const CheckpointRecord& record, double score) override;
+  double score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
+  void evicted(const CheckpointFacts& record, double score) override;
 
  private:
   struct Seen {
@@ -79,8 +79,8 @@ class GdsfPolicy final : public EvictionPolicy {
 // branch from stay.
 class MarconiPolicy final : public EvictionPolicy {
  public:
-  void begin_round(std::span<const CheckpointRecord* const> candidates, std::int64_t now_unix_ms) override;
-  double score(const CheckpointRecord& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
+  void begin_round(std::span<const CheckpointFacts* const> candidates, std::int64_t now_unix_ms) override;
+  double score(const CheckpointFacts& record, const StateWorth& worth, std::int64_t now_unix_ms) override;
 
  private:
   double longest_idle_ms_ = 1;

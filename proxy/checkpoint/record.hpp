@@ -41,18 +41,22 @@ struct Checksum {  // XXH3-128
   friend bool operator==(const Checksum&, const Checksum&) = default;
 };
 
-struct CheckpointRecord {
+// What decides whether it is kept.
+struct CheckpointFacts {
   CheckpointId id{};
-  NamespaceId namespace_id{};
-  std::string file_name;  // plain name in the slot directory: what the backend is told to restore
   std::uint32_t token_count = 0;
-  std::vector<std::uint32_t> resume_positions;  // prefix lengths, ascending; without the end itself
   CheckpointKind kind = CheckpointKind::unknown;
   std::uint64_t bytes = 0;  // side files included
   double cost_to_recompute_s = 0;
   std::uint64_t uses = 0;
-  std::int64_t created_unix_ms = 0;
   std::int64_t last_used_unix_ms = 0;
+};
+
+struct CheckpointRecord : CheckpointFacts {
+  NamespaceId namespace_id{};
+  std::string file_name;  // plain name in the slot directory: what the backend is told to restore
+  std::vector<std::uint32_t> resume_positions;  // prefix lengths, ascending; without the end itself
+  std::int64_t created_unix_ms = 0;
   bool pinned = false;
   std::string pin_label;
   Checksum checksum;             // over the files in the order of `files`

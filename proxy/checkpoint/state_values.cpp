@@ -13,11 +13,21 @@ constexpr int most_steps = 64;
 constexpr std::uint32_t most_children = 64;
 }  // namespace
 
+StateWorth Prospects::at(double now_s) const {
+  StateWorth worth{.branched_from = branched_from_};
+  for (const Part& part : parts_) {
+    const double age_s = now_s - part.seen_s;
+    worth.tokens_per_s += part.tokens * part.curve.rate(age_s);
+    worth.lasts_s = std::min(worth.lasts_s, ReturnTimes::rate_lasts_s(age_s));
+  }
+  return worth;
+}
+
 const StateValues::Place* StateValues::at(const PrefixTree& tree, NodeId node) const {
-  const auto found = places_.find(node);
-  // Trimmed meanwhile, and perhaps another node now?
-  if (found == places_.end() || !tree.is_live(node) || tree.end_tokens(node) != found->second.length) return nullptr;
-  return &found->second;
+  if (node >= places_.size() || !tree.is_live(node)) return nullptr;
+  const Place& place = places_[node];
+  // Trimmed meanwhile, and another node now?
+  return place.length > 0 && tree.end_tokens(node) == place.length ? &place : nullptr;
 }
 
 // The prompt that a state was saved for: with its answer the state reaches beyond it, cut before its end it stays short of it.
@@ -67,20 +77,25 @@ std::optional<std::uint32_t> StateValues::observe(const PrefixTree& tree, const 
                                                   std::uint32_t length, double now_s, std::uint32_t tokens_a_unit) {
   std::optional<std::uint32_t> left_before_end;
   if (length == 0) return left_before_end;
-  if (places_.size() >= forget_at_) forget_some(tree);
-  Place fresh;
-  fresh.traits.prompt_tokens = length * tokens_a_unit;
-  fresh.traits.fresh_tokens = (length - std::min(length, inserted.matched_tokens)) * tokens_a_unit;
+  const std::size_t nodes = std::size_t{std::max(inserted.leaf, inserted.branch == PrefixTree::kNone ? 0 : inserted.branch)} + 1;
+  if (nodes > places_.size()) {
+    places_.resize(nodes);
+    traits_.resize(nodes);
+  }
+  PromptTraits traits;
+  traits.prompt_tokens = length * tokens_a_unit;
+  traits.fresh_tokens = (length - std::min(length, inserted.matched_tokens)) * tokens_a_unit;
   const NodeId before = predecessor(tree, inserted, length);
   if (before != PrefixTree::kNone) {
-    Place& earlier = places_.at(before);
+    Place& earlier = places_[before];
+    const PromptTraits& earlier_traits = traits_[before];
     returns_.returned(earlier.watch, now_s);
-    fresh.traits.turn = earlier.traits.turn + 1;
-    fresh.traits.gap_s = now_s - earlier.seen_s;
-    fresh.traits.mean_gap_s = (earlier.traits.mean_gap_s * earlier.traits.turn + fresh.traits.gap_s) / fresh.traits.turn;
+    traits.turn = earlier_traits.turn + 1;
+    traits.gap_s = now_s - earlier.seen_s;
+    traits.mean_gap_s = (earlier_traits.mean_gap_s * earlier_traits.turn + traits.gap_s) / traits.turn;
     const std::uint32_t shared = std::min(inserted.matched_tokens, earlier.length);
-    fresh.traits.last_answer_tokens = earlier.traits.answer_tokens;
-    fresh.traits.kept = static_cast<double>(shared) / earlier.length;
+    traits.last_answer_tokens = earlier_traits.answer_tokens;
+    traits.kept = static_cast<double>(shared) / earlier.length;
     left_before_end = earlier.length - shared;
     if (before != inserted.leaf) {
       earlier.next = inserted.leaf;
@@ -99,80 +114,90 @@ std::optional<std::uint32_t> StateValues::observe(const PrefixTree& tree, const 
       parting.watch = returns_.begin(parting.of, now_s);
     }
   }
-  fresh.of = ReturnTimes::kind_of(fresh.traits);
-  fresh.seen_s = now_s;
-  fresh.length = length;
+  Place& fresh = places_[inserted.leaf];
+  fresh = Place{.length = length, .seen_s = now_s, .of = ReturnTimes::kind_of(traits)};
   fresh.watch = returns_.begin(fresh.of, now_s);
-  places_[inserted.leaf] = fresh;
+  traits_[inserted.leaf] = traits;
   return left_before_end;
 }
 
 void StateValues::answered(NodeId leaf, std::uint32_t answer_tokens) {
-  const auto found = places_.find(leaf);
-  if (found == places_.end() || found->second.visits > 0) return;
-  found->second.traits.answer_tokens = answer_tokens;
-  found->second.of = ReturnTimes::kind_of(found->second.traits);
-  returns_.reclassify(found->second.watch, found->second.of);
+  if (leaf >= places_.size() || places_[leaf].length == 0 || places_[leaf].visits > 0) return;
+  traits_[leaf].answer_tokens = answer_tokens;
+  places_[leaf].of = ReturnTimes::kind_of(traits_[leaf]);
+  returns_.reclassify(places_[leaf].watch, places_[leaf].of);
 }
 
-StateWorth StateValues::worth(const PrefixTree& tree, NodeId leaf, std::span<const std::uint32_t> positions, std::uint32_t mark,
-                              MemoryKind kind, std::uint64_t uses, double last_used_s, double now_s) const {
-  StateWorth worth;
-  if (positions.empty() || !tree.is_live(leaf)) return worth;
-  const std::uint32_t end = positions.back();
-
-  // What others offer on this path without it: a resume point, or, where states can be cut, whatever they share.
+// What others offer on this path without it: a resume point, or, where states can be cut, whatever they share.
+std::uint32_t StateValues::offered_by_others(const PrefixTree& tree, const State& state) {
+  const std::uint32_t end = state.positions.back();
+  if (state.kind == MemoryKind::truncatable) {
+    for (NodeId node = state.leaf; node != PrefixTree::kRoot; node = tree.parent(node)) {
+      const auto own = state.positions.end() - std::upper_bound(state.positions.begin(), state.positions.end(), tree.begin_tokens(node));
+      if (tree.marks_in_subtree(node) > static_cast<std::uint32_t>(own)) return std::min(tree.end_tokens(node), end);
+    }
+    return 0;
+  }
   std::uint32_t offered = 0;
   const PrefixTree::MarkVisitor foreign = [&](const PrefixTree::Mark& other) {
-    if (other.mark == mark) return true;
+    if (other.mark == state.mark) return true;
     offered = other.position_tokens;
     return false;
   };
-  tree.for_each_mark_on_path(PrefixTree::Match{end, leaf}, foreign);
-  if (kind == MemoryKind::truncatable) {
-    for (NodeId node = leaf; node != PrefixTree::kRoot && tree.end_tokens(node) > offered; node = tree.parent(node)) {
-      const auto own = positions.end() - std::upper_bound(positions.begin(), positions.end(), tree.begin_tokens(node));
-      if (tree.marks_in_subtree(node) <= static_cast<std::uint32_t>(own)) continue;
-      offered = std::max(offered, std::min(tree.end_tokens(node), end));
-      break;
-    }
-  }
+  tree.for_each_mark_on_path(PrefixTree::Match{end, state.leaf}, foreign);
+  return offered;
+}
 
-  const auto add = [&](std::uint32_t until, const ReturnTimes::Kind& kind_of_place, double age_s) {
-    if (until <= offered) return;
-    worth.tokens_per_s += (until - offered) * returns_.rate(kind_of_place, age_s);
-    worth.lasts_s = std::min(worth.lasts_s, ReturnTimes::rate_lasts_s(age_s));
+template <class Part>
+bool StateValues::for_each_part(const PrefixTree& tree, const State& state, Part part) const {
+  if (state.positions.empty() || !tree.is_live(state.leaf)) return false;
+  const std::uint32_t end = state.positions.back();
+  const std::uint32_t offered = offered_by_others(tree, state);
+  if (offered >= end) return false;
+  const auto add = [&](std::uint32_t until, const ReturnTimes::Kind& kind, double seen_s) {
+    if (until > offered) part(until - offered, kind, seen_s);
   };
   // The prompt that it was saved for, or the one that went on from there since.
-  const Place* place = prompt_near(tree, leaf);
-  std::uint32_t shared = end;
+  const Place* place = prompt_near(tree, state.leaf);
   if (place == nullptr) {
     // Known from the index alone.
-    add(end, ReturnTimes::kind_of_saved(uses, end), now_s - last_used_s);
+    add(end, ReturnTimes::kind_of_saved(state.uses, end), state.last_used_s);
   } else {
+    std::uint32_t shared = end;
     for (int step = 0; step < most_steps && place->next != PrefixTree::kNone; ++step) {
       const Place* next = at(tree, place->next);
       if (next == nullptr) break;
       shared = std::min(shared, place->left_at);
       place = next;
     }
-    add(shared, place->of, now_s - place->seen_s);
+    add(shared, place->of, place->seen_s);
   }
   // Others that leave the path inside what only this state holds.
-  int steps = 0;
-  for (NodeId node = leaf; node != PrefixTree::kRoot && tree.end_tokens(node) > offered && steps < most_steps; node = tree.parent(node), ++steps) {
+  bool branched_from = false;
+  NodeId node = tree.parent(state.leaf);
+  for (int step = 1; step < most_steps && node != PrefixTree::kRoot && tree.end_tokens(node) > offered; ++step, node = tree.parent(node)) {
     const Place* parting = at(tree, node);
-    if (parting == nullptr || parting->visits == 0 || node == leaf) continue;
-    worth.branched_from = worth.branched_from || parting->visits > 1;
-    add(std::min(parting->length, end), parting->of, now_s - parting->seen_s);
+    if (parting == nullptr || parting->visits == 0) continue;
+    branched_from = branched_from || parting->visits > 1;
+    add(std::min(parting->length, end), parting->of, parting->seen_s);
   }
+  return branched_from;
+}
+
+StateWorth StateValues::worth(const PrefixTree& tree, const State& state, double now_s) const {
+  StateWorth worth;
+  worth.branched_from = for_each_part(tree, state, [&](std::uint32_t tokens, const ReturnTimes::Kind& kind, double seen_s) {
+    worth.tokens_per_s += tokens * returns_.rate(kind, now_s - seen_s);
+    worth.lasts_s = std::min(worth.lasts_s, ReturnTimes::rate_lasts_s(now_s - seen_s));
+  });
   return worth;
 }
 
-// The tree has trimmed what was unused longest; its places go with it.
-void StateValues::forget_some(const PrefixTree& tree) {
-  std::erase_if(places_, [&](const auto& entry) { return at(tree, entry.first) == nullptr; });
-  forget_at_ = std::max<std::size_t>(1 << 16, places_.size() * 2);
+void StateValues::look_ahead(const PrefixTree& tree, const State& state, Prospects& prospects) const {
+  prospects.parts_.clear();
+  prospects.branched_from_ = for_each_part(tree, state, [&](std::uint32_t tokens, const ReturnTimes::Kind& kind, double seen_s) {
+    prospects.parts_.push_back({tokens, seen_s, returns_.curve(kind)});
+  });
 }
 
 }  // namespace cairn

@@ -5,7 +5,9 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include "base/result.hpp"
 #include "checkpoint/eviction.hpp"
@@ -52,10 +54,16 @@ struct SimulationResult {
   double cold_s = 0;             // prefill, without any
   double hit_rate() const { return prompt_tokens == 0 ? 0 : static_cast<double>(reused_tokens) / static_cast<double>(prompt_tokens); }
   double saved_s() const { return cold_s - computed_s - restored_s; }
+  bool operator==(const SimulationResult&) const = default;
 };
 
 // Each request is planned, restored from the best state, and leaves a whole state at its end. Blocks count as full.
 SimulationResult simulate(const Trace& trace, const SimulationOptions& options, EvictionPolicy& policy);
+
+// The same for each of several budgets (that of `options` is not looked at), in less time: what the policy learns of the trace is
+// learned once. `policy`: a name that make_policy() knows.
+std::vector<SimulationResult> simulate(const Trace& trace, const SimulationOptions& options, std::string_view policy,
+                                       std::span<const std::uint64_t> budgets);
 
 // Different tokens of the trace: what an unbounded cache that shares all prefixes would hold.
 std::uint64_t distinct_tokens(const Trace& trace);

@@ -29,7 +29,7 @@ struct Fixture {
   }
   void save(NodeId leaf, std::uint32_t at, std::uint32_t mark) { ASSERT_TRUE(tree.attach(leaf, at, mark, 1)); }
   StateWorth worth(NodeId leaf, std::uint32_t at, std::uint32_t mark, double now_s, MemoryKind kind = MemoryKind::truncatable) {
-    return values.worth(tree, leaf, {&at, 1}, mark, kind, 0, now_s, now_s);
+    return values.worth(tree, {leaf, {&at, 1}, mark, kind, 0, now_s}, now_s);
   }
 };
 
@@ -96,6 +96,23 @@ TEST(StateValues, APlaceThatPromptsKeepLeavingAddsToTheOneStateThatHoldsIt) {
   EXPECT_TRUE(it.worth(leaf, 1400, 1, 50).branched_from);
   EXPECT_FALSE(alone.worth(other, 1400, 1, 50).branched_from);
   EXPECT_GT(it.worth(leaf, 1400, 1, 50).tokens_per_s, alone.worth(other, 1400, 1, 50).tokens_per_s);
+}
+
+TEST(StateValues, ALookAheadIsWorthTheSameAtAnyTime) {
+  Fixture it;
+  const Tokens system = counting(400, 1);
+  const NodeId leaf = it.prompt(joined(system, counting(1000, 1000)), 0);
+  it.save(leaf, 1400, 1);
+  for (int i = 1; i < 50; ++i) it.prompt(joined(system, counting(1000, 10'000 * (i + 1))), i);
+  const std::uint32_t end = 1400;
+  Prospects prospects;
+  it.values.look_ahead(it.tree, {leaf, {&end, 1}, 1, MemoryKind::truncatable, 0, 50}, prospects);
+  for (const double now_s : {50.0, 61.5, 1000.0, 1e6}) {
+    const StateWorth now = it.worth(leaf, end, 1, now_s), ahead = prospects.at(now_s);
+    EXPECT_EQ(now.tokens_per_s, ahead.tokens_per_s);
+    EXPECT_EQ(now.lasts_s, ahead.lasts_s);
+    EXPECT_EQ(now.branched_from, ahead.branched_from);
+  }
 }
 
 TEST(StateValues, ConversationsAreLearnedToReturn) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <random>
 #include <set>
@@ -153,6 +154,32 @@ TEST(Simulation, NoPolicyExceedsItsBudgetOrTheUnboundedCache) {
   }
 }
 
+// Many at the same time, whose order then nobody's states may decide.
+TEST(Simulation, SeveralBudgetsAtOnceGiveWhatEachGivesAlone) {
+  const auto seed = std::random_device{}();
+  std::cout << "seed " << seed << '\n';
+  std::mt19937 random(seed);
+  Trace trace = random_trace(random, 2000);
+  for (TraceRequest& request : trace.requests) request.at_s = std::floor(request.at_s / 5) * 5;
+  const std::vector<std::uint64_t> budgets{0, 1200, 4000, 12000, 40000};
+  for (const char* name : {"value", "lru", "gdsf", "marconi"}) {
+    for (const MemoryKind kind : {MemoryKind::truncatable, MemoryKind::checkpointed, MemoryKind::exact}) {
+      for (const bool cut : {false, true}) {
+        SCOPED_TRACE(std::string{name} + " " + std::string{to_string(kind)} + (cut ? " cut" : ""));
+        SimulationOptions options = options_of(kind, 0);
+        options.profile.interval_tokens = 2 * block;
+        options.cut = cut;
+        const std::vector<SimulationResult> together = simulate(trace, options, name, budgets);
+        ASSERT_EQ(together.size(), budgets.size());
+        for (std::size_t i = 0; i < budgets.size(); ++i) {
+          options.budget_bytes = budgets[i];
+          EXPECT_EQ(together[i], simulate(trace, options, *make_policy(name))) << "budget " << budgets[i];
+        }
+      }
+    }
+  }
+}
+
 // One conversation in a stream of prompts that never come back, in room for two states.
 TEST(Simulation, PromptsThatNeverReturnDoNotDriveOutAConversation) {
   Trace trace;
@@ -175,7 +202,7 @@ class FavouritePolicy final : public EvictionPolicy {
  public:
   explicit FavouritePolicy(std::uint32_t favourite) : favourite_(favourite) {}
   bool judges_new_states() const override { return true; }
-  double score(const CheckpointRecord& record, const StateWorth&, std::int64_t) override {
+  double score(const CheckpointFacts& record, const StateWorth&, std::int64_t) override {
     return static_cast<double>(record.last_used_unix_ms) + (record.token_count == favourite_ ? 1e12 : 0);
   }
 
