@@ -168,7 +168,7 @@ ResultTask<std::string> LlamaApi::call(const RequestHead& request, std::string_v
     Result<Upstream::Answer> answer = co_await upstream_.call(request, body, options, cancel);
     if (!answer) co_return answer.error();
     if (answer->head.status / 100 == 2) co_return std::move(answer->body);
-    const bool nobody = came_to_nobody(*answer);
+    const bool nobody = !route_.model.empty() && came_to_nobody(*answer);
     if (nobody && again) continue;
     const ErrorCode code = nobody ? ErrorCode::refused : ErrorCode::rejected;
     Error error = upstream_error(code, fmt::format("{} {}: {}", request.method, target, beginning_of(answer->body)));

@@ -139,8 +139,10 @@ std::optional<Plan> make_plan(const PlanInput& input) {
   if (input.in_backend_cache > best->base && best->source != Source::wait) {
     const double copy_s = backend_copy_seconds(costs, input.in_backend_cache, input.cache_context_checkpoints);
     const double cached_s = copy_s * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
-    // Where all would be computed otherwise, the choice costs no more than it does without Cairn, whatever comes of it.
-    const double promised = best->source == Source::recompute ? 1.0 : clearly;
+    // Where all would be computed otherwise, and most is promised, the choice costs no more than it does without Cairn, whatever
+    // comes of it. For less it is not worth that nothing of the prompt can be saved.
+    const bool most = std::uint64_t{input.in_backend_cache} * 2 >= input.prompt;
+    const double promised = best->source == Source::recompute && most ? 1.0 : clearly;
     if (cached_s < best->expected_s * promised) {
       best->source = Source::backend;
       best->checkpoint = 0;

@@ -26,6 +26,7 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   // Polling slots while something runs would put off the backend's notice of a client that left.
   const auto may_look = [this] { return scheduler_.leased() == 0 && foreign_ == 0; };
   bool same = false;
+  const std::uint64_t generation = generation_;
   std::optional<Checking> checking;
   std::optional<Result<std::vector<SlotInfo>>> infos;
   if (only_model() && !checking_ && may_look()) {
@@ -47,8 +48,12 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
     infos = co_await api_.slots(cancel);
     if (cancel.cancelled()) co_return true;
   }
+  // What was asked before another probe began, or while one runs, says nothing of the process that is there now.
+  const auto outdated = [&] { return generation != generation_ || phase_ != BackendPhase::ready; };
+  if (outdated()) co_return false;
   if (same && infos) same = co_await believe_all(*infos, cancel);
   if (cancel.cancelled()) co_return true;
+  if (outdated()) co_return false;
   if (!same && phase_ == BackendPhase::ready) {
     spdlog::log(only_model() ? spdlog::level::warn : spdlog::level::info, "{} is not the one that was probed any more: probing it again", label());
     suspect_down();

@@ -329,6 +329,9 @@ CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) 
   if (!trusts_backend_cache()) return best;
   for (const Cleared& cleared : backend_cache_) {
     const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
+    // The server does not give a long one away for a small part of it (build 11669).
+    constexpr std::size_t least_part = 4;
+    if (common * least_part < cleared.tokens.size()) continue;
     const StateView view{static_cast<std::uint32_t>(cleared.tokens.size()), false, cleared.resume_points};
     const std::uint32_t usable = usable_tokens(kind_, view, common, static_cast<std::uint32_t>(prompt.size()));
     if (usable > best.tokens) best = InBackendCache{usable, static_cast<std::uint32_t>(cleared.resume_points.size())};
@@ -338,6 +341,7 @@ CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) 
 
 void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_t reused) {
   constexpr std::int64_t tolerance = 16;
+  if (static_cast<std::int64_t>(promised) <= tolerance) return;  // says nothing either way
   if (reused + tolerance >= static_cast<std::int64_t>(promised)) {
     backend_cache_strikes_ = 0;
   } else if (++backend_cache_strikes_ == strikes_to_distrust) {

@@ -94,7 +94,8 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
   turn_ = co_await backend_.begin_turn(downstream_.cancel());
   // The answers of a process that was replaced meanwhile are not used, so both may be asked for at once.
-  const bool at_once = backend_.only_model() && form != PromptForm::infill;
+  const bool left_alone = !own_weights() && backend_.probe().clears_idle;
+  const bool at_once = backend_.only_model() && form != PromptForm::infill && !left_alone;
   Result<Tokens> tokens = Tokens{};
   bool same = false;
   if (at_once) {
@@ -161,6 +162,7 @@ ResultTask<Tokens> CachedRequest::tokenize(PromptForm form) {
 ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   LlamaApi& api = backend_.api();
   suffix_tokens_ = system_tokens_ = 0;
+  parsed_.has_media = false;
   Result<std::string> text = co_await api.apply_template(chat, downstream_.cancel());
   if (!text) co_return text.error();
   // However it was spelled or is called: where media were, the backend's text says so.

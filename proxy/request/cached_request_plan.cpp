@@ -30,14 +30,16 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t o
       if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-      option.ready_s = costs.save_seconds(costs.state_bytes(state.held(), static_cast<double>(state.resume_points.size())));
+      const double bytes = costs.state_bytes(state.held(), static_cast<double>(state.resume_points.size()));
+      option.ready_s = costs.save_seconds(bytes) + costs.commit_seconds(bytes);
     } else {
       const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
       if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
         // It will stop there for us and save. What it computes beyond our own base we should have to compute beside it.
         const double bytes = costs.state_bytes(common, 2);
         option.usable = std::min(common, prompt - 1);
-        option.ready_s = costs.save_seconds(bytes) + costs.restore_seconds(bytes) + costs.prefill_seconds(state.piece_end, std::max(state.piece_end, own_base));
+        option.ready_s = costs.save_seconds(bytes) + costs.commit_seconds(bytes) + costs.restore_seconds(bytes) +
+                         costs.prefill_seconds(state.piece_end, std::max(state.piece_end, own_base));
       } else if (patient) {
         const auto whole = static_cast<std::uint32_t>(state.target->size());
         std::vector<std::uint32_t> points = state.resume_points;

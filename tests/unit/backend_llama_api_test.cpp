@@ -217,22 +217,26 @@ TEST_F(LlamaApiTest, SlotActionsThatAreOff) {
 // On a busy machine a router answered a save so, and Cairn said that the disk was full.
 TEST_F(LlamaApiTest, WhatARouterCouldNotPassOnIsSentOnceMoreAndIsNoRefusal) {
   const std::string unreachable = R"({"error":{"code":500,"message":"proxy error: Could not establish connection","type":"server_error"}})";
+  LlamaApi routed(upstream_, "", ModelRoute{"", "granite"});
   int replies = 0;
   upstream_.answer_with([&](const RequestHead&, std::string_view) -> Result<ScriptedUpstream::Reply> {
     if (replies++ == 0) return ScriptedUpstream::Reply{500, unreachable};
     return ScriptedUpstream::Reply{200, R"({"n_saved":7,"n_written":300})"};
   });
-  const auto saved = run_to_end(api_.save(0, "f", cancel_));
+  const auto saved = run_to_end(routed.save(0, "f", cancel_));
   ASSERT_TRUE(saved);
   EXPECT_EQ(saved->n_tokens, 7);
   upstream_.answer_with([&](const RequestHead&, std::string_view) -> Result<ScriptedUpstream::Reply> {
     return ScriptedUpstream::Reply{500, unreachable};
   });
   upstream_.calls = 0;
-  const auto failed = run_to_end(api_.save(0, "f", cancel_));
+  const auto failed = run_to_end(routed.save(0, "f", cancel_));
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().code, ErrorCode::refused);
   EXPECT_EQ(upstream_.calls, 2);
+  // A server of one model has nobody to pass anything on to: it quotes somebody.
+  EXPECT_EQ(run_to_end(api_.save(0, "f", cancel_)).error().code, ErrorCode::rejected);
+  EXPECT_EQ(upstream_.calls, 3);
 }
 
 TEST_F(LlamaApiTest, Wash) {

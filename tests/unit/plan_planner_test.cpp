@@ -417,6 +417,17 @@ TEST(Planner, WhatTheBackendHoldsIsLeftToItRatherThanComputedAnew) {
   EXPECT_EQ(make_plan(input.view())->source, Source::recompute);
 }
 
+// Nothing of it could be saved then.
+TEST(Planner, ATemplatesFirstTokensInTheBackendsCacheAreNoReasonToLeaveAPromptToIt) {
+  Input input;
+  input.prompt = 2'000;
+  input.slots = {slot(0, 0, 0)};
+  for (const std::uint32_t shared : {1u, 15u, 200u}) {
+    input.in_backend_cache = shared;
+    EXPECT_EQ(make_plan(input.view())->source, Source::recompute) << shared;
+  }
+}
+
 TEST(Planner, ARestoreStallsThoseThatRun) {
   Input input;
   input.prompt = 2'000;
