@@ -250,7 +250,8 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
     auto looked = slots.look(files);
     return looked && tiers ? disk.look(files) : looked;
   };
-  auto looking = std::async(std::launch::async, look);
+  // Where no thread can be had, one after the other.
+  auto looking = std::async(std::launch::async | std::launch::deferred, look);
   const std::string index_path = state_dir + "/index.sqlite";
   auto read = read_index(index_path, loaded, checkpoints);
   // Before anything is set aside or swept: every entry would seem to have lost its file.
