@@ -40,7 +40,10 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       memo_(api_, options_.memo_bytes),
       scheduler_(executor, slots_, options_.queue),
       look_now_(std::make_shared<Wakeup>(executor)) {
-  scheduler_.on_release([this](int) { schedule_write_back(); });
+  scheduler_.on_release([this](int) {
+    for (const std::shared_ptr<Wakeup>& waiter : std::exchange(release_waiters_, {})) waiter->notify();
+    schedule_write_back();
+  });
 }
 
 void CachedBackend::spawn(Task<void> task) {
@@ -328,6 +331,20 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
     Result<void> saved = co_await save(lease->slot());
     if (!saved) spdlog::debug("slot {} was not saved: {}", lease->slot(), to_string(saved.error()));
   }
+}
+
+Task<void> CachedBackend::save_before_stop(CancelSource& cancel) {
+  const auto saving = [this] {
+    return std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.upkeep; });
+  };
+  while (saving() && !cancel.cancelled()) {
+    auto told = std::make_shared<Wakeup>(executor_);
+    release_waiters_.push_back(told);
+    const std::function<void()> wake = [told] { told->notify(); };
+    const CancelSource::Registration registration = cancel.on_cancel(wake);
+    co_await told->wait();
+  }
+  co_await save_before_foreign(cancel);
 }
 
 void CachedBackend::note_foreign_started(bool other_weights) {

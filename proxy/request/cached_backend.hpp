@@ -143,6 +143,8 @@ class CachedBackend {
     CachedBackend* backend_;
   };
   Task<void> save_before_foreign(CancelSource& cancel);
+  // Before its process may be stopped for another model: the same, and a save under way is waited for.
+  Task<void> save_before_stop(CancelSource& cancel);
   void note_foreign_started(bool other_weights);
 
   // Of one model of several; empty where there is one.
@@ -317,6 +319,7 @@ class CachedBackend {
   int present_ = 0;
   bool checking_ = false;
   std::vector<std::shared_ptr<Wakeup>> check_waiters_;
+  std::vector<std::shared_ptr<Wakeup>> release_waiters_;  // for any slot
   std::optional<NamespaceId> costs_of_;  // whose costs were learned
   int restores_in_vain_ = 0;             // one after the other
 };

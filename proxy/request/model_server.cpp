@@ -181,7 +181,7 @@ Task<void> ModelServer::before_load(CachedBackend& model) {
   for (const auto& [name, other] : models_) {
     if (other.get() != &model) others.push_back(other.get());
   }
-  for (CachedBackend* other : others) co_await other->save_before_foreign(calls_);
+  for (CachedBackend* other : others) co_await other->save_before_stop(calls_);
 }
 
 void ModelServer::after_load(CachedBackend& model) {
