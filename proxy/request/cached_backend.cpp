@@ -41,7 +41,7 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       scheduler_(executor, slots_, options_.queue),
       look_now_(std::make_shared<Wakeup>(executor)) {
   scheduler_.on_release([this](int) {
-    for (const std::shared_ptr<Wakeup>& waiter : std::exchange(release_waiters_, {})) waiter->notify();
+    released_.notify_all();
     schedule_write_back();
   });
 }
@@ -337,13 +337,9 @@ Task<void> CachedBackend::save_before_stop(CancelSource& cancel) {
   const auto saving = [this] {
     return std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.upkeep; });
   };
-  while (saving() && !cancel.cancelled()) {
-    auto told = std::make_shared<Wakeup>(executor_);
-    release_waiters_.push_back(told);
-    const std::function<void()> wake = [told] { told->notify(); };
-    const CancelSource::Registration registration = cancel.on_cancel(wake);
-    co_await told->wait();
-  }
+  const std::function<void()> wake = [this] { released_.notify_all(); };
+  const CancelSource::Registration registration = cancel.on_cancel(wake);
+  while (saving() && !cancel.cancelled()) co_await released_.wait();
   co_await save_before_foreign(cancel);
 }
 

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/async.hpp"
 #include "backend/llama_api.hpp"
 #include "backend/upstream.hpp"
 #include "base/blocking_pool.hpp"
@@ -207,6 +208,7 @@ class CachedBackend {
   BlockingPool& pool() { return pool_; }
   CostModel& costs() { return costs_; }
   const CostModel& costs() const { return costs_; }
+  double bytes_of(const SlotState& state) const;  // in a file
   Catalogue* catalogue() { return catalogue_; }
   CheckpointStore* store() { return store_; }
   TokenMemo& memo() { return memo_; }
@@ -235,7 +237,6 @@ class CachedBackend {
   CheckpointKind kind_of_states() const;
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.
   Task<void> copy_down(std::optional<std::chrono::steady_clock::time_point> until);
-  double bytes_of(const SlotState& state) const;  // in a file
   double save_seconds(const SlotState& state) const;
   // Saving it while somebody waits costs less than losing it would.
   bool worth_a_stall(const SlotState& state) const;
@@ -318,8 +319,8 @@ class CachedBackend {
   double stop_credit_s_ = 0;
   int present_ = 0;
   bool checking_ = false;
-  std::vector<std::shared_ptr<Wakeup>> check_waiters_;
-  std::vector<std::shared_ptr<Wakeup>> release_waiters_;  // for any slot
+  Condition checked_{executor_};   // a look at the slots has ended
+  Condition released_{executor_};  // a slot's lease has
   std::optional<NamespaceId> costs_of_;  // whose costs were learned
   int restores_in_vain_ = 0;             // one after the other
 };

@@ -38,9 +38,7 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   if (cancel.cancelled()) co_return true;
   if (same && !checking && checking_) {
     // One look serves all who come at once: a second would have to wait for the first one's task.
-    auto told = std::make_shared<Wakeup>(executor_);
-    check_waiters_.push_back(told);
-    co_await told->wait();
+    co_await checked_.wait();
     co_return cancel.cancelled() || phase_ == BackendPhase::ready;
   }
   if (same && !checking && may_look()) {
@@ -82,7 +80,7 @@ Task<bool> CachedBackend::believe_all(const Result<std::vector<SlotInfo>>& infos
 
 CachedBackend::Checking::~Checking() {
   backend_->checking_ = false;
-  for (const std::shared_ptr<Wakeup>& waiter : std::exchange(backend_->check_waiters_, {})) waiter->notify();
+  backend_->checked_.notify_all();
 }
 
 void CachedBackend::believe(const std::vector<SlotInfo>& infos) {

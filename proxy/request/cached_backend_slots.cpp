@@ -154,9 +154,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   }
   if (co_await taken(slot)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
   if (phase_ != BackendPhase::ready || state.name_space != static_cast<std::int64_t>(probe_.name_space)) co_return Result<void>{};
-  const std::uint32_t held = state.held();
-  const double bytes_guess = costs_.state_bytes(held, static_cast<double>(state.resume_points.size()));
-  const auto bytes = static_cast<std::uint64_t>(bytes_guess * 1.1) + 4096;
+  const auto bytes = static_cast<std::uint64_t>(bytes_of(state) * 1.1) + 4096;
   CheckpointRecord coming;
   coming.namespace_id = probe_.name_space;
   coming.kind = kind_of_states();
@@ -357,7 +355,7 @@ void CachedBackend::note_slot_content(int slot) {
   const std::uint32_t counted = kind_ == MemoryKind::exact ? static_cast<std::uint32_t>(state.known.size()) : held;
   const std::uint32_t gain = counted > state.recoverable ? counted - state.recoverable : 0;
   // What is cheaper to compute than to bring back is not kept.
-  const double restore_s = costs_.restore_seconds(costs_.state_bytes(held, static_cast<double>(state.resume_points.size())));
+  const double restore_s = costs_.restore_seconds(bytes_of(state));
   // A task that was sent before this one ended, and begins after it, clears the slot; its state goes to the backend's cache.
   const auto all = std::as_const(slots_).slots();
   state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });

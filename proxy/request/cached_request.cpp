@@ -94,8 +94,8 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
   turn_ = co_await backend_.begin_turn(downstream_.cancel());
   // The answers of a process that was replaced meanwhile are not used, so both may be asked for at once.
-  const bool left_alone = !own_weights() && backend_.probe().clears_idle;
-  const bool at_once = backend_.only_model() && form != PromptForm::infill && !left_alone;
+  const auto passed_on = [this] { return !own_weights() && backend_.probe().clears_idle; };
+  const bool at_once = backend_.only_model() && form != PromptForm::infill && !passed_on();
   Result<Tokens> tokens = Tokens{};
   bool same = false;
   if (at_once) {
@@ -110,7 +110,7 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
     turn_ = co_await backend_.begin_turn(downstream_.cancel());
   }
   // What the backend clears there comes back only to requests that leave the slot to it.
-  if (!own_weights() && backend_.probe().clears_idle) co_return NoCacheReason::lora;
+  if (passed_on()) co_return NoCacheReason::lora;
   if (!at_once || !same) {
     record_.enter(Step::tokenize);
     tokens = co_await tokenize(form);
