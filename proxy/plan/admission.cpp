@@ -89,10 +89,12 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
 
 // Estimates are off by some, and the budget is a promise.
 constexpr double caution = 1.5;
+// A stop that has to be made now or never may be off by less: what passing on costs by itself comes out of the same promise.
+constexpr double least_caution = 1.2;
 
-// Share of the budget that insurance may take: all of it where a prompt in four comes back, less where they hardly ever do.
+// Share of the budget that insurance may take: all of it where every other prompt comes back, less where they hardly ever do.
 double insured_share(const AdmissionInput& input) {
-  constexpr double all_of_it = 4;
+  constexpr double all_of_it = 2;
   return input.continues ? 1 : std::min(1.0, all_of_it * input.returning);
 }
 
@@ -138,8 +140,8 @@ Marked marked(const AdmissionInput& input) {
     // Until sessions were seen to share it, it is insurance.
     if (system_gain > 0) admitted(system, input.sessions_seen ? system_gain : 0, most);
   };
-  if (system_first) admit_system(budget_left(input, 1.0));
-  if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, 1.0));
+  if (system_first) admit_system(budget_left(input, least_caution));
+  if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, least_caution));
   if (!system_first) admit_system(marked.left_s);
   return marked;
 }
@@ -158,7 +160,7 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   } else {
     std::uint32_t cuts = affordable_cuts(input, std::max(places.left_s, cutting_gain(input)));
     // A single one may take the whole budget: without any, an edit costs the whole prompt.
-    if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, 1.0)), 1U);
+    if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution)), 1U);
     for (std::uint32_t i = 1; i <= cuts; ++i) {
       const std::uint32_t at = cut_at(input, i, cuts);
       const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {
@@ -228,7 +230,7 @@ std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t 
     input.prompt = std::max<std::uint32_t>(static_cast<std::uint32_t>(std::uint64_t{tokens} * i / steps), 1);
     input.overhead_s = overhead_s * input.prompt;
     std::uint32_t cuts = affordable_cuts(input, budget_left(input));
-    if (cuts == 0) cuts = std::min(affordable_cuts(input, budget_left(input, 1.0)), 1U);
+    if (cuts == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution)), 1U);
     piece = std::max(piece, input.prompt / (cuts + 1) + 1);
   }
   if (kind == MemoryKind::exact) return piece;
