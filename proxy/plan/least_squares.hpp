@@ -31,7 +31,23 @@ class LeastSquares {
     }
     weight_sum_ = forget_ * weight_sum_ + weight;
     ++samples_;
-    solve();
+    solve([](std::size_t, std::size_t) { return 0.0; });
+  }
+
+  // The weights become the best ones with `row` x weights = 0, until the next sample.
+  void hold(const Vector& row) {
+    Vector z{};
+    double deviation = 0;
+    double length = 0;
+    for (std::size_t i = 0; i < N; ++i) {
+      z[i] = row[i] / scale_[i];
+      deviation -= prior_[i] * row[i];
+      length += z[i] * z[i];
+    }
+    if (length == 0) return;
+    // As a sample of far more weight than all others.
+    const double weight = 1e6 * weight_sum_ / length;
+    solve([&](std::size_t i, std::size_t j) { return weight * z[i] * (j < N ? z[j] : deviation); });
   }
 
   double predict(const Vector& x) const {
@@ -52,13 +68,15 @@ class LeastSquares {
   }
 
  private:
-  void solve() {
+  // `more(i, j)` is added to the equations; j = N: to their right side.
+  template <typename More>
+  void solve(const More& more) {
     std::array<std::array<double, N + 1>, N> m{};
     // The ridge is a fraction of one average sample.
     const double ridge = ridge_ * weight_sum_ / static_cast<double>(samples_ < 20 ? samples_ : 20) * 0.1 + 1e-12 * weight_sum_;
     for (std::size_t i = 0; i < N; ++i) {
-      for (std::size_t j = 0; j < N; ++j) m[i][j] = a_[i][j] + (i == j ? ridge : 0.0);
-      m[i][N] = b_[i];
+      for (std::size_t j = 0; j < N; ++j) m[i][j] = a_[i][j] + (i == j ? ridge : 0.0) + more(i, j);
+      m[i][N] = b_[i] + more(i, N);
     }
     for (std::size_t column = 0; column < N; ++column) {
       std::size_t pivot = column;

@@ -132,6 +132,17 @@ TEST(CostModel, TheFirstAnswersAlreadyCorrectIt) {
   EXPECT_NEAR(model.restore_seconds(5e7), machine.restore(5e7), machine.restore(5e7) * 0.2);
 }
 
+TEST(CostModel, ABusyMachinesShortLastPieceDoesNotMakeAllPromptsCostTheSame) {
+  CostModel model;
+  for (int prompt = 0; prompt < 2; ++prompt) {
+    for (const double from : {0.0, 370.0, 740.0}) model.observe_prefill(from, 370, 1.8);
+    model.observe_prefill(1110, 24, 3.8);
+  }
+  expect_sane(model);
+  // Most of the prompt is there already: that is worth a restore.
+  EXPECT_GT(model.prefill_seconds(0, 1500) - model.prefill_seconds(1115, 1500), model.restore_seconds(model.state_bytes(1115, 6)));
+}
+
 TEST(CostModel, FollowsAMachineThatBecameSlower) {
   std::mt19937 random(chosen_seed());
   Machine machine;
