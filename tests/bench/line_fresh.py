@@ -56,9 +56,11 @@ def run(options):
     for row in rows:
         section.row(*row)
     judge(section, "total time, worst median ratio", [(cell, total.ratio) for cell, total, _, _ in cells])
-    judge(section, f"total time, worst ratio of {tail}", [(cell, total.tail) for cell, total, _, _ in cells])
+    if tail == "p99":  # the slowest of a few says what else the machine did
+        judge(section, "total time, worst ratio of p99", [(cell, total.tail) for cell, total, _, _ in cells])
     judge(section, "first token, worst median ratio", [(cell, first.ratio) for cell, _, first, _ in cells])
-    judge(section, f"first token, worst ratio of {tail}", [(cell, first.tail) for cell, _, first, _ in cells])
+    if tail == "p99":
+        judge(section, "first token, worst ratio of p99", [(cell, first.tail) for cell, _, first, _ in cells])
     judge(section, "back to back, worst median ratio", [(" ".join(row[:3]), row[-1]) for row in rows])
     more = max(extra for _, _, _, extra in cells)
     section.verdict("prompt tokens beyond what the backend alone computed, worst row", f"{more:,}", "none", more <= 0)

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <set>
 #include <thread>
 
@@ -130,11 +131,13 @@ bool crashed_in_child(const std::function<void()>& body, std::optional<std::chro
 
 TEST(Crash, AtEveryCall) {
   const std::uint64_t base = seed();
+  // Each is a process of its own: dear under sanitizers, where CAIRN_QUICK takes every third call.
+  const int step = std::getenv("CAIRN_QUICK") != nullptr ? 3 : 1;
   int crashes = 0;
   // `after`: the call was done, but the process did not live to hear of it.
   for (const bool after : {false, true}) {
     bool crashed = true;
-    for (int number = 1; crashed; ++number) {
+    for (int number = 1 + static_cast<int>(base % static_cast<std::uint64_t>(step)); crashed; number += step) {
       const ScratchDirectory scratch;
       const std::string journal = scratch.path() + "/journal";
       crashed = crashed_in_child([&] {
@@ -160,7 +163,7 @@ TEST(Crash, AtEveryCall) {
     }
   }
   std::cout << crashes << " crashes\n";
-  EXPECT_GT(crashes, 100);
+  EXPECT_GT(crashes, 100 / step);
 }
 
 TEST(Crash, KilledAtRandomInstants) {
