@@ -41,6 +41,11 @@ ResultTask<void> ServedStore::open() {
     spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
                  found.swept_entries);
   }
+  if (found.absent_entries > 0) {
+    spdlog::warn("none of the {} states in the index lies in {}: if that is a disk that was not mounted yet, mount it and start again; "
+                 "they are forgotten after some more starts without it", found.absent_entries,
+                 config_.disk_dir.empty() ? "slot_dir" : "disk_dir");
+  }
   store->on_saving([](const Error* trouble) {
     if (trouble != nullptr) {
       spdlog::warn("nothing is saved until the disk allows it again: {}", to_string(*trouble));

@@ -24,6 +24,7 @@ ResultTask<void> StoreClient::connect() {
   StoreOptions options = store_options(config_);
   options.budget_bytes = std::numeric_limits<std::uint64_t>::max();  // to look at the states must not evict any
   options.ram_budget_bytes = options.budget_bytes;
+  options.look_only = true;
   Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files_, pool_);
   if (opened) {
     store_ = std::move(*opened);

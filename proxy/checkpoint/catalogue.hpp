@@ -71,6 +71,8 @@ class Catalogue {
     ~Incoming();
     // False: it would drive out what is worth more.
     bool worth_saving() const { return catalogue_.store_.worth_saving(state_); }
+    // The same, and of the floor of free disk as well.
+    Task<bool> worth_its_room() const { return catalogue_.store_.worth_its_room(state_); }
 
    private:
     Catalogue& catalogue_;

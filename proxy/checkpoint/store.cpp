@@ -98,7 +98,8 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
       new CheckpointStore(std::move(options), files, disk_pool, std::move(policy)));
   CheckpointStore& self = *store;
   const auto job = [&self] {
-    return load_and_sweep(self.files_, self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir, self.entries_);
+    const StoreDirectories directories{self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir};
+    return load_and_sweep(self.files_, directories, self.options_.look_only, self.entries_);
   };
   auto loaded = co_await self.index_pool_.run(job);
   if (!loaded) co_return loaded.error();
@@ -119,6 +120,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   self.index_damage_ = std::move(loaded->index_damage);
   self.counters_.swept_files = loaded->swept_files;
   self.counters_.swept_entries = loaded->swept_entries;
+  self.counters_.absent_entries = loaded->absent_entries;
   // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.
   if (self.has_tiers() && self.counters_.disk_bytes > self.options_.budget_bytes) {
     const std::uint64_t over = self.counters_.disk_bytes - self.options_.budget_bytes;

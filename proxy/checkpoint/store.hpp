@@ -39,6 +39,7 @@ struct StoreOptions {
   std::uint64_t min_free_bytes = 0;    // of the slot directory's disk; with tiers of the disk directory's
   double low_water = 1.0;              // of the budget: what an eviction trims to; below 1 not every save evicts
   bool verify_checksums = true;      // false: only size, inode and times are looked at before a restore
+  bool look_only = false;            // opening sets nothing aside, forgets and sweeps nothing: for a command that comes by
   std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
 };
 
@@ -95,6 +96,7 @@ struct StoreCounters {
   std::uint64_t dropped_bad = 0;
   std::uint64_t swept_files = 0;    // at start-up: files without an entry, half-saved ones
   std::uint64_t swept_entries = 0;  // at start-up: entries without a file or with a wrong size
+  std::uint64_t absent_entries = 0;  // at start-up: likewise, but their whole directory seems to be away, and they are kept
   std::uint64_t checksum_bytes = 0;
   double checksum_seconds = 0;
   std::uint64_t disk_errors = 0;
@@ -182,6 +184,8 @@ class CheckpointStore {
   // False: it would have to drive out states that are worth more than it, by the policy of eviction. `incoming` has the bytes,
   // tokens and cost it will have, and an id for which `on_worth` answers.
   bool worth_saving(const CheckpointRecord& incoming);
+  // The same, and of the floor of free disk as well.
+  Task<bool> worth_its_room(const CheckpointRecord& incoming);
   // Takes the file saved under the reservation's name: checks its tokens and size, makes it durable, gives it its final
   // name and its entry. On any error the file is gone, and the reservation with it. corrupt: not what was expected.
   ResultTask<CommittedCheckpoint> commit(Reservation reservation, NewCheckpoint checkpoint);

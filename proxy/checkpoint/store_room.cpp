@@ -1,6 +1,8 @@
 // The store's budget: what goes when there is no room, and how what goes is deleted.
 #include <algorithm>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "checkpoint/index.hpp"
 #include "checkpoint/store.hpp"
@@ -11,6 +13,12 @@ namespace cairn {
 namespace {
 // Deleting may free less than it should: files still open in the backend, others who write to the same disk.
 constexpr int max_rounds = 3;
+
+std::uint64_t bytes_of(const std::vector<const CheckpointRecord*>& records) {
+  std::uint64_t bytes = 0;
+  for (const CheckpointRecord* record : records) bytes += record->bytes;
+  return bytes;
+}
 }  // namespace
 
 // Makes what is reserved fit into the budget and, with check_disk, onto the disk above its floor.
@@ -18,6 +26,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   auto room = co_await fit_budget();
   if (!room || !check_disk) co_return room;
   Error error;
+  std::optional<std::uint64_t> free_before;  // the last round
   // With tiers the floor is the disk directory's: the slot directory is RAM set aside for it.
   const std::uint64_t floor_bytes = has_tiers() ? 0 : options_.min_free_bytes;
   for (int round = 0; round < max_rounds; ++round) {
@@ -32,6 +41,8 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
     if (space->free_bytes >= needed) co_return Result<void>{};
     error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " +
                                                 std::to_string(needed) + " are needed");
+    if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
+    free_before = space->free_bytes;
     const std::uint64_t missing = needed - space->free_bytes;
     if (has_tiers()) {
       auto left = co_await leave_slots(missing);
@@ -72,9 +83,7 @@ ResultTask<void> CheckpointStore::fit_budget() {
 // all that may go would not be enough, nothing goes.
 bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most) {
   const std::vector<const CheckpointRecord*> candidates = evictable(tier);
-  std::uint64_t evictable_bytes = 0;
-  for (const CheckpointRecord* candidate : candidates) evictable_bytes += candidate->bytes;
-  if (evictable_bytes < at_least) return false;
+  if (bytes_of(candidates) < at_least) return false;
   std::uint64_t gone = 0;
   Victims victims(*policy_, worth_, candidates, now_unix_ms());
   while (gone < at_most) {
@@ -99,7 +108,7 @@ std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier) const
 }
 
 bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least) {
-  if (!policy_->judges_new_states()) return true;
+  if (incoming.pinned || !policy_->judges_new_states()) return true;  // what is pinned is kept whatever it is worth
   const std::vector<const CheckpointRecord*> candidates = evictable(tier);
   const Victims victims(*policy_, worth_, candidates, now_unix_ms());
   return victims.bytes_below(incoming) >= at_least;
@@ -112,6 +121,20 @@ bool CheckpointStore::worth_saving(const CheckpointRecord& incoming) {
   if (worth_more_than_victims(incoming, Tier::slots, wanted - slot_budget())) return true;
   ++counters_.declined;
   return false;
+}
+
+Task<bool> CheckpointStore::worth_its_room(const CheckpointRecord& incoming) {
+  if (!worth_saving(incoming)) co_return false;
+  if (has_tiers()) co_return true;
+  const auto job = [this] { return files_.space(options_.slot_dir); };
+  auto space = co_await index_pool_.run(job);
+  if (!space) co_return true;  // reserve() says what is wrong
+  const std::uint64_t needed = counters_.reserved_bytes + incoming.bytes + options_.min_free_bytes;
+  const std::uint64_t free = space->free_bytes + counters_.condemned_bytes - held_bytes(Tier::slots);
+  if (free >= needed || worth_more_than_victims(incoming, Tier::slots, needed - free)) co_return true;
+  if (bytes_of(evictable(Tier::slots)) < needed - free) co_return true;  // nothing would help: refused for that
+  ++counters_.declined;
+  co_return false;
 }
 
 // Bytes that are condemned, but somebody is reading them.

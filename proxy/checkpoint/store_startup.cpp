@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdint>
 #include <future>
 #include <limits>
@@ -21,6 +22,8 @@ namespace cairn {
 namespace {
 
 constexpr std::string_view disk_dir_setting = "disk_dir";
+// Starts in a row that did not find the states where they should lie.
+constexpr std::string_view absent_setting = "starts_without_states";
 
 // ---- names
 
@@ -148,6 +151,12 @@ class Found {
   }
 
   bool empty() const { return files_.empty(); }
+  bool kept_any() const {
+    return std::any_of(files_.begin(), files_.end(), [](const File& file) { return file.kept; });
+  }
+  bool any_state() const {
+    return std::any_of(files_.begin(), files_.end(), [](const File& file) { return file.part == 0 && file.kind == Kind::file; });
+  }
 
  private:
   enum class Kind : std::uint8_t {
@@ -218,13 +227,26 @@ Result<Read> read_index(const std::string& path, Loaded& loaded, CheckpointEntri
   return read;
 }
 
+// A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
+// emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
+bool believed_away(const Loaded& loaded, bool strange, bool found_any, int& starts) {
+  constexpr int most_starts = 3;  // a slot directory in RAM is empty after each reboot, and was meant to be
+  const auto known = loaded.settings.find(std::string(absent_setting));
+  if (known != loaded.settings.end()) (void)std::from_chars(known->second.data(), known->second.data() + known->second.size(), starts);
+  return starts > 0 ? starts < most_starts : strange && !found_any;
+}
+
 }  // namespace
 
-Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir,
-                              CheckpointEntries& checkpoints) {
+Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& directories, bool look_only, CheckpointEntries& checkpoints) {
+  const auto& [slot_dir, state_dir, disk_dir] = directories;
   Loaded loaded;
   const bool tiers = !disk_dir.empty();
   Found slots(slot_dir, false), disk(disk_dir, true);
+  // Where every state should lie.
+  const std::string lasting_lock = (tiers ? disk_dir : slot_dir) + "/" + std::string(lock_file_name);
+  const auto lock_seen = files.status(lasting_lock);
+  const bool strange = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
   if (auto made = files.make_directory(state_dir); !made) return made.error();
   if (tiers) {
     // After a reboot the RAM is empty.
@@ -256,11 +278,16 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
   auto read = read_index(index_path, loaded, checkpoints);
   // Before anything is set aside or swept: every entry would seem to have lost its file.
   if (auto looked = looking.get(); !looked) return looked.error();
-  if (!read && (read.error().code == ErrorCode::corrupt || read.error().code == ErrorCode::unsupported)) {
+  if (!read && !look_only && (read.error().code == ErrorCode::corrupt || read.error().code == ErrorCode::unsupported)) {
     if (auto aside = set_index_aside(files, index_path, read.error(), loaded.index_damage); !aside) return aside.error();
     read = read_index(index_path, loaded, checkpoints);
   }
   if (!read) return read.error();
+
+  if (look_only && read->expected.empty() && (slots.any_state() || disk.any_state())) {
+    return disk_error(ErrorCode::unsupported, "the index in " + state_dir + " knows none of the states that lie in " +
+                                                  (slots.any_state() ? slot_dir : disk_dir) + ": is state_dir the right one?");
+  }
 
   // Who forgets to name the disk directory must not forget what lies in it.
   const auto known = loaded.settings.find(std::string(disk_dir_setting));
@@ -270,12 +297,14 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
     if (!known_dir.empty() && there.look(files) && !there.empty()) {
       return disk_error(ErrorCode::unsupported, "states lie in " + known_dir + ": disk_dir must name it, or where they were moved to");
     }
-    if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_dir); !put) return put.error();
-    loaded.settings[std::string(disk_dir_setting)] = disk_dir;
+    if (!look_only) {
+      if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_dir); !put) return put.error();
+      loaded.settings[std::string(disk_dir_setting)] = disk_dir;
+    }
   }
 
   // Entries without their files, or with files of another size.
-  std::vector<CheckpointId>& doomed = read->doomed;
+  std::vector<CheckpointId> missing;
   for (const Expected& expected : read->expected) {
     const bool in_slots = slots.keep(expected);
     const bool on_disk = tiers && disk.keep(expected);
@@ -284,8 +313,25 @@ Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, con
     entry->second.record.in_slots = in_slots;
     entry->second.record.on_disk = on_disk;
     if (in_slots || on_disk) continue;
-    doomed.push_back(expected.id);
+    missing.push_back(expected.id);
     checkpoints.erase(entry);
+  }
+  if (look_only) {
+    loaded.absent_entries = missing.size();
+    if (strange) (void)files.remove(lasting_lock);  // for whoever starts there
+    return loaded;
+  }
+  std::vector<CheckpointId>& doomed = read->doomed;
+  int starts = 0;
+  const bool away = believed_away(loaded, strange, (tiers ? disk : slots).kept_any(), starts) && !missing.empty();
+  const int now = away ? starts + 1 : 0;
+  if (away) {
+    loaded.absent_entries = missing.size();
+  } else {
+    doomed.insert(doomed.end(), missing.begin(), missing.end());
+  }
+  if (now != starts) {
+    if (auto put = loaded.index->put_setting(std::string(absent_setting), std::to_string(now)); !put) return put.error();
   }
   loaded.swept_entries = doomed.size();
   if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {

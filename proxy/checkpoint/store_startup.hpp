@@ -28,9 +28,15 @@ struct Loaded {
   };
   std::vector<Left> left;
   std::uint64_t swept_files = 0, swept_entries = 0;
+  std::uint64_t absent_entries = 0;  // not found, not forgotten
 };
-// `disk_dir` empty: no tiers. What is there goes into `checkpoints`.
-Result<Loaded> load_and_sweep(FileLayer& files, const std::string& slot_dir, const std::string& state_dir, const std::string& disk_dir,
-                              CheckpointEntries& checkpoints);
+
+struct StoreDirectories {
+  std::string slots, state;
+  std::string disk;  // empty: no tiers
+};
+
+// What is there goes into `checkpoints`. `look_only`: nothing is set aside, forgotten or swept.
+Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& directories, bool look_only, CheckpointEntries& checkpoints);
 
 }  // namespace cairn

@@ -1,6 +1,7 @@
 // The store's two tiers: states are saved to and restored from the slot directory, which lies in RAM; their copies in the disk
 // directory outlive a reboot, and hold what no longer fits into RAM.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "checkpoint/index.hpp"
@@ -131,6 +132,7 @@ ResultTask<void> CheckpointStore::take_the_name_on_disk(std::string file_name) {
 ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& incoming) {
   const std::uint64_t budget = options_.budget_bytes;
   Error error;
+  std::optional<std::uint64_t> free_before;  // the last round
   for (int round = 0; round < most_tries; ++round) {
     const std::uint64_t wanted = counters_.disk_bytes + held_bytes(Tier::disk) + counters_.disk_reserved_bytes;
     if (wanted > budget) {
@@ -153,6 +155,8 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     const std::uint64_t needed = counters_.disk_reserved_bytes + options_.min_free_bytes;
     if (space->free_bytes >= needed) co_return Result<void>{};
     error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " + std::to_string(needed) + " are needed");
+    if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
+    free_before = space->free_bytes;
     const std::uint64_t missing = needed - space->free_bytes;
     if (!worth_more_than_victims(incoming, Tier::disk, missing) || !evict(Tier::disk, missing, missing)) break;
   }

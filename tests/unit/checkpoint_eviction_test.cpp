@@ -4,6 +4,8 @@
 
 #include <map>
 
+#include "unit/checkpoint_support.hpp"
+
 namespace cairn {
 namespace {
 
@@ -92,6 +94,45 @@ TEST(Victims, NothingOfMoreValueIsGivenUpForAnIncomingState) {
   const CheckpointRecord* candidates[] = {&poor, &rich};
   const Victims victims(policy, worth, candidates, 1000);
   EXPECT_EQ(victims.bytes_below(incoming), 10u);
+}
+
+// A disk with little more than the floor left, on which five states lie.
+class FloorOfFreeDisk : public testing::Test {
+ protected:
+  test::ScratchDirectory scratch;
+  test::FaultyLayer files;
+  test::StoreFixture fixture{scratch, files};
+  CheckpointStore& store() { return *fixture.store; }
+  void SetUp() override {
+    fixture.options.min_free_bytes = 1'000'000;
+    files.pretended_space = DiskSpace{2'000'000, 4'000'000};
+    ASSERT_TRUE(fixture.open());
+    for (Token salt = 0; salt < 5; ++salt) ASSERT_TRUE(fixture.save(test::tokens_of_length(50, salt), 9000, 10));
+    files.pretended_space = DiskSpace{1'005'000, 4'000'000};
+  }
+  bool judge(std::uint64_t bytes, double cost_s, bool pinned = false) {
+    CheckpointRecord incoming = state(1 << 30, bytes, cost_s, fixture.now_ms);
+    incoming.pinned = pinned;
+    return fixture.await(store().worth_its_room(incoming));
+  }
+};
+
+TEST_F(FloorOfFreeDisk, AWorthlessStateDoesNotDriveOutBetterOnes) {
+  EXPECT_FALSE(judge(9000, 0.001));
+  EXPECT_EQ(store().counters().declined, 1u);
+  EXPECT_TRUE(judge(4000, 0.001)) << "there is room";
+  EXPECT_TRUE(judge(9000, 1e6)) << "it is worth more than they are";
+  EXPECT_TRUE(judge(9000, 0.001, true)) << "it is pinned";
+  EXPECT_TRUE(judge(900'000, 0.001)) << "nothing would help: reserve() says so";
+  EXPECT_EQ(fixture.await(store().reserve(900'000)).error().code, ErrorCode::no_space);
+  EXPECT_EQ(store().counters().declined, 1u);
+  EXPECT_EQ(store().counters().files, 5u);
+}
+
+TEST_F(FloorOfFreeDisk, WhereDeletingFreesNothingOnlyOneRoundIsGivenUp) {
+  EXPECT_EQ(fixture.await(store().reserve(9000)).error().code, ErrorCode::no_space);
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_EQ(store().counters().files, 4u);
 }
 
 }  // namespace

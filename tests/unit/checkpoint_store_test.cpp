@@ -257,6 +257,91 @@ TEST_F(Store, AMissingSlotDirectoryLosesNothing) {
   EXPECT_NE(store().find(id), nullptr);
 }
 
+// Started before the disk was mounted, it forgot every state, and the next start deleted the files.
+TEST_F(Store, AnEmptyMountPointAtStartForgetsNothing) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  fixture.store.reset();
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  fs::create_directory(scratch.slots());
+  for (int start = 0; start < 2; ++start) {  // the second finds the lock file that the first has left there
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().find(id), nullptr);
+    EXPECT_EQ(store().counters().absent_entries, 1u);
+    EXPECT_EQ(store().counters().swept_entries, 0u);
+  }
+  const CheckpointId meanwhile = fixture.save(tokens_of_length(60), 3000)->id;
+  fixture.store.reset();
+  fs::remove_all(scratch.slots());
+  fs::rename(scratch.path() + "/away", scratch.slots());
+  ASSERT_TRUE(fixture.open());
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(store().find(meanwhile), nullptr);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
+TEST_F(Store, ADirectoryThatStaysEmptyIsBelievedInTheEnd) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  fs::remove_all(scratch.slots());
+  fs::create_directory(scratch.slots());
+  std::vector<std::uint64_t> swept;
+  for (int start = 0; start < 5; ++start) {
+    ASSERT_TRUE(fixture.open());
+    swept.push_back(store().counters().swept_entries);
+  }
+  EXPECT_EQ(swept, (std::vector<std::uint64_t>{0, 0, 0, 1, 0}));
+  EXPECT_EQ(store().counters().absent_entries, 0u);
+}
+
+// A mistyped directory in a command that only lists deleted every state.
+TEST_F(Store, ACommandThatLooksSweepsNothing) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  write_file(scratch.slots() + "/cairn-0123456789abcdef0123456789abcdef.saving", "left by a crash");
+  fixture.store.reset();
+  const auto files_before = fixture.slot_files();
+  const StoreOptions right = fixture.options;
+  fixture.options.look_only = true;
+
+  fixture.options.state_dir = scratch.path() + "/mistyped";
+  for (int time = 0; time < 2; ++time) {
+    const auto opened = fixture.open();
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+    EXPECT_NE(opened.error().context.find("is state_dir the right one?"), std::string::npos);
+  }
+  fixture.options.state_dir = right.state_dir;
+  fixture.options.slot_dir = scratch.path() + "/other";
+  fs::create_directory(fixture.options.slot_dir);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().absent_entries, 1u);
+  fixture.store.reset();
+  EXPECT_TRUE(fs::is_empty(fixture.options.slot_dir));  // no lock file that would look like a start
+
+  fixture.options.slot_dir = right.slot_dir;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+  EXPECT_EQ(fixture.slot_files(), files_before);
+  fixture.options = right;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+  EXPECT_EQ(store().counters().swept_files, 1u);
+}
+
+TEST_F(Store, ACommandThatLooksSetsNoIndexAside) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  sqlite3* database = nullptr;
+  ASSERT_EQ(sqlite3_open((scratch.state() + "/index.sqlite").c_str(), &database), SQLITE_OK);
+  ASSERT_EQ(sqlite3_exec(database, "PRAGMA user_version=2", nullptr, nullptr, nullptr), SQLITE_OK);
+  sqlite3_close(database);
+  fixture.options.look_only = true;
+  const auto opened = fixture.open();
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+  EXPECT_FALSE(fs::exists(scratch.state() + "/index.sqlite.newer"));
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
 TEST_F(Store, ADamagedIndexIsSetAside) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();

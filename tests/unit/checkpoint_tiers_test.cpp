@@ -74,6 +74,23 @@ TEST_F(Tiers, ARebootThatEmptiesTheRamLosesOnlyWhatHadNoCopy) {
   EXPECT_EQ(store().counters().brought_up, 1u);
 }
 
+// After a reboot the RAM is empty, and the disk may be mounted late.
+TEST_F(Tiers, ADiskDirectoryThatIsNotMountedYetForgetsNothing) {
+  const CheckpointId copied = save(1);
+  ASSERT_TRUE(copy_all());
+  fixture.store.reset();
+  fs::rename(disk(), scratch.path() + "/unmounted");
+  reboot();
+  EXPECT_EQ(store().find(copied), nullptr);
+  EXPECT_EQ(store().counters().absent_entries, 1u);
+  fixture.store.reset();
+  fs::remove_all(disk());
+  fs::rename(scratch.path() + "/unmounted", disk());
+  ASSERT_TRUE(fixture.open());
+  ASSERT_NE(store().find(copied), nullptr);
+  EXPECT_TRUE(store().find(copied)->on_disk);
+}
+
 TEST_F(Tiers, TheRamIsLeftByThoseWorthLeastAndTheirCopiesStay) {
   const CheckpointId first = save(1);
   const CheckpointId dear = save(2, 9000, 100);
@@ -119,6 +136,64 @@ TEST_F(Tiers, TheDiskBudgetHoldsAndWhatLeavesTheDiskLeavesAltogether) {
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(store().counters().files, files_before);
   EXPECT_EQ(store().counters().swept_files, 0u);
+}
+
+TEST_F(Tiers, APinnedStateGetsItsCopyThoughOthersAreWorthMore) {
+  fixture.options.budget_bytes = 20'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId dear = save(1, 9000, 100), dearer = save(2, 9000, 200);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId cheap = save(3, 9000, 0.001);
+  EXPECT_EQ(copy_all().error().code, ErrorCode::no_space);
+  EXPECT_FALSE(store().find(cheap)->on_disk);
+  ASSERT_TRUE(fixture.await(store().pin(cheap, "system prompt")));
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(store().find(cheap)->on_disk);
+  EXPECT_EQ(store().find(dear), nullptr);
+  EXPECT_LE(store().counters().disk_bytes, 20'000u);
+  reboot();
+  EXPECT_NE(store().find(cheap), nullptr);
+
+  // Where only pins are left, the budget holds.
+  ASSERT_TRUE(fixture.await(store().pin(dearer, "")));
+  const CheckpointId last = save(4);
+  ASSERT_TRUE(fixture.await(store().pin(last, "")));
+  EXPECT_EQ(copy_all().error().code, ErrorCode::no_space);
+  EXPECT_FALSE(store().find(last)->on_disk);
+  EXPECT_TRUE(store().find(cheap)->on_disk);
+  EXPECT_TRUE(store().find(dearer)->on_disk);
+  EXPECT_LE(store().counters().disk_bytes, 20'000u);
+}
+
+TEST_F(Tiers, APinnedStateGetsItsCopyAtTheFloorOfFreeDisk) {
+  fixture.options.min_free_bytes = 1'000'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId dear = save(1, 9000, 100);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId cheap = save(2, 9000, 0.001);
+  files.pretended_space = DiskSpace{1'005'000, 2'000'000};
+  files.after = [&](int, const char* call) {
+    if (std::string_view(call) == "remove") files.pretended_space = DiskSpace{1'015'000, 2'000'000};
+  };
+  EXPECT_FALSE(copy_all());
+  EXPECT_NE(store().find(dear), nullptr);
+  ASSERT_TRUE(fixture.await(store().pin(cheap, "")));
+  fixture.now_ms += 600'000;
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(store().find(cheap)->on_disk);
+  EXPECT_EQ(store().find(dear), nullptr);
+}
+
+TEST_F(Tiers, WhereDeletingFreesNothingOnlyOneRoundIsGivenUpForACopy) {
+  fixture.options.min_free_bytes = 1'000'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 2; ++salt) save(salt);
+  ASSERT_TRUE(copy_all());
+  save(2, 9000, 100);
+  files.pretended_space = DiskSpace{1'005'000, 2'000'000};
+  EXPECT_EQ(copy_all().error().code, ErrorCode::no_space);
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_EQ(store().counters().files, 2u);
 }
 
 TEST_F(Tiers, ABadFileInRamIsReplacedByItsCopy) {
