@@ -22,17 +22,24 @@ namespace cairn {
 
 namespace {
 
-// "80GiB", or "10%" of what all distinct tokens of the trace would take.
+Error no_budget(std::string what) {
+  Error error = internal_error(std::move(what));
+  error.code = ErrorCode::invalid;
+  return error;
+}
+
+// "80GiB", or "10%" of what all distinct tokens of the trace would take. Never 0: for simulate() that is no budget at all.
 Result<std::uint64_t> budget_of(const std::string& text, double distinct_bytes) {
-  if (text.empty() || text.back() != '%') return parse_size(text);
+  if (text.empty() || text.back() != '%') {
+    Result<std::uint64_t> bytes = parse_size(text);
+    if (bytes && *bytes == 0) return no_budget(fmt::format("'{}' leaves no room for any state", text));
+    return bytes;
+  }
   char* rest = nullptr;
   const double percent = std::strtod(text.c_str(), &rest);
-  if (*rest != '%' || !std::isfinite(percent) || percent <= 0) {
-    Error error = internal_error(fmt::format("'{}' is no share", text));
-    error.code = ErrorCode::invalid;
-    return error;
-  }
-  return static_cast<std::uint64_t>(distinct_bytes * percent / 100);
+  if (*rest != '%' || !std::isfinite(percent) || percent <= 0) return no_budget(fmt::format("'{}' is no share", text));
+  constexpr double most = 1e18;
+  return static_cast<std::uint64_t>(std::clamp(distinct_bytes * percent / 100, 1.0, most));
 }
 
 // Of the flags, ascending.
@@ -106,6 +113,7 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
   if (!budgets) return budgets.error();  // before anything takes long
   Result<Trace> trace = read_traces(flags.traces);
   if (!trace) return trace.error();
+  for (const std::string& skipped : trace->skipped) fmt::print(stderr, "cairn: {}\n", skipped);
 
   // Neither waits for the other. Unbounded, any policy would do.
   std::future<SimulationResult> unbounded = std::async(std::launch::async, [&] { return simulate(*trace, options, *make_policy("lru")); });

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 
 namespace cairn {
 
@@ -43,7 +44,13 @@ class BlockNumbers {
   Token next_other_ = from_table;
 };
 
-// One file's lines or session, appended to the trace.
+Error no_trace(std::string what, ErrorCode code = ErrorCode::invalid) {
+  Error error = internal_error(std::move(what));
+  error.code = code;
+  return error;
+}
+
+// One file's lines or session, appended to the trace. Lines that cannot be read are skipped.
 class FileReader {
  public:
   FileReader(const std::string& path, Trace& trace, BlockNumbers& numbers) : path_(path), trace_(trace), numbers_(numbers) { numbers_.begin_file(); }
@@ -53,8 +60,16 @@ class FileReader {
     if (const auto failed = simdjson::padded_string::load(path_).get(text)) {
       return disk_error(ErrorCode::io, fmt::format("{}: {}", path_, simdjson::error_message(failed)));
     }
+    Result<void> done = read(text);
+    if (!done) return no_trace(fmt::format("{}: {}", path_, done.error().context), done.error().code);
+    if (skipped_ > 0) trace_.skipped.push_back(fmt::format("{}: {} of {} lines skipped; the first, {}", path_, skipped_, skipped_ + taken_, first_skipped_));
+    return {};
+  }
+
+ private:
+  // A line that is a document by itself: JSON lines. Otherwise the file is one document.
+  Result<void> read(const simdjson::padded_string& text) {
     const std::string_view all = text;
-    // A line that is a document by itself: JSON lines. Otherwise the file is one document.
     std::size_t begin = 0;
     dom::element document;
     for (std::size_t number = 1; begin < all.size(); ++number) {
@@ -64,21 +79,39 @@ class FileReader {
       if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
       // What follows the line is at hand: the text is padded at its end.
       if (parser_.parse(line.data(), line.size(), false).get(document)) {
-        if (number > 1 && trace_.requests.size() > first_request_) return wrong(fmt::format("line {} is no JSON", number));
-        if (parser_.parse(text).get(document)) return wrong("neither JSON nor lines of it");
-        return take(document);
+        const bool is_first = taken_ + skipped_ == 0;
+        if (is_first && !parser_.parse(text).get(document)) return take(document);
+        if (is_first) begins_as_json_ = false;
+        skip(number, "no JSON");
+        continue;
       }
-      Result<void> taken = take(document);
-      if (!taken) return wrong(fmt::format("line {}: {}", number, taken.error().context));
+      Result<void> taken = take_line(document);
+      if (taken) {
+        ++taken_;
+      } else if (taken.error().code == ErrorCode::unsupported) {
+        return no_trace(fmt::format("line {}: {}", number, taken.error().context), ErrorCode::unsupported);
+      } else {
+        skip(number, taken.error().context);
+      }
     }
-    return {};
+    if (taken_ > 0 || skipped_ == 0) return {};
+    return no_trace(begins_as_json_ ? first_skipped_ : "neither JSON nor lines of it");
   }
 
- private:
-  Error wrong(std::string what) const {
-    Error error = internal_error(fmt::format("{}: {}", path_, what));
-    error.code = ErrorCode::invalid;
-    return error;
+  void skip(std::size_t number, std::string_view what) {
+    if (skipped_++ == 0) first_skipped_ = fmt::format("line {}: {}", number, what);
+  }
+
+  // All of it or nothing.
+  Result<void> take_line(const dom::element& document) {
+    const std::size_t requests = trace_.requests.size(), blocks = trace_.blocks.size();
+    const std::uint32_t block_tokens = trace_.block_tokens;
+    Result<void> taken = take(document);
+    if (taken) return taken;
+    trace_.requests.resize(requests);
+    trace_.blocks.resize(blocks);
+    trace_.block_tokens = block_tokens;
+    return taken;
   }
 
   Result<void> take(const dom::element& document) {
@@ -86,18 +119,18 @@ class FileReader {
     std::string_view text;
     if (!document["requests"].get(nested)) {
       std::uint64_t block = 0;
-      if (document["block_size"].get(block) || block == 0) return wrong("a session without block_size");
+      if (document["block_size"].get(block) || block == 0) return no_trace("a session without block_size");
       return session(nested, static_cast<std::uint32_t>(block));
     }
     double at = 0;
-    if (document["timestamp"].get(at)) return wrong("neither timestamp nor requests");
+    if (document["timestamp"].get(at)) return no_trace("neither timestamp nor requests");
     if (!document["hash_ids"].get(ids)) {
       std::uint64_t prompt = 0, answer = 0;
-      if (document["input_length"].get(prompt)) return wrong("no input_length");
+      if (document["input_length"].get(prompt)) return no_trace("no input_length");
       (void)document["output_length"].get(answer);
       return add(at / 1000, prompt, answer, ids, mooncake_block);
     }
-    if (document["input"].get(text)) return wrong("neither hash_ids nor input");
+    if (document["input"].get(text)) return no_trace("neither hash_ids nor input");
     std::string_view answer;
     (void)document["output"].get(answer);
     return add_text(at / 1e6, text, answer);
@@ -113,7 +146,7 @@ class FileReader {
       }
       double at = 0;
       std::uint64_t prompt = 0, answer = 0;
-      if (request["t"].get(at) || request["in"].get(prompt) || request["hash_ids"].get(ids)) return wrong("a request without t, in or hash_ids");
+      if (request["t"].get(at) || request["in"].get(prompt) || request["hash_ids"].get(ids)) return no_trace("a request without t, in or hash_ids");
       (void)request["out"].get(answer);
       Result<void> taken = add(at, prompt, answer, ids, block);
       if (!taken) return taken;
@@ -126,7 +159,7 @@ class FileReader {
     if (!begun) return begun;
     for (const dom::element id : ids) {
       std::uint64_t value = 0;
-      if (id.get(value)) return wrong("a hash id is no number");
+      if (id.get(value)) return no_trace("a hash id is no number");
       trace_.blocks.push_back(numbers_.of(value));
     }
     return end();
@@ -146,10 +179,11 @@ class FileReader {
   Result<void> begin(double at_s, std::uint64_t prompt, std::uint64_t answer, std::uint32_t block) {
     if (trace_.block_tokens == 0) trace_.block_tokens = block;
     if (trace_.block_tokens != block) {
-      return wrong(fmt::format("blocks of {} tokens, others of {}: simulate them one after the other", block, trace_.block_tokens));
+      return no_trace(fmt::format("blocks of {} tokens, others of {}: simulate them one after the other", block, trace_.block_tokens),
+                      ErrorCode::unsupported);
     }
     constexpr std::uint64_t longest = 1 << 30;
-    if (prompt > longest || answer > longest) return wrong("a prompt of more than 2^30 tokens");
+    if (prompt > longest || answer > longest) return no_trace("a prompt of more than 2^30 tokens");
     trace_.requests.push_back(TraceRequest{at_s, static_cast<std::uint32_t>(prompt), static_cast<std::uint32_t>(answer), trace_.blocks.size(), 0});
     return {};
   }
@@ -163,7 +197,10 @@ class FileReader {
   const std::string& path_;
   Trace& trace_;
   BlockNumbers& numbers_;
-  std::size_t first_request_ = trace_.requests.size();
+  std::size_t taken_ = 0;    // lines
+  std::size_t skipped_ = 0;
+  std::string first_skipped_;  // which, and what was wrong with it
+  bool begins_as_json_ = true;
   dom::parser parser_;
 };
 

@@ -1,6 +1,6 @@
 // Reads traces of requests: Mooncake's (hash_ids of 512-token blocks), sessions of a coding agent (hash_ids of 64-token blocks,
 // local to the file, nested sub-agents), and agents' prompts as text (four bytes taken for a token).
-// Errors: invalid (what the file is not, with its name), io.
+// Errors: invalid (what the file is not, with its name), unsupported (blocks of several sizes), io.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,13 @@ struct Trace {
   std::uint32_t block_tokens = 0;      // 0: nothing read yet
   Tokens blocks;                       // the same number at the same place: the same prefix
   std::vector<TraceRequest> requests;  // by time, the first at 0
+  std::vector<std::string> skipped;    // of each file with lines that cannot be read: how many, and what is wrong with the first
 
   TokenSpan prompt(const TraceRequest& request) const { return TokenSpan(blocks).subspan(request.first_block, request.blocks); }
 };
 
 // Files are merged by their own times; sessions, which all begin at 0, run side by side. All must have blocks of one size.
+// A line that cannot be read, as a last one cut off, is skipped; a file of which no line can be read is an error.
 Result<Trace> read_traces(const std::vector<std::string>& paths);
 
 }  // namespace cairn

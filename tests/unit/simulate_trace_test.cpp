@@ -12,6 +12,8 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::StartsWith;
 
 class TraceFiles : public testing::Test {
  protected:
@@ -87,15 +89,59 @@ TEST_F(TraceFiles, WhatIsNoTraceIsSaid) {
       {R"({"timestamp": 1, "hash_ids": [1]})", "input_length"},
       {R"({"timestamp": 1, "input_length": 5, "hash_ids": ["x"]})", "no number"},
       {R"({"requests": []})", "block_size"},
-      {"{\"timestamp\": 1, \"input_length\": 5, \"hash_ids\": [1]}\n{\"timesta", "line 2"},
+      {"{\"timesta\n{\"timestamp\": 1}\n", "neither JSON"},
+      {"{\"timestamp\": 1}\n{\"timesta", "line 1: neither hash_ids"},
+      {"{\n\"requests\": [\n]}", "block_size"},
   };
   for (const auto& [text, said] : cases) {
-    const auto trace = read_traces({file("bad", text)});
+    const std::string path = file("bad", text);
+    const auto trace = read_traces({path});
     ASSERT_FALSE(trace) << text;
+    const std::string& context = trace.error().context;
     EXPECT_EQ(trace.error().code, ErrorCode::invalid);
-    EXPECT_THAT(trace.error().context, HasSubstr(said));
+    EXPECT_THAT(context, HasSubstr(said));
+    EXPECT_THAT(context, StartsWith(path + ": "));
+    EXPECT_EQ(context.find(path, path.size()), std::string::npos) << "the path once: " << context;
   }
   EXPECT_EQ(read_traces({(folder_ / "missing").string()}).error().code, ErrorCode::io);
+}
+
+const std::string good_line = R"({"timestamp": 1, "input_length": 5, "hash_ids": [1]})";
+
+TEST_F(TraceFiles, ALastLineThatIsCutOffIsSkippedAndSaid) {
+  const std::string path = file("a.jsonl", good_line + "\n" + good_line + "\n\n{\"timesta");
+  const auto trace = read_traces({path, file("b.jsonl", good_line)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->requests.size(), 3u);
+  EXPECT_THAT(trace->skipped, ElementsAre(path + ": 1 of 3 lines skipped; the first, line 4: no JSON"));
+}
+
+TEST_F(TraceFiles, AFirstLineThatIsCutOffIsSkippedToo) {
+  const auto trace = read_traces({file("a.jsonl", "_ids\": [1]}\n" + good_line + "\n" + good_line)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->requests.size(), 2u);
+  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("1 of 3 lines skipped; the first, line 1: no JSON")));
+}
+
+TEST_F(TraceFiles, OfALineThatIsSkippedNothingStays) {
+  const std::string lines = R"({"timestamp": 1, "input_length": 4096, "hash_ids": [1, 2, "x"]}
+{"block_size": 64, "requests": [{"t": 0, "in": 5, "hash_ids": [1]}, {"t": 1}]}
+{"timestamp": 2, "input_length": 5, "hash_ids": [7, 8]}
+{"timestamp": 3, "input_length": 5, "hash_ids": [-1]}
+)";
+  const auto trace = read_traces({file("a.jsonl", lines)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->block_tokens, 512u);
+  ASSERT_EQ(trace->requests.size(), 1u);
+  EXPECT_EQ(trace->blocks.size(), 2u);
+  EXPECT_EQ(blocks(*trace, 0).size(), 2u);
+  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("3 of 4 lines skipped; the first, line 1: a hash id is no number")));
+}
+
+TEST_F(TraceFiles, WhereAllCanBeReadNothingIsSaid) {
+  const auto trace = read_traces({file("a.jsonl", good_line + "\n" + good_line), file("empty.jsonl", "")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_THAT(trace->skipped, IsEmpty());
 }
 
 TEST_F(TraceFiles, BlocksOfDifferentSizesAreNotMixed) {
