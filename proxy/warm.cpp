@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -14,6 +15,7 @@
 
 #include "base/wakeup.hpp"
 #include "progress_line.hpp"
+#include "request/cached_backend.hpp"
 
 namespace cairn {
 
@@ -24,11 +26,16 @@ namespace {
 constexpr std::chrono::hours longest_prompt{2};
 constexpr std::chrono::minutes longest_save{10};
 
-std::optional<std::string> contents(const std::string& file) {
-  if (file == "-") return std::string{std::istreambuf_iterator<char>(std::cin), {}};
-  std::ifstream in(file, std::ios::binary);
+// Errors: in words for who named the file.
+Result<std::string> contents(const std::string& file) {
+  std::error_code unknown;
+  if (std::filesystem::is_directory(file, unknown)) return disk_error(ErrorCode::io, "is a directory");
+  std::ifstream opened;
+  if (file != "-") opened.open(file, std::ios::binary);
+  std::istream& in = file == "-" ? std::cin : opened;
+  if (!in || (in.peek(), in.bad())) return disk_error(ErrorCode::io, "cannot be read");
   std::string text{std::istreambuf_iterator<char>(in), {}};
-  if (!in) return std::nullopt;
+  if (text.empty()) return disk_error(ErrorCode::io, "is empty");
   return text;
 }
 
@@ -73,16 +80,48 @@ bool all_saved(const json::object& model) {
   });
 }
 
-// States that were not saved because others are worth more, since that Cairn started; 0 when it has no store.
-Task<std::int64_t> declined(StoreClient& server) {
+// What became of saves since that Cairn started.
+struct Saves {
+  std::int64_t done = 0;
+  std::int64_t not_done = 0;
+};
+// nullopt: it has no store.
+Task<std::optional<Saves>> saves(StoreClient& server) {
   const Result<json::value> status = co_await server.call("GET", "/cairn/status");
-  boost::system::error_code missing;
-  const json::value* count = status ? status->find_pointer("/store/declined", missing) : nullptr;
-  co_return count != nullptr ? count->to_number<std::int64_t>() : 0;
+  const json::value* store = status ? status->as_object().if_contains("store") : nullptr;
+  if (store == nullptr) co_return std::nullopt;
+  const json::object& counts = store->as_object();
+  Saves saves;
+  saves.done = counts.at("commits").to_number<std::int64_t>();
+  for (const char* name : {"failed_commits", "refused_for_space", "declined"}) {
+    saves.not_done += counts.at(name).to_number<std::int64_t>();
+  }
+  co_return saves;
+}
+
+// Some saved state is that long.
+Task<bool> has_state_of(StoreClient& server, std::int64_t tokens) {
+  const Result<json::value> answer = co_await server.call("GET", "/cairn/checkpoints");
+  if (!answer) co_return false;
+  const json::array& states = answer->as_object().at("checkpoints").as_array();
+  co_return std::any_of(states.begin(), states.end(), [&](const json::value& state) {
+    return state.as_object().at("tokens").to_number<std::int64_t>() >= tokens;
+  });
+}
+
+// Something was saved since `before`, or next to nothing was new; and nothing went wrong.
+Task<bool> is_saved(StoreClient& server, const std::optional<Saves>& before, std::int64_t computed, std::int64_t reused) {
+  static const CacheOptions limits;
+  const std::optional<Saves> after = co_await saves(server);
+  if (!before || !after || after->not_done > before->not_done) co_return false;
+  if (computed + reused < limits.shortest_prompt_tokens) co_return false;
+  if (after->done > before->done) co_return true;
+  // It may be in a slot alone.
+  co_return computed < limits.worth_saving_tokens && co_await has_state_of(server, computed + reused - limits.worth_saving_tokens);
 }
 
 // Waits until nothing is left to save: the next prompt may take the slot.
-Task<bool> saved(StoreClient& server) {
+Task<bool> nothing_is_left(StoreClient& server) {
   const auto executor = co_await boost::asio::this_coro::executor;
   const auto deadline = std::chrono::steady_clock::now() + longest_save;
   while (std::chrono::steady_clock::now() < deadline) {
@@ -93,10 +132,29 @@ Task<bool> saved(StoreClient& server) {
     const json::array models = several != nullptr ? several->as_array() : json::array{};
     const bool others = std::all_of(models.begin(), models.end(), [](const json::value& one) { return all_saved(one.as_object()); });
     if (others && all_saved(told)) co_return true;
+    const json::value* store = told.if_contains("store");
+    if (store != nullptr && store->as_object().at("saving_paused").as_bool()) co_return false;  // it may be saved some day
     Wakeup pause(executor);
     (void)co_await pause.wait_for(std::chrono::milliseconds{50});
   }
   co_return false;
+}
+
+ResultTask<json::object> warm_one(StoreClient& server, const std::string& file) {
+  const Result<std::string> text = contents(file);
+  if (!text) co_return text.error();
+  const Request request = request_of(*text);
+  const std::optional<Saves> before = co_await saves(server);
+  const Result<json::value> answer = co_await server.call("POST", request.path, request.body, longest_prompt);
+  if (!answer) co_return answer.error();
+  const std::int64_t computed = timing(*answer, "prompt_n");
+  const std::int64_t reused = timing(*answer, "cache_n");
+  json::object result;
+  result["computed_tokens"] = computed;
+  result["reused_tokens"] = reused;
+  const bool settled = co_await nothing_is_left(server);
+  result["saved"] = settled && co_await is_saved(server, before, computed, reused);
+  co_return result;
 }
 
 }  // namespace
@@ -112,23 +170,12 @@ Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool 
       progress.show(i, fmt::format("{} of {}: {}", i, names.size(), names[i]));
       json::object result;
       result["file"] = names[i];
-      const std::optional<std::string> text = contents(names[i]);
-      if (!text || text->empty()) {
-        result["error"] = "cannot be read, or is empty";
-        status = 1;
+      const Result<json::object> warmed = co_await warm_one(server, names[i]);
+      if (warmed) {
+        result.insert(warmed->begin(), warmed->end());
       } else {
-        const Request request = request_of(*text);
-        const std::int64_t declined_before = co_await declined(server);
-        const Result<json::value> answer = co_await server.call("POST", request.path, request.body, longest_prompt);
-        if (answer) {
-          result["computed_tokens"] = timing(*answer, "prompt_n");
-          result["reused_tokens"] = timing(*answer, "cache_n");
-          const bool nothing_left = co_await saved(server);
-          result["saved"] = nothing_left && co_await declined(server) == declined_before;
-        } else {
-          result["error"] = answer.error().context;
-          status = 1;
-        }
+        result["error"] = warmed.error().context;
+        status = 1;
       }
       results.push_back(std::move(result));
     }

@@ -9,7 +9,8 @@
 
 namespace cairn {
 
-// One after the other through the server's front door, without generating. No files, or "-": stdin. Returns the exit status.
+// One after the other through the server's front door, without generating. No files, or "-": stdin. Returns the exit status: 1 when one
+// of them could not be read or was refused. "saved" is what the store's counters prove.
 Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool as_json);
 
 }  // namespace cairn

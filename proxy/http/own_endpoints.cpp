@@ -120,6 +120,7 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
     store["refused_for_space"] = counters.refused_reservations;
     store["evictions"] = counters.evictions;
     store["declined"] = counters.declined;
+    store["saving_paused"] = backend.store()->saving_waits();
     if (backend.store()->has_tiers()) {
       store["ram_bytes"] = counters.slot_bytes;
       store["ram_budget_bytes"] = counters.ram_budget_bytes;

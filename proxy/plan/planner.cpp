@@ -34,7 +34,7 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
     back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints)), costs.prefill_seconds(0, slot.recoverable));
   }
   loss.seconds = back * slot.return_chance;
-  if (!input.can_save || slot.held <= slot.recoverable) return loss;
+  if (!input.can_save || !slot.savable || slot.held <= slot.recoverable) return loss;
   const double saved = costs.save_seconds(bytes) * (1.0 + input.running + input.waiting) + costs.commit_seconds(bytes) +
                        costs.restore_seconds(bytes) * slot.return_chance;
   // What nothing speaks for yet is saved at somebody's expense only when it is clearly worth it.
@@ -64,8 +64,8 @@ bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_
   const double copy_s = backend_copy_seconds(costs, slot.held, slot.context_checkpoints);
   double worth_s = 0;
   if (input.backend_cache_used) {
-    double otherwise_s = costs.prefill_seconds(slot.in_files, slot.held);
-    if (slot.in_files > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.in_files, slot.context_checkpoints));
+    double otherwise_s = costs.prefill_seconds(slot.recoverable, slot.held);
+    if (slot.recoverable > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints));
     worth_s = slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
   }
   return copy_s > worth_s + pays_from_s;
@@ -162,6 +162,8 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       best->reason = "what the slot holds would be copied in vain";
     }
   }
+  best->restore_dearer = best->source != Source::restore && best->source != Source::wait &&
+                         std::any_of(input.restores.begin(), input.restores.end(), [&](const RestoreOption& one) { return one.usable > best->base; });
   if (best->source == Source::recompute && !best->empty_first && !input.restores.empty()) best->reason = "cheaper to recompute";
   return best;
 }

@@ -18,8 +18,8 @@ struct SlotOption {
   int slot = 0;
   std::uint32_t usable = 0;        // of the prompt, when it goes on from what the slot holds
   std::uint32_t held = 0;          // what the slot holds in all
-  std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back, or all where the rest is not worth a file
-  std::uint32_t in_files = 0;      // of `held`, what saved states could bring back
+  std::uint32_t recoverable = 0;   // of `held`, what saved states could bring back
+  bool savable = true;             // false: the rest is not worth a file, or could not be saved
   std::uint32_t context_checkpoints = 0;  // in the slot: they are saved and brought back with the rest
   bool clean = true;               // false: must be washed before a restore (costs one token)
   double return_chance = 0.5;      // that what it holds is asked for again
@@ -66,6 +66,7 @@ struct Plan {
   std::int64_t checkpoint = 0;    // for Source::restore
   std::uint32_t base = 0;         // tokens expected to be reused
   bool save_first = false;        // what the slot holds is worth saving before it is overwritten
+  bool restore_dearer = false;    // a saved state reaches further, but is not worth bringing back
   bool empty_first = false;       // what it still holds then would only be copied in vain; `base` is 0
   double expected_s = 0;          // until the first token can be sampled
   double recompute_all_s = 0;     // the same with nothing reused

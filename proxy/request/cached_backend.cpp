@@ -232,6 +232,8 @@ Task<bool> CachedBackend::look() {
   }
   ++generation_;
   const bool same_process = !std::exchange(suspected_, false) && probe_.process == probed->process;
+  // Slots go on from what the adapters before have computed, and so does the backend's own cache.
+  const bool switched = generation_ > 1 && probe_.process == probed->process && probe_.lora != probed->lora;
   probe_ = std::move(*probed);
   kind_ = probe_.kind;
   restores_in_vain_ = 0;
@@ -258,6 +260,7 @@ Task<bool> CachedBackend::look() {
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
+  for (int slot = 0; switched && slot < static_cast<int>(slots_.slots().size()); ++slot) note_other_weights(slot);
 
   if (probe_.server != ServerKind::single) {
     const bool router = probe_.server == ServerKind::router;
@@ -315,7 +318,9 @@ CachedBackend::Foreign::Foreign(CachedBackend& backend) : backend_(&backend) {
 }
 
 CachedBackend::Foreign::~Foreign() {
-  --backend_->foreign_;
+  if (--backend_->foreign_ == 0) {
+    for (SlotState& state : backend_->slots_.slots()) state.taken = false;
+  }
   backend_->spawn(backend_->look_at_slots());
 }
 
@@ -366,6 +371,8 @@ void CachedBackend::schedule_write_back() {
 // begun.
 milliseconds CachedBackend::quiet_before_write_back() const {
   constexpr double longest_s = 1.0;
+  constexpr milliseconds while_disk_refuses{5000};
+  if (store_ != nullptr && store_->saving_waits()) return while_disk_refuses;
   double save_s = 0;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (!state.unsaved) continue;
@@ -408,13 +415,17 @@ Task<void> CachedBackend::write_back() {
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
   (void)co_await pause.wait_for(quiet_before_write_back());
   write_back_scheduled_ = false;
+  if (store_ != nullptr && store_->saving_waits()) {
+    schedule_write_back();
+    co_return;
+  }
   if (stopping_.cancelled() || !co_await may_touch()) co_return;
   if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) co_await find_chosen();
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
     // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
     if (scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;
     const SlotState& state = slots_.slots()[i];
-    if (!state.unsaved) continue;
+    if (!state.unsaved || !can_save()) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
     slots_.at(state.id).upkeep = true;
@@ -430,6 +441,7 @@ Task<void> CachedBackend::write_back() {
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }
   }
+  if (store_ != nullptr && store_->saving_waits()) schedule_write_back();
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) (void)co_await store_->put_setting(rates_key(), costs_.to_json());
   co_await copy_down(std::nullopt);

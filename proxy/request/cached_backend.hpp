@@ -114,6 +114,8 @@ class CachedBackend {
                         std::uint32_t state_length, std::int64_t reused);
   // Of a slot; the greatest number there is where it is not told.
   std::uint32_t context_tokens() const;
+  // The best saved states for a prompt, at most `most`; without those that could not be read lately.
+  std::vector<Catalogue::Candidate> candidates(TokenSpan prompt, std::size_t most) const;
   // What saved states could bring back of `tokens`.
   std::uint32_t recoverable(TokenSpan tokens) const;
   // Whatever the slot holds is gone. A prompt of the model's own must not go on from tokens that another request's adapters
@@ -144,6 +146,8 @@ class CachedBackend {
     CachedBackend* backend_;
   };
   Task<void> save_before_foreign(CancelSource& cancel);
+  // A request whose slot the backend chooses has been sent: finds out which, so that nobody is sent there to wait.
+  void find_taken();
   // Before its process may be stopped for another model: the same, and a save under way is waited for.
   Task<void> save_before_stop(CancelSource& cancel);
   void note_foreign_started(bool other_weights);
@@ -153,11 +157,14 @@ class CachedBackend {
   BackendPhase phase() const { return phase_; }
   bool looked_at() const { return generation_ > 0; }  // it answered a probe once
   const std::string& trouble() const { return trouble_; }
+  // Of the latest probe: what began under an earlier one may have been computed by another process, or with other adapters.
+  std::uint64_t generation() const { return generation_; }
   const ProbeResult& probe() const { return probe_; }
   MemoryKind kind() const { return kind_; }
-  bool can_save() const {
-    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_work() &&
-           !store_->saving_waits();
+  bool can_save() const { return keeps_states() && !store_->saving_waits(); }
+  // Now, or once the disk allows it again.
+  bool keeps_states() const {
+    return store_ != nullptr && phase_ == BackendPhase::ready && probe_.can_save && !saving_off_ && restores_work();
   }
   // False: state after state was restored and none was reused.
   bool restores_work() const { return restores_in_vain_ < most_restores_in_vain; }
@@ -209,6 +216,8 @@ class CachedBackend {
   CostModel& costs() { return costs_; }
   const CostModel& costs() const { return costs_; }
   double bytes_of(const SlotState& state) const;  // in a file
+  // Saving it while somebody waits costs less than losing it would.
+  bool worth_a_stall(const SlotState& state) const;
   Catalogue* catalogue() { return catalogue_; }
   CheckpointStore* store() { return store_; }
   TokenMemo& memo() { return memo_; }
@@ -238,11 +247,11 @@ class CachedBackend {
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.
   Task<void> copy_down(std::optional<std::chrono::steady_clock::time_point> until);
   double save_seconds(const SlotState& state) const;
-  // Saving it while somebody waits costs less than losing it would.
-  bool worth_a_stall(const SlotState& state) const;
   bool trusts_backend_cache() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
+  Task<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
   Task<bool> taken(int slot);  // by a request that the backend placed
+  Task<void> look_for_taken();
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);
@@ -289,6 +298,7 @@ class CachedBackend {
   std::uint64_t foreign_epoch_ = 0;  // grows with each request that may use any slot
   std::int64_t last_task_ = -1;      // the backend's latest task number when last asked
   std::map<CheckpointId, int> strikes_;
+  std::map<CheckpointId, std::chrono::steady_clock::time_point> unreadable_;  // until then not tried again
   SlotTable slots_;  // outlives the backend's restarts: leases may be out when it goes
   Scheduler scheduler_;
 

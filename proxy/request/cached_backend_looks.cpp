@@ -69,13 +69,16 @@ Task<bool> CachedBackend::believe_all(const Result<std::vector<SlotInfo>>& infos
   const bool same = latest >= 0 && latest >= last_task_;
   last_task_ = latest;
   if (!same) co_return false;
-  if (probe_.lora != "[]") {
-    // Adapters can be switched at run time, behind our back too.
-    const Result<std::string> lora = co_await api_.lora_adapters(cancel);
-    if (!lora || *lora != probe_.lora) co_return false;
-  }
+  if (!co_await same_adapters(cancel)) co_return false;
   believe(*infos);
   co_return true;
+}
+
+// They can be switched behind our back, too.
+Task<bool> CachedBackend::same_adapters(CancelSource& cancel) {
+  if (probe_.lora == "[]") co_return true;
+  const Result<std::string> lora = co_await api_.lora_adapters(cancel);
+  co_return lora && *lora == probe_.lora;
 }
 
 CachedBackend::Checking::~Checking() {
@@ -115,6 +118,29 @@ Task<bool> CachedBackend::taken(int slot) {
   const bool busy = std::any_of(infos->begin(), infos->end(), [&](const SlotInfo& info) { return info.id == slot && info.processing; });
   if (busy) slots_.forget(slot);
   co_return busy;
+}
+
+void CachedBackend::find_taken() { spawn(look_for_taken()); }
+
+Task<void> CachedBackend::look_for_taken() {
+  constexpr std::chrono::milliseconds soon{20}, later{200};
+  for (const auto pause : {soon, later}) {
+    Wakeup tick(executor_);
+    (void)co_await tick.wait_for(pause);
+    if (foreign_ == 0 || phase_ != BackendPhase::ready || stopping_.cancelled()) co_return;
+    std::vector<bool> ours;
+    for (const SlotState& state : std::as_const(slots_).slots()) ours.push_back(state.running);
+    const Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
+    if (!infos || foreign_ == 0) co_return;
+    bool found = false;
+    for (const SlotInfo& info : *infos) {
+      if (info.id < 0 || info.id >= static_cast<int>(std::min(ours.size(), slots_.slots().size()))) continue;
+      SlotState& state = slots_.at(info.id);
+      state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)];
+      found = found || state.taken;
+    }
+    if (found) co_return;
+  }
 }
 
 }  // namespace cairn

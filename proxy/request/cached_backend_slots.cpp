@@ -25,10 +25,12 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
     const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
     spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
                  to_string(verified.error()));
+    constexpr std::chrono::minutes not_tried_again{5};
+    if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
     co_return verified.error();
   }
   // A request may have waited long since its plan was made: the model may be another one by now.
-  if (!co_await same_process(*background_)) {
+  if (!co_await same_process(*background_) || !co_await same_adapters(*background_)) {
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
@@ -80,6 +82,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   state.unknown_tail = 0;
   state.resume_points = std::move(resume_points);
   state.unsaved = false;
+  state.pieces_since_save = 0;
   state.recoverable = token_count;
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
   slots_.touch(slot);
@@ -145,10 +148,15 @@ ResultTask<void> CachedBackend::save(int slot) {
   SlotState& state = slots_.at(slot);
   const std::uint64_t generation = generation_;
   const auto asked = std::chrono::steady_clock::now();
-  state.unsaved = false;  // whatever comes of it: not tried again until the content changes
+  if (keeps_states() && store_->saving_waits()) co_return Result<void>{};  // later
+  state.unsaved = false;  // whatever comes of it: not tried again until the content changes, or the disk allows it
   if (!can_save() || state.known.empty()) co_return Result<void>{};
+  const auto if_the_disk_refused = [&](Error error) {
+    if (generation == generation_ && !state.known.empty()) state.unsaved = keeps_states() && store_->saving_waits();
+    return error;
+  };
   // Another model's state under this namespace would be a wrong answer one day.
-  if (!co_await same_process(*background_)) {
+  if (!co_await same_process(*background_) || !co_await same_adapters(*background_)) {
     suspect_down();
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
@@ -163,13 +171,13 @@ ResultTask<void> CachedBackend::save(int slot) {
   if (coming.kind == CheckpointKind::checkpointed) coming.resume_positions = state.resume_points;
   std::optional<Catalogue::Incoming> incoming;
   incoming.emplace(*catalogue_, std::move(coming), state.known, now_ms());
-  if (!incoming->worth_saving()) {
+  if (!co_await incoming->worth_its_room()) {
     spdlog::debug("slot {} is not saved: what would have to go for it is worth more", slot);
     co_return Result<void>{};
   }
   Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(bytes);
   incoming.reset();
-  if (!reservation) co_return reservation.error();
+  if (!reservation) co_return if_the_disk_refused(reservation.error());
   const std::string name = reservation->temporary_name();
   const auto began = std::chrono::steady_clock::now();
   Result<SlotAction> saved = co_await api_.save(slot, name, *background_);
@@ -178,7 +186,7 @@ ResultTask<void> CachedBackend::save(int slot) {
     if (saved.error().code == ErrorCode::unsupported) saving_off_ = true;
     // 500 "Unable to save slot": its disk is full, read-only or not there.
     if (saved.error().code == ErrorCode::rejected && saved.error().status >= 500) store_->note_save_refused(saved.error());
-    co_return saved.error();
+    co_return if_the_disk_refused(saved.error());
   }
   if (generation != generation_) {
     (void)co_await store_->discard(std::move(*reservation));
@@ -203,7 +211,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(checkpoint));
   if (!committed) {
     if (committed.error().code == ErrorCode::corrupt) slots_.forget(slot);  // it held something else
-    co_return committed.error();
+    co_return if_the_disk_refused(committed.error());
   }
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   const double in_all_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
@@ -215,6 +223,7 @@ ResultTask<void> CachedBackend::save(int slot) {
   state.known = std::move(committed->tokens);
   state.unknown_tail = 0;
   state.unsaved = false;
+  state.pieces_since_save = 0;
   state.recoverable = static_cast<std::uint32_t>(state.known.size());
   if (kind_ == MemoryKind::exact && inside.count > 0) {
     set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
@@ -251,6 +260,8 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
   cut_resume_points(state.resume_points, from);
   if (kind_ != MemoryKind::truncatable) add_piece_resume_points(state.resume_points, from, to, options_.ubatch_tokens);
+  thin_resume_points(state.resume_points);
+  state.pieces_since_save = from > 0 ? state.pieces_since_save + 1 : 1;
   state.known.assign(tokens.begin(), tokens.end());
   state.unknown_tail = 0;
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
@@ -289,7 +300,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
   // Those that are leased and wait at the gate are idle to the backend as well, and while one is saved another may end.
   for (std::size_t i = 0; i < slots_.slots().size();) {
     const SlotState& state = slots_.slots()[i];
-    if (state.id == except || state.running || state.upkeep || !state.unsaved || !worth_a_stall(state)) {
+    if (state.id == except || state.running || state.upkeep || !state.unsaved || !can_save() || !worth_a_stall(state)) {
       ++i;
       continue;
     }
@@ -361,7 +372,7 @@ void CachedBackend::note_slot_content(int slot) {
   state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });
   if (state.doubtful) note_backend_cache(state.known, state.resume_points);
   const bool pays = restore_s < costs_.prefill_seconds(0, held);
-  state.unsaved = can_save() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
+  state.unsaved = keeps_states() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }
 
 std::uint32_t CachedBackend::context_tokens() const {
@@ -369,12 +380,24 @@ std::uint32_t CachedBackend::context_tokens() const {
   return context > 0 ? static_cast<std::uint32_t>(context) : std::numeric_limits<std::uint32_t>::max();
 }
 
+std::vector<Catalogue::Candidate> CachedBackend::candidates(TokenSpan prompt, std::size_t most) const {
+  const auto now = std::chrono::steady_clock::now();
+  const auto unreadable = static_cast<std::size_t>(std::ranges::count_if(unreadable_, [&](const auto& one) { return one.second > now; }));
+  std::vector<Catalogue::Candidate> best = catalogue_->candidates(probe_.name_space, prompt, kind_, most + unreadable, context_tokens());
+  std::erase_if(best, [&](const Catalogue::Candidate& candidate) {
+    const auto found = unreadable_.find(candidate.checkpoint);
+    return found != unreadable_.end() && found->second > now;
+  });
+  if (best.size() > most) best.resize(most);
+  return best;
+}
+
 std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {
   if (catalogue_ == nullptr || tokens.empty()) return 0;
   // As a prompt that goes on after them would find it.
   Tokens longer(tokens.begin(), tokens.end());
   longer.push_back(-1);
-  const std::vector<Catalogue::Candidate> best = catalogue_->candidates(probe_.name_space, longer, kind_, 1, context_tokens());
+  const std::vector<Catalogue::Candidate> best = candidates(longer, 1);
   return best.empty() ? 0 : best.front().usable_tokens;
 }
 

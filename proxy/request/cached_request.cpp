@@ -276,6 +276,7 @@ Task<void> CachedRequest::serve_cached() {
   }
   lease_ = std::move(*lease);
   slot_ = lease_.slot();
+  generation_ = backend_.generation();
   Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!entered) {
     co_await fail(entered.error());
@@ -346,6 +347,13 @@ Task<void> CachedRequest::bring_back() {
       plan_.base = 0;
     }
   }
+  // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them.
+  if (plan_.source == Source::live && backend_.kind() == MemoryKind::checkpointed && state.unsaved && state.proven &&
+      state.pieces_since_save >= pieces_between_saves && backend_.worth_a_stall(state)) {
+    record_.enter(Step::save);
+    Result<void> saved = co_await backend_.save(slot_);
+    if (!saved) spdlog::debug("slot {} was not saved before its early context checkpoints are dropped: {}", slot_, to_string(saved.error()));
+  }
   record_.enter(Step::plan);
   record_.slot = slot_;
   record_.source = plan_.source;
@@ -365,13 +373,20 @@ Task<void> CachedRequest::bring_back() {
     backend_.slots().at(slot_).name_space = name_space();
   }
   if (!own_weights()) backend_.note_other_weights(slot_);
-  if (plan_.source == Source::restore) {
+  constexpr int most_tries = 2;
+  for (int tries = 1; plan_.source == Source::restore; ++tries) {
     Result<void> restored = co_await backend_.restore(slot_, static_cast<CheckpointId>(plan_.checkpoint), downstream_.cancel());
-    if (!restored) {
-      restore_failed_ = true;
-      record_.error = to_string(restored.error());
-      plan_.base = 0;
+    if (restored) break;
+    restore_failed_ = true;
+    record_.error = to_string(restored.error());
+    // A file that is not to be read has not touched the slot, and is no candidate any more.
+    if (restored.error().source == ErrorSource::disk && tries < most_tries && !downstream_.cancel().cancelled()) plan_again();
+    else plan_.source = Source::backend;
+    if (plan_.source == Source::restore) {
+      record_.checkpoint = plan_.checkpoint;
+    } else if (plan_.source == Source::backend) {
       plan_.source = Source::recompute;
+      plan_.base = 0;
     }
   }
   base_length_ = state.held();

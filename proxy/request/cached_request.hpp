@@ -80,6 +80,7 @@ class CachedRequest {
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;
   int slot_ = -1;
+  std::uint64_t generation_ = 0;  // of the backend's probe when the slot was given
   SharedServer::Turn turn_;  // until the backend has the request
   std::optional<CachedBackend::Presence> presence_;
   std::optional<CachedBackend::Foreign> foreign_;
@@ -91,7 +92,6 @@ class CachedRequest {
   bool learned_ = false;
   std::vector<std::uint32_t> kept_stops_;
   std::vector<std::uint32_t> stops_made_;
-  std::uint32_t pieces_since_save_ = 0;
   double inline_saves_s_ = 0;
   bool restore_failed_ = false;
 };

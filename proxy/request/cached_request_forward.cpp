@@ -78,6 +78,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   std::unique_ptr<Exchange> exchange;
   Result<ResponseHead> head = upstream_error(ErrorCode::internal, "not sent");
 
+  if (!leased) backend_.find_taken();
   auto watch = std::make_shared<GateWatch>(backend_, std::move(gate));
   if (watch->gate) {
     boost::asio::co_spawn(backend_.executor(), release_when_started(watch, slot_, !leased || !parsed_.takes_slot), boost::asio::detached);
@@ -164,6 +165,13 @@ void CachedRequest::backend_is_done() {
 void CachedRequest::account(const std::optional<Timings>& timings, bool computed) {
   SlotState& state = backend_.slots().at(slot_);
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
+  if (backend_.generation() != generation_) {
+    // The backend was probed anew meanwhile: this may have been computed with other adapters than it has now.
+    if (timings) record_.computed_tokens = computed_in_pieces_ + timings->prompt_n;
+    backend_.slots().forget(slot_);
+    state.other_weights = true;
+    return;
+  }
   state.chosen_for_us = !parsed_.takes_slot;
   if (!timings) {
     // Once there was an answer the prompt had been computed; progress reports come before that.
@@ -218,6 +226,8 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
       const auto place = std::lower_bound(state.resume_points.begin(), state.resume_points.end(), from);
       if (place == state.resume_points.end() || *place != from) state.resume_points.insert(place, from);
     }
+    thin_resume_points(state.resume_points);
+    state.pieces_since_save = timings->cache_n > 0 ? state.pieces_since_save + 1 : 1;
   }
   if (own_weights()) {
     const std::vector<std::uint32_t>& points = backend_.kind() == MemoryKind::exact ? stops_made_ : state.resume_points;
@@ -242,6 +252,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
 void CachedRequest::account_unpinned(const Timings& timings) {
   record_.reused_tokens = timings.cache_n;
   record_.computed_tokens = timings.prompt_n;
+  if (backend_.generation() != generation_) return;
   backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
   std::vector<std::uint32_t> points;
   add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
@@ -258,9 +269,10 @@ MissReason CachedRequest::explain() const {
   if (record_.reused_tokens + tolerance >= could) return could == 0 ? MissReason::new_prompt : MissReason::none;
   if (restore_failed_) return MissReason::restore_failed;
   if (record_.reused_tokens + tolerance < static_cast<std::int64_t>(record_.planned_tokens)) {
-    return plan_.source == Source::live && record_.reused_tokens == 0 ? MissReason::cleared : MissReason::broken_promise;
+    const bool cleared = plan_.source == Source::live && record_.reused_tokens == 0 && backend_.probe().clears_idle;
+    return cleared ? MissReason::cleared : MissReason::broken_promise;
   }
-  if (plan_.empty_first || plan_.reason == "cheaper to recompute") return MissReason::cheaper;
+  if (plan_.empty_first || plan_.restore_dearer) return MissReason::cheaper;
   if (backend_.catalogue() == nullptr) return MissReason::not_admitted;
   const auto reused = static_cast<std::uint32_t>(record_.reused_tokens);
   if (backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;

@@ -49,7 +49,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   input.kept = kept_stops_;
   input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
   input.pieces = record_.pieces;
-  input.pieces_since_save = pieces_since_save_;
+  input.pieces_since_save = std::as_const(backend_.slots()).at(slot_).pieces_since_save;
   input.saves_s = inline_saves_s_;
   // With others about these steps are mostly waiting for one another; and a state on the way is what they may come to share.
   if (backend_.present() <= 1) input.overhead_s = overhead_seconds();
@@ -66,12 +66,11 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
     co_return false;
   }
   ++record_.pieces;
-  ++pieces_since_save_;
   computed_in_pieces_ += timings->prompt_n;
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
   if (!learned_) {
     learned_ = true;
-    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), expected_base, base_common_, base_length_,
+    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_,
                               timings->cache_n);
   }
   co_return true;
@@ -108,7 +107,6 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
       Result<void> saved = co_await backend_.save(slot_);
       if (!saved) spdlog::debug("no checkpoint at {}: {}", stop.at, to_string(saved.error()));
       inline_saves_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-      pieces_since_save_ = 0;
       if (shared) backend_.scheduler().reconsider();
     }
     if (downstream_.cancel().cancelled()) co_return;

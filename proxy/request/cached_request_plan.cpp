@@ -67,11 +67,18 @@ void CachedRequest::ask_for_stops() const {
   if (parsed_.id_slot || !own_weights()) return;
   const CostModel& costs = backend_.costs();
   const bool several = backend_.slots().slots().size() > 1;
+  const auto running = static_cast<double>(std::ranges::count_if(backend_.slots().slots(), [](const SlotState& state) { return state.running; }));
   for (SlotState& busy : backend_.slots().slots()) {
     if (!busy.in_pieces || !busy.target) continue;
     const auto common = static_cast<std::uint32_t>(common_prefix(*busy.target, prompt_));
     if (common >= busy.target->size() || common <= busy.piece_end) continue;
-    if (costs.prefill_seconds(busy.piece_end, common) > 2 * costs.boundary_seconds()) ask_for_stop(busy, common, several && backend_.can_save());
+    if (costs.prefill_seconds(busy.piece_end, common) <= 2 * costs.boundary_seconds()) continue;
+    // A file serves whoever gets another slot, and stalls all that run.
+    const double bytes = costs.state_bytes(common, 2);
+    const double by_file_s = (costs.save_seconds(bytes) + costs.commit_seconds(bytes)) * (1.0 + running) + costs.restore_seconds(bytes);
+    const bool save = several && backend_.can_save() && by_file_s < costs.prefill_seconds(0, common) &&
+                      !backend_.catalogue()->has_state_at(backend_.name_space(), TokenSpan{prompt_.data(), common});
+    ask_for_stop(busy, common, save);
   }
 }
 
@@ -84,14 +91,17 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const std::int64_t space = name_space();
   std::vector<SlotOption> options;
+  // Where a request that the backend placed runs, ours would wait for its end.
+  const bool all_taken = std::ranges::all_of(idle, [&](int id) { return backend_.slots().at(id).taken; });
   for (const int id : idle) {
+    if (!parsed_.id_slot && !all_taken && backend_.slots().at(id).taken) continue;
     if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
     const SlotState& state = backend_.slots().at(id);
     SlotOption option;
     option.slot = id;
     option.held = state.held();
-    option.recoverable = state.unsaved ? state.recoverable : state.held();
-    option.in_files = state.recoverable;
+    option.recoverable = state.recoverable;
+    option.savable = state.unsaved;
     option.context_checkpoints = static_cast<std::uint32_t>(state.resume_points.size());
     option.return_chance = state.return_chance;
     option.proven = state.proven;
@@ -165,7 +175,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
 void CachedRequest::find_candidates() {
   candidates_.clear();
   if (!own_weights() || prompt_.size() < backend_.options().shortest_prompt_tokens || !backend_.restores_work()) return;
-  candidates_ = backend_.catalogue()->candidates(backend_.name_space(), prompt_, backend_.kind(), candidates_considered, backend_.context_tokens());
+  candidates_ = backend_.candidates(prompt_, candidates_considered);
 }
 
 // For the slot that is ours already.

@@ -48,11 +48,15 @@ Lease Scheduler::grant(int slot) {
 ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   if (cancel.cancelled()) co_return upstream_error(ErrorCode::cancelled, "left before it had a slot");
   if (table_.slots().empty()) co_return upstream_error(ErrorCode::unsupported, "the backend has no slots");
-  if (queue_.size() >= limits_.max_waiting) co_return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "too many requests wait for a slot"};
   auto waiter = std::make_shared<Waiter>(executor_);
   waiter->choose = std::move(choose);
   queue_.push_back(waiter);
   dispatch();
+  // Those that wait may have declined the idle slots.
+  if (waiter->slot < 0 && queue_.size() > limits_.max_waiting) {
+    queue_.remove(waiter);
+    co_return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "too many requests wait for a slot"};
+  }
   if (waiter->slot < 0 && table_.slots().size() == leased_) (void)waiter->choose({}, true);
   std::function<void()> leave = [waiter] {
     waiter->cancelled = true;

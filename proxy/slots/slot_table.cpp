@@ -18,7 +18,7 @@ void SlotTable::reset(int count) {
     slots_.push_back(std::move(slot));
   }
   forget_all();
-  for (SlotState& slot : slots_) slot.other_weights = false;
+  for (SlotState& slot : slots_) slot.other_weights = slot.taken = false;
 }
 
 void SlotTable::forget(int id) {
@@ -30,6 +30,7 @@ void SlotTable::forget(int id) {
   slot.doubtful = false;
   slot.chosen_for_us = false;
   slot.recoverable = 0;
+  slot.pieces_since_save = 0;
   slot.compute_s = 0;
 }
 
@@ -87,6 +88,15 @@ void add_piece_resume_points(std::vector<std::uint32_t>& points, std::uint32_t f
     if (at < fewest || at < from) continue;
     const auto place = std::lower_bound(points.begin(), points.end(), at);
     if (place == points.end() || *place != at) points.insert(place, at);
+  }
+}
+
+void thin_resume_points(std::vector<std::uint32_t>& points) {
+  constexpr std::size_t most = 32;
+  constexpr std::uint32_t step = 8192;
+  while (points.size() > most) {
+    const auto near = std::adjacent_find(points.begin(), points.end(), [](std::uint32_t one, std::uint32_t next) { return next - one <= step; });
+    points.erase(near == points.end() ? points.begin() : near + 1);
   }
 }
 

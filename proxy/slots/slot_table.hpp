@@ -27,10 +27,12 @@ struct SlotState {
   std::vector<Stop> wanted_stops;  // of `target`, ascending, asked for by requests that wait for a state there
   bool chosen_for_us = false;   // the backend chose the slot of the task whose end is believed to be here
   bool other_weights = false;   // what it holds to the backend may come from a request with adapters of its own
+  bool taken = false;           // a request whose slot the backend chose was seen to run there
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
+  std::uint32_t pieces_since_save = 0;  // computed into it, each of which leaves context checkpoints
   bool proven = false;          // an earlier prompt was gone on from to it
   double return_chance = 0.5;   // that its content is asked for again
   bool unsaved = false;         // differs from every saved state, and is worth saving
@@ -84,6 +86,9 @@ class SlotTable {
 // Resume points that computing tokens (from, to] in one piece adds, as llama-server places its context checkpoints: at the
 // end - 4 and the end - (4 + ubatch), once 64 tokens are there (measured on build 11669). Keeps the list ascending.
 void add_piece_resume_points(std::vector<std::uint32_t>& points, std::uint32_t from, std::uint32_t to, std::uint32_t ubatch);
+// The backend keeps so many (--ctx-checkpoints 32); of more, those go first that lie within 8,192 tokens of the one before
+// (--checkpoint-min-step), the earliest of these first, then the oldest (build 11669).
+void thin_resume_points(std::vector<std::uint32_t>& points);
 // Those beyond `length` go: the slot was cut back or overwritten there.
 void cut_resume_points(std::vector<std::uint32_t>& points, std::uint32_t length);
 

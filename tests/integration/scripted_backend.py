@@ -88,6 +88,7 @@ class ScriptedBackend:
         self.clears_idle = clears_idle
         self.keeps_checkpoints = keeps_checkpoints
         self.n_ctx = n_ctx
+        self.adapters = []  # as GET and POST /lora-adapters have them; what is computed with others is another state
         self.cell = cell  # how a token's state is packed: as another type of the KV cache would be
         self.process = uuid.uuid4().hex
         self.slots = [Slot(number) for number in range(slots)]
@@ -99,7 +100,7 @@ class ScriptedBackend:
 
         # --- the script: set these at any time
         self.refuse_restore = False     # 400, and the slot is empty afterwards
-        self.refuse_save = False
+        self.refuse_save = False        # True: 400; or another status
         self.no_saving = "This server does not support slots action. Start it with `--slot-save-path`"
         self.hold_save = None           # an Event: a slot is not saved before it is set
         self.hold_restore = None        # likewise; it goes on when whoever asked for it has hung up
@@ -138,8 +139,16 @@ class ScriptedBackend:
 
     def expected(self, prompt, weights=None, body=()):
         """`body`: of the request, where what is sampled depends on it."""
+        return self.sampled(self.with_adapters(prompt), weights, body)
+
+    def sampled(self, real, weights=None, body=()):
         said = {name: body[name] for name in self.sampled_by if name in body}
-        return digest((weights or self.weights, said) if said else weights or self.weights, prompt)
+        return digest((weights or self.weights, said) if said else weights or self.weights, real)
+
+    def with_adapters(self, tokens):
+        """What the adapters make of them."""
+        mark = int(sum(adapter["scale"] for adapter in self.adapters)) * 1000
+        return [token + mark for token in tokens]
 
     def of(self, test):
         with self._lock:
@@ -188,7 +197,7 @@ class ScriptedBackend:
         return position
 
     def compute(self, slot, prompt, base):
-        slot.real = slot.real[:base] + prompt[base:]
+        slot.real = slot.real[:base] + self.with_adapters(prompt[base:])
         slot.believed = list(prompt)
         if self.keeps_checkpoints:
             for back in (BEFORE_END + UBATCH, BEFORE_END):
@@ -339,7 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
                 rows.append(row)
             self.reply(rows)
         elif path == "/lora-adapters":
-            self.reply([])
+            self.reply(backend.adapters)
         elif path == "/metrics":
             self.reply(f"llamacpp:prompt_tokens_total {backend.computed}\n".encode())
         else:
@@ -363,6 +372,9 @@ class _Handler(BaseHTTPRequestHandler):
             if path == "/tokenize":
                 pieces = [{"id": byte ^ backend.misreads, "piece": [byte]} for byte in body["content"].encode()]
                 self.reply({"tokens": pieces if body.get("with_pieces") else [piece["id"] for piece in pieces]})
+            elif path == "/lora-adapters":
+                backend.adapters = body
+                self.reply({"success": True})
             elif path == "/apply-template":
                 self.reply({"prompt": render(body)})
             elif path.startswith("/slots/action/"):
@@ -392,7 +404,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if backend.hold_save is not None:
                     backend.hold_save.wait(60)
                 if backend.refuse_save:
-                    return self.refuse("Unable to save slot")
+                    return self.refuse("Unable to save slot", 400 if backend.refuse_save is True else backend.refuse_save)
                 count, size = backend.save(slot, body["filename"])
                 return self.reply({"id_slot": slot.id, "filename": body["filename"], "n_saved": count, "n_written": size,
                                    "timings": {"save_ms": (time.monotonic() - began) * 1000}})
@@ -439,7 +451,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if held and backend.hold_prefill is not None:
                     # Cancelled meanwhile, it keeps the part that it had done.
                     half = prompt[:base + (len(prompt) - base) // 2]
-                    slot.real, slot.believed = slot.real[:base] + half[base:], list(half)
+                    slot.real, slot.believed = slot.real[:base] + backend.with_adapters(half[base:]), list(half)
                     if body.get("stream"):
                         self.begin_stream()
                         self.event({"content": "", "prompt_progress": {"total": len(prompt), "cache": base,
@@ -462,7 +474,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, call, slot, prompt, base, by_client):
         backend = self.backend
         body = call.body
-        text = backend.expected(slot.real, body=body)
+        text = backend.sampled(slot.real, body=body)
         predicted = body.get("n_predict", body.get("max_tokens", 2))
         timings = {"cache_n": base, "prompt_n": len(prompt) - base, "prompt_ms": (len(prompt) - base) * 1.0,
                    "predicted_n": max(1, predicted), "predicted_ms": 1.0}

@@ -245,12 +245,13 @@ class Cairn(Process):
             raise AssertionError(f"{late}; it is {self.status()['backend']}") from None
 
     def settle(self, seconds=60):
-        """Waits until nobody is served and nothing is left to save."""
+        """Waits until nobody is served and nothing is left to save now."""
         def quiet():
             status = self.status()
             queue = status["queue"]
+            paused = status.get("store", {}).get("saving_paused", False)
             return (queue["leased"] == 0 and queue["waiting"] == 0 and queue["unpinned"] == 0
-                    and not any(slot["unsaved"] or slot["leased"] for slot in status["slots"]))
+                    and not any((slot["unsaved"] and not paused) or slot["leased"] for slot in status["slots"]))
         wait_until(quiet, "Cairn has saved what it wanted to", seconds)
 
     def stop(self, seconds=60):

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import socket
 import threading
 
@@ -500,3 +501,101 @@ def test_the_next_turn_waits_for_its_slot_while_that_is_saved(rig):
     backend.hold_save = None
     assert answers and answers[0]["content"] == backend.expected(second)
     assert backend.computed - computed <= 40 + 16
+
+
+def test_what_was_computed_with_other_adapters_is_not_taken_for_the_models_own(rig):
+    """Adapters were switched while an answer was under way: its state was saved as if the new ones had computed it."""
+    rig.start_backend(slots=2, state_version=4)
+    backend = rig.backend
+    backend.adapters = [{"id": 0, "scale": 1.0}]
+    rig.start_cairn()
+    first = prompt(LONG, 81)
+    backend.hold_stream = threading.Event()
+    client = rig.open({"prompt": first, "n_predict": 2, "stream": True})
+    read_until(client, b"data: ")
+    answer = rig.post([{"id": 0, "scale": 2.0}], "/lora-adapters")
+    assert answer.status == 200
+    wait_until(lambda: len(backend.of(lambda made: made.path == "/lora-adapters" and made.method == "GET")) > 1, "it was probed anew")
+    rig.cairn.wait_phase("ready")
+    backend.hold_stream.set()
+    read_until(client, b"[DONE]")
+    client.close()
+    backend.hold_stream = None
+    rig.settle()
+    assert rig.right(first + prompt(40, 82))
+    assert rig.right(prompt(LONG, 83))
+    assert rig.right(prompt(LONG, 84))
+    assert rig.right(first + prompt(40, 85))
+
+
+def test_nobody_is_sent_to_wait_where_the_backend_has_placed_a_request(rig):
+    """A conversation's next turn waited for the end of a request that the backend had put into its slot, beside an idle one."""
+    backend = rig.start(slots=2, state_version=4)
+    first = prompt(LONG, 91)
+    assert rig.right(first)
+    assert rig.right(prompt(LONG, 92))
+    rig.settle()
+    backend.hold_stream = threading.Event()
+    backend.forget_calls()
+    other = open_request(rig.cairn_port, {"prompt": prompt(200, 93), "n_predict": 2, "stream": True, "cache_prompt": False})
+    read_until(other, b"data: ")
+    assert backend.slots[0].busy
+    wait_until(lambda: backend.of(lambda made: made.method == "GET" and made.path == "/slots"), "Cairn looks where it runs")
+    assert rig.right(first + prompt(40, 94))
+    assert backend.slots[0].busy
+    backend.hold_stream.set()
+    read_until(other, b"[DONE]")
+    other.close()
+    rig.wait_free()
+
+
+def test_what_was_answered_while_the_disk_refused_is_saved_later(rig):
+    """It was forgotten for good: a disk that was full for a moment cost every conversation of that moment."""
+    backend = rig.start(state_version=4)
+    backend.refuse_save = 500
+    assert rig.right(prompt(LONG, 95))
+    wait_until(lambda: backend.slot_actions("save"), "a save is refused")
+    wait_until(lambda: "nothing is saved until" in rig.log.read_text(), "Cairn has heard of it")
+    first = prompt(LONG, 96)
+    assert rig.right(first)  # while nothing is saved
+    backend.refuse_save = False
+    wait_until(lambda: any(rig.slot_dir.glob("*.state")), "it is saved after all", 60)
+    rig.settle()
+    assert rig.right(prompt(LONG, 97))
+    computed = backend.computed
+    assert rig.right(first + prompt(40, 98))
+    assert backend.computed - computed <= 40 + 16
+
+
+def test_a_state_that_cannot_be_read_is_not_asked_for_each_time(rig):
+    """After the slot directory was made anew under it Cairn chose the same lost state for every prompt, with a warning each."""
+    rig.start(state_version=4)
+    first = prompt(LONG, 101)
+    assert rig.right(first)
+    rig.settle()
+    assert rig.right(prompt(LONG, 102))
+    rig.settle()
+    shutil.rmtree(rig.slot_dir)
+    rig.slot_dir.mkdir()
+    for number in range(3):
+        assert rig.right(first + prompt(40, 103 + number))
+        assert rig.right(prompt(LONG, 110 + number))
+    lines = [line for line in rig.log.read_text().splitlines() if "cannot be brought back now" in line]
+    assert len({line.split("checkpoint ")[1].split()[0] for line in lines}) == len(lines) > 0, lines
+
+
+def test_early_context_checkpoints_are_saved_before_the_backend_drops_them(rig):
+    """Turn after turn without a moment of quiet: the backend keeps 32 of them, and no file held the early ones."""
+    backend = rig.start(slots=2, state_version=4)
+    backend.hold_stream = threading.Event()
+    other = open_request(rig.cairn_port, {"prompt": prompt(300, 121), "n_predict": 2, "stream": True})
+    read_until(other, b"data: ")  # it has its slot all the time
+    said = prompt(LONG, 122)
+    for number in range(20):
+        assert rig.right(said)
+        said = said + prompt(60, 123 + number)
+    assert backend.slot_actions("save")
+    backend.hold_stream.set()
+    read_until(other, b"[DONE]")
+    other.close()
+    rig.wait_free()

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from stack import cairn_binary, call, prose, tokens, wait_until
+from stack import Cairn, cairn_binary, call, prose, tokens, wait_until
 
 
 def run(stack, *arguments, status=0, stdin=None):
@@ -95,6 +95,68 @@ def test_warm_makes_prompts_cheap(make_stack, tmp_path):
     answered = stack.ask({**chat, "stream": False, "max_tokens": 1}, "/v1/chat/completions")
     assert answered.computed <= 16, "of the chat"
     assert "cannot be read" in run(stack, "warm", tmp_path / "missing", status=1)[0]["error"]
+
+
+def test_warm_says_saved_of_nothing_else(make_stack, tmp_path):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    (tmp_path / "prompt.txt").write_text(prose(500, 1))
+    (tmp_path / "few.txt").write_text("hello there")
+    (tmp_path / "long.txt").write_text(prose(3000, 2))
+
+    def warm(*names):
+        return [result["saved"] for result in run(stack, "warm", *(tmp_path / name for name in names))]
+    assert warm("few.txt", "prompt.txt", "few.txt") == [False, True, False], "a few tokens are never saved"
+    assert warm("prompt.txt") == [True], "it was saved already"
+    stack.cairn_flags = (*stack.cairn_flags, "--budget", "5MiB")
+    stack.restart_cairn()
+    assert warm("long.txt", "long.txt") == [False, False], "it does not fit, though a slot has it"
+    assert stack.cairn.status()["store"]["refused_for_space"] > 0
+
+
+def test_warm_without_a_store_has_saved_nothing(make_stack, tmp_path):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    (tmp_path / "prompt.txt").write_text(prose(500, 1))
+    stack.cairn.stop()
+    stack.cairn = Cairn(stack.cairn_port, stack.backend_port, None, None, stack.cairn_log)
+    stack.cairn.wait_phase("plain")
+    assert [result["saved"] for result in run(stack, "warm", tmp_path / "prompt.txt", tmp_path / "prompt.txt")] == [False, False]
+
+
+def test_warm_goes_on_after_a_directory(make_stack, tmp_path):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    (tmp_path / "prompt.txt").write_text(prose(100, 1))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.txt").touch()
+    folder, empty, prompt = run(stack, "warm", tmp_path / "folder", tmp_path / "empty.txt", tmp_path / "prompt.txt", status=1)
+    assert folder["error"] == "is a directory" and empty["error"] == "is empty"
+    assert prompt["saved"]
+
+
+def simulate(*arguments):
+    command = [cairn_binary(), "simulate", *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_simulate_refuses_a_budget_of_nothing(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 512, "hash_ids": [1]}\n' * 3)
+    for nothing in ("0", "0GiB", "10GiB,0"):
+        done = simulate("--trace", trace, "--budget", nothing)
+        assert done.returncode == 2 and "--budget: " in done.stderr and "no room" in done.stderr, (nothing, done)
+        assert not done.stdout
+    done = simulate("--trace", trace, "--budget", "0.0000000001%", "--json")
+    assert done.returncode == 0, done.stderr
+    run_of_one_byte = json.loads(done.stdout)["runs"][0]
+    assert run_of_one_byte["budget_bytes"] == 1 and run_of_one_byte["hit_rate"] == 0, "not unbounded"
+
+
+def test_simulate_skips_a_line_that_is_cut_off_and_says_so(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 512, "hash_ids": [1]}\n{"timest')
+    done = simulate("--trace", trace, "--budget", "1GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"cairn: {trace}: 1 of 2 lines skipped; the first, line 2: no JSON\n"
+    assert json.loads(done.stdout)
 
 
 def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_path):

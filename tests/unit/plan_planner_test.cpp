@@ -367,7 +367,6 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
     input.can_save = false;
     input.slots = {slot(0, row.usable, row.held, row.recoverable)};
     input.slots[0].return_chance = row.return_chance;
-    input.slots[0].in_files = row.recoverable;
     input.can_empty = row.can_empty;
     input.backend_cache_used = row.cache_used;
     const std::optional<Plan> plan = make_plan(input.view());
@@ -449,6 +448,34 @@ TEST(Planner, WhatNobodyComesBackToIsNotSavedFirst) {
   EXPECT_TRUE(make_plan(input.view())->save_first);
   input.slots[0].return_chance = 0.01;
   EXPECT_FALSE(make_plan(input.view())->save_first);
+}
+
+// What the disk refused or the budget declined was taken for saved, and overwritten beside an idle slot.
+TEST(Planner, WhatCannotBeSavedIsNotTakenForSaved) {
+  Input input;
+  input.prompt = 12'000;
+  // The one that shares 10,000 tokens holds 50,000 more; the other is empty.
+  input.slots = {slot(0, 10'000, 60'000), slot(1, 0, 0)};
+  input.slots[0].savable = false;
+  const std::optional<Plan> plan = make_plan(input.view());
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->slot, 1);
+  EXPECT_FALSE(plan->save_first);
+}
+
+TEST(Planner, SaysWhereBringingBackWouldBeDearer) {
+  Input input;
+  input.prompt = 1000;
+  input.costs = machine(1000, 1e6);  // a slow disk
+  input.slots = {slot(0, 200, 200)};
+  input.restores = {RestoreOption{.checkpoint = 1, .usable = 900, .bytes = 20e6, .ready_s = 0}};
+  EXPECT_TRUE(make_plan(input.view())->restore_dearer);
+  input.restores[0].usable = 100;
+  EXPECT_FALSE(make_plan(input.view())->restore_dearer);
+  input.costs = machine(1000, 1e9);
+  input.restores[0].usable = 900;
+  ASSERT_EQ(make_plan(input.view())->source, Source::restore);
+  EXPECT_FALSE(make_plan(input.view())->restore_dearer);
 }
 
 }  // namespace

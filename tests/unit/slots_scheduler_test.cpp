@@ -221,6 +221,24 @@ TEST_F(SchedulerTest, AWaitThatIsTooLongEndsWithoutASlot) {
   nothing_left();
 }
 
+TEST_F(SchedulerTest, AQueueThatIsFullOfThoseWhoDeclineTurnsNobodyAwayFromAnIdleSlot) {
+  make(2, 1);
+  Client& a = asks("a");
+  Client& picky = asks("picky", [](std::span<const int>, bool) { return std::optional<int>{}; });
+  EXPECT_FALSE(picky.lease);
+  Client& b = asks("b");
+  EXPECT_TRUE(b.has_lease());
+  Client& c = asks("c");
+  ASSERT_TRUE(c.lease);
+  EXPECT_EQ(c.error(), ErrorCode::no_space);
+  EXPECT_EQ(scheduler_->waiting(), 1u);
+  picky.cancel.cancel();
+  poll();
+  give_back(a);
+  give_back(b);
+  nothing_left();
+}
+
 TEST_F(SchedulerTest, WhoWaitsIsAskedAgainWhenASlotInUseHasSomethingNew) {
   Client& a = asks("a");
   bool saved = false;

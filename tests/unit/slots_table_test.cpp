@@ -163,6 +163,24 @@ TEST(ResumePoints, WhereTheServerLeavesContextCheckpoints) {
   EXPECT_THAT(after(0, 2000, {100, 1484, 3000}), ElementsAre(100, 1484, 1996, 3000));
 }
 
+// 40,000 tokens in pieces of 1,024, as build 11669 was seen to keep them (backend-facts.md).
+TEST(ResumePoints, OfMoreThanTheBackendKeepsTheEarlyOnesAreThinned) {
+  std::vector<std::uint32_t> points;
+  for (std::uint32_t to = 1024; to <= 39 * 1024; to += 1024) {
+    add_piece_resume_points(points, to - 1024, to, 512);
+    thin_resume_points(points);
+  }
+  EXPECT_EQ(points.size(), 32u);
+  EXPECT_THAT(std::vector<std::uint32_t>(points.begin(), points.begin() + 3), ElementsAre(508, 9212, 17916));
+  EXPECT_GT(points[3], 25'000u);  // the backend was two further
+  // Far apart: the oldest go.
+  std::vector<std::uint32_t> far;
+  for (std::uint32_t at = 1; at <= 34; ++at) far.push_back(at * 10'000);
+  thin_resume_points(far);
+  EXPECT_EQ(far.size(), 32u);
+  EXPECT_EQ(far.front(), 30'000u);
+}
+
 TEST(ResumePoints, CuttingKeepsThoseUpToTheCut) {
   std::vector<std::uint32_t> points{10, 20, 30};
   cut_resume_points(points, 40);
