@@ -326,7 +326,13 @@ void CachedBackend::note_task_started(int slot) {
 void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
   constexpr std::size_t remembered = 16;  // its size in bytes we do not know
   if (cleared.size() < options_.shortest_prompt_tokens) return;
-  std::erase_if(backend_cache_, [&](const Cleared& known) { return known.tokens == cleared; });
+  // As the server does: what a kept one begins with is not put there, and those that begin the new one go (build 11669).
+  const auto begins = [](TokenSpan one, TokenSpan other) { return one.size() <= other.size() && common_prefix(one, other) == one.size(); };
+  const bool there = std::ranges::any_of(backend_cache_, [&](const Cleared& known) {
+    return known.tokens.size() > cleared.size() && begins(cleared, known.tokens);
+  });
+  if (there) return;
+  std::erase_if(backend_cache_, [&](const Cleared& known) { return begins(known.tokens, cleared); });
   backend_cache_.push_front(Cleared{std::move(cleared), std::move(resume_points)});
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
@@ -346,6 +352,12 @@ CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) 
     if (usable > best.tokens) best = InBackendCache{usable, static_cast<std::uint32_t>(cleared.resume_points.size())};
   }
   return best;
+}
+
+void CachedBackend::forget_taken_from_cache(TokenSpan prompt, std::int64_t reused) {
+  // What it brings back it takes out of there.
+  const auto taken = std::ranges::max_element(backend_cache_, {}, [&](const Cleared& cleared) { return common_prefix(cleared.tokens, prompt); });
+  if (taken != backend_cache_.end() && reused > 0 && static_cast<std::int64_t>(common_prefix(taken->tokens, prompt)) >= reused) backend_cache_.erase(taken);
 }
 
 void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_t reused) {

@@ -254,6 +254,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
   record_.computed_tokens = timings.prompt_n;
   if (backend_.generation() != generation_) return;
   backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
+  backend_.forget_taken_from_cache(prompt_, timings.cache_n);
   std::vector<std::uint32_t> points;
   add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
                           backend_.options().ubatch_tokens);
