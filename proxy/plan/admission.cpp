@@ -87,18 +87,18 @@ std::uint32_t fallback_of(const AdmissionInput& input) {
   return input.prompt > back ? std::max(input.done, input.prompt - back) : input.done;
 }
 
-// Estimates are off by some, and the budget is a promise.
-constexpr double caution = 1.5;
-// A stop that has to be made now or never may be off by less: what passing on costs by itself comes out of the same promise.
-constexpr double least_caution = 1.2;
+// Estimates are off by some, and the budget is a promise to whom never comes back: less strict where prompts are seen to.
+double caution(const AdmissionInput& input) { return input.returns_often ? 1.0 : 1.5; }
+// A single stop is made now or never.
+double least_caution(const AdmissionInput& input) { return input.returns_often ? 0.75 : 1.2; }
 
-// Share of the budget that insurance may take: all of it where every other prompt comes back, less where they hardly ever do.
+// Share of the budget that insurance may take: all of it where a prompt in three comes back, less where they hardly ever do.
 double insured_share(const AdmissionInput& input) {
-  constexpr double all_of_it = 2;
+  constexpr double all_of_it = 3;
   return input.continues ? 1 : std::min(1.0, all_of_it * input.returning);
 }
 
-double budget_left(const AdmissionInput& input, double caution_by = caution) {
+double budget_left(const AdmissionInput& input, double caution_by) {
   const double all = input.costs->prefill_seconds(input.base, input.prompt);
   const double spent = input.pieces * input.costs->boundary_seconds() + input.saves_s;
   return (input.policy->budget * insured_share(input) * all - input.overhead_s) / caution_by - spent + (input.continues ? input.credit_s : 0);
@@ -113,7 +113,7 @@ struct Marked {
 Marked marked(const AdmissionInput& input) {
   const CostModel& costs = *input.costs;
   Marked marked;
-  marked.left_s = budget_left(input);
+  marked.left_s = budget_left(input, caution(input));
   // A fixed grid is an order to leave states, whatever they cost.
   const bool ordered = !input.policy->adaptive;
   const auto admitted = [&](std::uint32_t at, double gain, double most) {
@@ -140,8 +140,8 @@ Marked marked(const AdmissionInput& input) {
     // Until sessions were seen to share it, it is insurance.
     if (system_gain > 0) admitted(system, input.sessions_seen ? system_gain : 0, most);
   };
-  if (system_first) admit_system(budget_left(input, least_caution));
-  if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, least_caution));
+  if (system_first) admit_system(budget_left(input, least_caution(input)));
+  if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, least_caution(input)));
   if (!system_first) admit_system(marked.left_s);
   return marked;
 }
@@ -160,7 +160,7 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   } else {
     std::uint32_t cuts = affordable_cuts(input, std::max(places.left_s, cutting_gain(input)));
     // A single one may take the whole budget: without any, an edit costs the whole prompt.
-    if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution)), 1U);
+    if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution(input))), 1U);
     for (std::uint32_t i = 1; i <= cuts; ++i) {
       const std::uint32_t at = cut_at(input, i, cuts);
       const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {
@@ -187,7 +187,7 @@ void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
 std::vector<Stop> openings_for_others(const AdmissionInput& input) {
   constexpr std::uint32_t piece = 2048;
   if (!input.others || !input.can_save) return {};
-  const double left = budget_left(input);
+  const double left = budget_left(input, caution(input));
   if (input.prompt - input.done <= piece || left < input.costs->boundary_seconds()) return {};
   return {Stop{input.done + piece, false}};
 }
@@ -229,8 +229,8 @@ std::uint32_t interval_for(std::uint32_t tokens, MemoryKind kind, std::uint32_t 
   for (std::uint32_t i = 1; i <= steps; ++i) {
     input.prompt = std::max<std::uint32_t>(static_cast<std::uint32_t>(std::uint64_t{tokens} * i / steps), 1);
     input.overhead_s = overhead_s * input.prompt;
-    std::uint32_t cuts = affordable_cuts(input, budget_left(input));
-    if (cuts == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution)), 1U);
+    std::uint32_t cuts = affordable_cuts(input, budget_left(input, caution(input)));
+    if (cuts == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution(input))), 1U);
     piece = std::max(piece, input.prompt / (cuts + 1) + 1);
   }
   if (kind == MemoryKind::exact) return piece;

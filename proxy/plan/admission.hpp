@@ -35,6 +35,7 @@ struct AdmissionInput {
   // Evidence.
   bool continues = false;        // it goes on from an earlier prompt
   double returning = 1;          // share of the latest prompts that came back to an earlier one in any way
+  bool returns_often = false;    // it was seen to be a large one
   double branches = 0;           // chance that a later prompt leaves this one somewhere inside, when it shares a known path
   double followed = 0;           // chance that a later prompt goes on from this one
   std::uint32_t before_end = 0;  // tokens before the prompt's end where that one would leave it

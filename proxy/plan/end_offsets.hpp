@@ -28,6 +28,8 @@ class EndOffsets {
   bool any_branch() const { return inside_ > 0.3F; }  // lately
   // Share of the latest prompts that went on from an earlier one or left it far before its end; 1 before anything was seen.
   double returning() const;
+  // It was seen to be a fifth or more.
+  bool returns_often() const { return prompts_ > 2.5F && total_ + inside_ > 0.2F * prompts_; }
 
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;

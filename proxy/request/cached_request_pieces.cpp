@@ -43,6 +43,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   }
   if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
   input.returning = ends.returning();
+  input.returns_often = ends.returns_often();
   input.sessions = ends.branches();
   input.sessions_seen = ends.any_branch();
   input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;

@@ -79,5 +79,16 @@ TEST(EndOffsets, ReturningFallsWhilePromptsShareNothing) {
   EXPECT_GT(offsets.returning(), 0.15);
 }
 
+TEST(EndOffsets, OftenIsSaidOfWhatWasSeenAlone) {
+  EndOffsets offsets;
+  EXPECT_FALSE(offsets.returns_often());
+  offsets.observe(3);
+  EXPECT_FALSE(offsets.returns_often());  // one says little
+  for (int i = 0; i < 3; ++i) offsets.observe(3);
+  EXPECT_TRUE(offsets.returns_often());
+  for (int i = 0; i < 30; ++i) offsets.observe(EndOffsets::longest + 1);
+  EXPECT_FALSE(offsets.returns_often());
+}
+
 }  // namespace
 }  // namespace cairn
