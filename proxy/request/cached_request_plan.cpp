@@ -110,6 +110,8 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
+      // The answer in the slot is not lost to a prompt that goes on after it.
+      if (common == state.known.size()) option.held = common;
     }
     options.push_back(option);
   }
