@@ -126,3 +126,14 @@ def test_prompts_stay_out_of_the_log(make_stack):
     assert said["left_at"] > 0 and "text" not in said
     log = stack.cairn_log.read_text()
     assert "left_at=" in log and "Queb" not in log and "Yank" not in log
+
+
+def test_the_next_turn_of_a_short_chat_goes_on_in_its_slot(make_stack):
+    """The answer in the slot counted as lost to the very turn that goes on after it, and an empty slot was taken instead."""
+    stack = make_stack("llama", backend_flags=("-np", "2"), cairn_flags=())
+    first = tokens(20, "short")
+    stack.complete(first, n_predict=60, ignore_eos=True)
+    latest(stack, 1)
+    stack.complete(first + tokens(70, "then"))
+    said = latest(stack, 2)
+    assert said["reused_tokens"] == 20, said

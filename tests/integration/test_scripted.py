@@ -599,12 +599,3 @@ def test_early_context_checkpoints_are_saved_before_the_backend_drops_them(rig):
     read_until(other, b"[DONE]")
     other.close()
     rig.wait_free()
-
-
-def test_the_next_turn_of_a_short_chat_goes_on_in_its_slot(rig):
-    """The answer in the slot counted as lost to the very turn that goes on after it, and an empty slot was taken instead."""
-    rig.start(slots=2, state_version=4)
-    first = prompt(20, 141)
-    rig.ask(first, n_predict=60)
-    rig.ask(first + prompt(70, 142))
-    assert rig.latest()["reused_tokens"] == 20, rig.latest()
