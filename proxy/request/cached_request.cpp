@@ -341,11 +341,7 @@ Task<void> CachedRequest::bring_back() {
     record_.enter(Step::save);
     Result<void> saved = co_await backend_.save(slot_);
     if (!saved) spdlog::debug("slot {} was not saved before it is overwritten: {}", slot_, to_string(saved.error()));
-    plan_again();  // the new state may serve this prompt, or have taken the place of the one that was to be restored
-    if (plan_.source == Source::backend) {
-      plan_.source = Source::recompute;  // the slot is ours by now
-      plan_.base = 0;
-    }
+    plan_in_our_slot();  // the new state may serve this prompt, or have taken the place of the one that was to be restored
   }
   // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them.
   if (plan_.source == Source::live && backend_.kind() == MemoryKind::checkpointed && state.unsaved && state.proven &&
@@ -380,14 +376,12 @@ Task<void> CachedRequest::bring_back() {
     restore_failed_ = true;
     record_.error = to_string(restored.error());
     // A file that is not to be read has not touched the slot, and is no candidate any more.
-    if (restored.error().source == ErrorSource::disk && tries < most_tries && !downstream_.cancel().cancelled()) plan_again();
-    else plan_.source = Source::backend;
-    if (plan_.source == Source::restore) {
-      record_.checkpoint = plan_.checkpoint;
-    } else if (plan_.source == Source::backend) {
-      plan_.source = Source::recompute;
-      plan_.base = 0;
+    if (restored.error().source == ErrorSource::disk && tries < most_tries && !downstream_.cancel().cancelled()) {
+      plan_in_our_slot();
+    } else {
+      plan_recompute();
     }
+    if (plan_.source == Source::restore) record_.checkpoint = plan_.checkpoint;
   }
   base_length_ = state.held();
   base_common_ = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));

@@ -61,6 +61,8 @@ class CachedRequest {
   bool knows_the_key() const;
   void find_candidates();
   void plan_again();
+  void plan_in_our_slot();  // the same, once the choice cannot be left to the backend any more
+  void plan_recompute();
   void account(const std::optional<Timings>& timings, bool computed);
   void backend_is_done();
   void account_unpinned(const Timings& timings);

@@ -187,4 +187,14 @@ void CachedRequest::plan_again() {
   (void)choose(only, patient);
 }
 
+void CachedRequest::plan_in_our_slot() {
+  plan_again();
+  if (plan_.source == Source::backend) plan_recompute();
+}
+
+void CachedRequest::plan_recompute() {
+  plan_.source = Source::recompute;
+  plan_.base = 0;
+}
+
 }  // namespace cairn
