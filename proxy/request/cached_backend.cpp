@@ -299,6 +299,7 @@ Task<bool> CachedBackend::wait_ready(CancelSource& cancel) {
     (void)co_await phase_change(left, cancel);
   }
   --wanted_;
+  if (shared_ != nullptr) shared_->wait_ended();
   co_return phase_ == BackendPhase::ready;
 }
 

@@ -83,6 +83,7 @@ class CachedBackend {
   // For a client's request: waits while the model is loaded, and (for at most probe_wait) while a probe is under way; true when
   // requests can be cached.
   Task<bool> wait_ready(CancelSource& cancel);
+  bool is_waited_for() const { return wanted_ > 0; }  // in wait_ready()
   // Before a task that may take any slot: it does not come into those of a probe under way, for at most probe_wait.
   Task<void> probe_passes(CancelSource& cancel);
   // Of a server of several models; empty where it has one.

@@ -103,8 +103,13 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
   const auto listed = names_.find(*model);
   if (listed == names_.end()) co_return nullptr;
   const std::string name = listed->second;
-  // Each call of our own may be one load more.
-  if (contested(name)) co_return nullptr;
+  // Each call of our own may be one load more; so may this request, between two calls for another.
+  const std::function<void()> wake = [this] { changed_.notify_all(); };
+  const CancelSource::Registration registration = cancel.on_cancel(wake);
+  while (contested(name)) {
+    if (!others_are_prepared(name) || cancel.cancelled() || stopping_) co_return nullptr;
+    co_await changed_.wait();
+  }
   std::unique_ptr<CachedBackend>& backend = models_[name];
   if (backend == nullptr) {
     CacheOptions options = options_;
@@ -170,6 +175,13 @@ bool ModelServer::others_have_turns(const CachedBackend& model) const {
   return std::any_of(turns_.begin(), turns_.end(), [&](const auto& turn) { return turn.first != &model; });
 }
 
+// Their calls have begun, and they are not forwarded yet.
+bool ModelServer::others_are_prepared(const std::string& name) const {
+  return std::any_of(models_.begin(), models_.end(), [&](const auto& one) {
+    return one.first != name && (one.second->is_waited_for() || turns_.contains(one.second.get()));
+  });
+}
+
 Task<void> ModelServer::before_load(CachedBackend& model) {
   while (loading_ != nullptr && loading_ != &model && !stopping_) co_await changed_.wait();
   const bool evicts = co_await loading_evicts(model);
@@ -223,6 +235,8 @@ Task<bool> ModelServer::may_touch(CachedBackend& model) {
   // A request on its way to one that does not run will have this one stopped: a call of ours would have it started again.
   co_return runs(model.name()) && std::all_of(visits_.begin(), visits_.end(), [&](const auto& visit) { return runs(visit.first); });
 }
+
+void ModelServer::wait_ended() { changed_.notify_all(); }
 
 void ModelServer::suspect_changed() { front_.suspect_down(); }
 

@@ -31,7 +31,7 @@ class ModelServer final : public SharedServer {
   Task<void> stop(std::chrono::milliseconds limit);
 
   // For a client's request to `path` that names `model`: what serves it. nullptr: the server knows no such model, or is not
-  // there, or contested(); it answers for itself.
+  // there, or contested() (once no request for another model is between two of our calls); it answers for itself.
   Task<CachedBackend*> find(std::string_view path, const std::optional<std::string>& model, CancelSource& cancel);
   // More models are wanted at a time than can run (behind llama-swap: than one), or were a moment ago: find() gives none.
   bool contested(const std::string& model) const;
@@ -63,6 +63,7 @@ class ModelServer final : public SharedServer {
   void after_load(CachedBackend& model) override;
   Task<bool> is_there(CachedBackend& model, CancelSource& cancel) override;
   Task<bool> may_touch(CachedBackend& model) override;
+  void wait_ended() override;
   void suspect_changed() override;
   Task<Turn> begin_turn(CachedBackend& model, CancelSource& cancel) override;
 
@@ -73,6 +74,7 @@ class ModelServer final : public SharedServer {
   bool is_full(const ServerListing& now) const;
   Task<bool> loading_evicts(const CachedBackend& model);
   bool others_have_turns(const CachedBackend& model) const;
+  bool others_are_prepared(const std::string& name) const;
   void note_crowd();
   std::string canonical(const std::string& name) const;  // itself, when it is not listed
 
@@ -92,7 +94,7 @@ class ModelServer final : public SharedServer {
   std::chrono::steady_clock::time_point crowded_until_;  // of a router: more models were wanted at a time than can run
   const CachedBackend* loading_ = nullptr;     // whose turn it is to be loaded
   const CachedBackend* last_wanted_ = nullptr;  // by a client
-  Condition changed_;                          // a turn has ended, or a load
+  Condition changed_;                          // a turn has ended, a load, or a wait for one
   bool stopping_ = false;
   CancelSource calls_;
 };

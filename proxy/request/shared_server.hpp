@@ -24,6 +24,8 @@ class SharedServer {
   virtual Task<bool> is_there(CachedBackend& model, CancelSource& cancel) = 0;
   // So do calls that no client waits for, and they do not make it look used lately.
   virtual Task<bool> may_touch(CachedBackend& model) = 0;
+  // A request no longer waits for the model to be there; where it is, the request begins its turn at once.
+  virtual void wait_ended() = 0;
   // It is another kind of server now, or has no such model any more.
   virtual void suspect_changed() = 0;
 

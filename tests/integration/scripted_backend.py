@@ -97,6 +97,7 @@ class ScriptedBackend:
         self._clock = 0
         self._lock = threading.Lock()
         self._connections = set()
+        self.accepted = 0  # connections, ever
 
         # --- the script: set these at any time
         self.refuse_restore = False     # 400, and the slot is empty afterwards
@@ -283,6 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
         with self.backend._lock:
             self.backend._connections.add(self.connection)
+            self.backend.accepted += 1
 
     def finish(self):
         with self.backend._lock:

@@ -22,6 +22,7 @@ class SwapStandIn:
         self.start = start
         self.starter = ThreadPoolExecutor(1)  # a server dies with the thread that started it: not in that of a connection
         self.started = []  # names, in order
+        self.before = lambda name, target: None  # called with each call for a model, before it takes its turn
         self.turn = threading.Condition()
         self.current = None  # (name, server)
         self.busy = 0        # requests that the current one serves
@@ -108,6 +109,7 @@ class SwapStandIn:
     def forward(self, request, name, target, body, unknown):
         if name not in self.models:
             return self.answer(request, 400, {"error": unknown})
+        self.before(name, target)
         server = self.enter(name)
         try:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 
 import pytest
 
@@ -350,4 +351,35 @@ def test_requests_for_both_models_at_once_behind_llama_swap_do_not_swap_back_and
     assert [answer.status for answer in answers] == [200] * len(bodies)
     # Without Cairn at most one start a request; with it a request makes several calls.
     assert len(swap.started) <= len(wanted), swap.started
+    front.cairn.stop()
+
+
+def test_request_for_another_model_behind_llama_swap_does_not_come_between_two_calls_for_one(folder, running):
+    """It was passed on there at once: the model that was about to answer was started once more."""
+    def start(name, port):
+        return Backend(KINDS[name], port, folder / "slots", folder / "router.log", ("-np", "2", "-c", "8192"))
+
+    swap = running(SwapStandIn(free_port(), list(KINDS), start))
+    front = start_front(folder, running, swap.port)
+    held, release, came = threading.Event(), threading.Event(), threading.Event()
+
+    def before(name, target):
+        if target == "/tokenize" and not held.is_set():
+            held.set()
+            release.wait(60)
+        if name == "beta":
+            came.set()
+
+    swap.before = before
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        def ask(name):
+            return pool.submit(call, front.port, "POST", "/completion", {"model": name, "prompt": prose(100, 5), "n_predict": 2})
+
+        first = ask("alpha")
+        wait_until(held.is_set, "alpha was probed, and the prompt is on its way to be tokenized", 60)
+        second = ask("beta")
+        came.wait(1)
+        release.set()
+        assert [one.result().status for one in (first, second)] == [200, 200]
+    assert swap.started == ["alpha", "beta"]
     front.cairn.stop()

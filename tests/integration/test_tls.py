@@ -218,10 +218,12 @@ def test_slow_reader_gets_everything_and_holds_up_nobody(rig):
 
 def test_connections_to_the_backend_are_kept(rig):
     backend = rig.start(state_version=4, tls=rig.tls)
-    for number in range(5):
+    requests = 20
+    for number in range(requests):
         assert rig.right(prompt(100, number))
     rig.settle()
-    assert len(backend._connections) <= 2, "each request shook hands anew"
+    # As many as calls that met; upkeep may meet a request's two.
+    assert backend.accepted < requests, f"{backend.accepted} connections: each request shook hands anew"
 
 
 def test_a_backend_that_dies_in_the_middle_never_looks_whole(rig):
