@@ -85,6 +85,7 @@ class PosixWritable final : public WritableFile {
     }
     return {};
   }
+  int descriptor() const { return descriptor_.get(); }
 
  private:
   Descriptor descriptor_;
@@ -126,10 +127,15 @@ class PosixDirectory final : public Directory {
 
 class PosixLock final : public FileLock {
  public:
-  explicit PosixLock(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
+  PosixLock(Descriptor descriptor, std::string path) : file_(std::move(descriptor), path), path_(std::move(path)) {}
+  Result<void> note(std::string_view text) override {
+    if (::ftruncate(file_.descriptor(), 0) != 0 || ::lseek(file_.descriptor(), 0, SEEK_SET) != 0) return system_error("truncate", path_, errno);
+    return file_.append(std::as_bytes(std::span<const char>(text)));
+  }
 
  private:
-  Descriptor descriptor_;  // flock ends with the last descriptor of the open file
+  PosixWritable file_;  // flock ends with the last descriptor of the open file
+  std::string path_;
 };
 
 Result<void> sync(const std::string& path, int flags) {
@@ -222,7 +228,7 @@ Result<std::unique_ptr<FileLock>> PosixFileLayer::lock(const std::string& path) 
     if (errno == EWOULDBLOCK) return disk_error(ErrorCode::invalid, "lock " + path + ": held by another Cairn");
     return system_error("lock", path, errno);
   }
-  std::unique_ptr<FileLock> lock = std::make_unique<PosixLock>(std::move(*opened));
+  std::unique_ptr<FileLock> lock = std::make_unique<PosixLock>(std::move(*opened), path);
   return lock;
 }
 

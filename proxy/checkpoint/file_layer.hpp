@@ -58,6 +58,7 @@ class Directory {
 class FileLock {
  public:
   virtual ~FileLock() = default;
+  virtual Result<void> note(std::string_view text) = 0;  // in place of what the file said; may be torn by a crash
 };
 
 class FileLayer {

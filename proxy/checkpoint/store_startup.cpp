@@ -6,10 +6,12 @@
 #include <array>
 #include <charconv>
 #include <cstdint>
+#include <filesystem>
 #include <future>
 #include <limits>
 #include <memory_resource>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -227,6 +229,23 @@ Result<Read> read_index(const std::string& path, Loaded& loaded, CheckpointEntri
   return read;
 }
 
+// What the lock file beside the states says: the directory of the index that knows them. Empty when it tells nothing.
+std::string read_owner(FileLayer& files, const std::string& lock_file) {
+  constexpr std::size_t longest_path = 4096;
+  const auto file = files.open(lock_file);
+  if (!file || (*file)->size_bytes() > longest_path) return {};
+  std::string owner((*file)->size_bytes(), '\0');
+  const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(owner)));
+  return read && *read == owner.size() ? owner : std::string{};
+}
+
+// False only when there is no index, or none any more.
+bool has_index(FileLayer& files, const std::string& directory) {
+  if (directory.empty()) return false;
+  const auto status = files.status(directory + "/index.sqlite");
+  return status || status.error().code != ErrorCode::not_found;
+}
+
 // A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
 // emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
 bool believed_away(const Loaded& loaded, bool strange, bool found_any, int& starts) {
@@ -244,7 +263,8 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   const bool tiers = !disk_dir.empty();
   Found slots(slot_dir, false), disk(disk_dir, true);
   // Where every state should lie.
-  const std::string lasting_lock = (tiers ? disk_dir : slot_dir) + "/" + std::string(lock_file_name);
+  const std::string& lasting_dir = tiers ? disk_dir : slot_dir;
+  const std::string lasting_lock = lasting_dir + "/" + std::string(lock_file_name);
   const auto lock_seen = files.status(lasting_lock);
   const bool strange = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
   if (auto made = files.make_directory(state_dir); !made) return made.error();
@@ -287,6 +307,13 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   if (look_only && read->expected.empty() && (slots.any_state() || disk.any_state())) {
     return disk_error(ErrorCode::unsupported, "the index in " + state_dir + " knows none of the states that lie in " +
                                                   (slots.any_state() ? slot_dir : disk_dir) + ": is state_dir the right one?");
+  }
+
+  const std::string own_index = std::filesystem::absolute(state_dir).lexically_normal().string();
+  const std::string owner = read_owner(files, lasting_lock);
+  if (!look_only && read->expected.empty() && owner != own_index && (slots.any_state() || disk.any_state()) && has_index(files, owner)) {
+    return disk_error(ErrorCode::unsupported, "the states in " + lasting_dir + " belong to the index in " + owner + ": state_dir must name it, or it must be "
+                                            "deleted");
   }
 
   // Who forgets to name the disk directory must not forget what lies in it.
@@ -339,6 +366,9 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   }
   slots.sweep(files, loaded);
   if (tiers) disk.sweep(files, loaded);
+  // Unwritten, the next start believes whoever comes.
+  FileLock* const lasting = (tiers ? loaded.disk_lock : loaded.slot_lock).get();
+  if (owner != own_index && lasting != nullptr) (void)lasting->note(own_index);
   return loaded;
 }
 

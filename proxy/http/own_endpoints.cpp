@@ -149,14 +149,16 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
     request["path"] = record.path;
     if (!record.model.empty()) request["model"] = record.model;
     request["status"] = record.status;
+    request["cache"] = to_string(record.no_cache);
+    const bool used = record.no_cache == NoCacheReason::used;
     request["prompt_tokens"] = record.prompt_tokens;
     request["known_tokens"] = record.known_tokens;
-    request["plan"] = to_string(record.source);
+    request["plan"] = used ? to_string(record.source) : "passed_by";
     request["plan_because"] = record.plan_reason;
     request["planned_tokens"] = record.planned_tokens;
     request["reused_tokens"] = record.reused_tokens;
     request["computed_tokens"] = record.computed_tokens;
-    request["miss"] = to_string(record.miss);
+    request["miss"] = used ? to_string(record.miss) : "passed_by";
     if (record.left_at >= 0) {
       request["left_at"] = record.left_at;
       request["token"] = record.own_token;

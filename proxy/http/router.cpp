@@ -90,7 +90,7 @@ Task<void> Router::handle(Downstream& downstream) {
     (void)co_await write_error(downstream, 500, "an error inside Cairn; its log has more");
   }
   record.finish(metrics_);
-  if (record.no_cache == NoCacheReason::used) recent_.add(record);
+  if (record.no_cache != NoCacheReason::not_cached_endpoint) recent_.add(record);
 }
 
 Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {

@@ -21,6 +21,7 @@ constexpr std::array<double, 2> bytes_scale{1, 50e6};
 constexpr std::array<double, 2> state_prior{1e6, 20e3};
 constexpr std::array<double, 2> state_scale{1, 4000};
 constexpr double context_checkpoint_prior = 1e6;  // bytes
+constexpr double most_overhead_s = 0.1;           // what takes longer waited for something else
 
 double relative_weight(double y, double floor) {
   const double bounded = std::max(y, floor);
@@ -63,7 +64,7 @@ void CostModel::observe_commit(double bytes, double seconds) {
 }
 void CostModel::observe_piece_overhead(double seconds) {
   constexpr double newest = 0.1;
-  if (seconds >= 0) piece_overhead_s_ += newest * (std::min(seconds, 0.1) - piece_overhead_s_);
+  if (seconds >= 0) piece_overhead_s_ += newest * (std::min(seconds, most_overhead_s) - piece_overhead_s_);
 }
 void CostModel::observe_state(double tokens, double context_checkpoints, double context_checkpoint_bytes, double bytes) {
   if (!(tokens > 0) || !(bytes > context_checkpoint_bytes) || !(context_checkpoint_bytes >= 0)) return;
@@ -110,8 +111,8 @@ std::string CostModel::to_json() const {
   const auto& b = state_.weights();
   const auto& c = commit_.weights();
   return fmt::format(
-      R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}],"commit":[{:.6g},{:.6g}]}})",
-      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], context_checkpoint_bytes_, c[0], c[1]);
+      R"({{"prefill":[{:.6g},{:.6g},{:.6g}],"save":[{:.6g},{:.6g}],"restore":[{:.6g},{:.6g}],"state":[{:.6g},{:.6g},{:.6g}],"commit":[{:.6g},{:.6g}],"overhead":{:.6g}}})",
+      p[0], p[1], p[2], s[0], s[1], r[0], r[1], b[0], b[1], context_checkpoint_bytes_, c[0], c[1], piece_overhead_s_);
 }
 
 bool CostModel::load(std::string_view json) {
@@ -122,17 +123,19 @@ bool CostModel::load(std::string_view json) {
   std::array<double, 2> b{};
   std::array<double, 2> c{};
   double inside = 0;
+  double overhead = piece_overhead_s_;
   const int read = std::sscanf(
-      text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf],"commit":[%lf,%lf]})", &p[0], &p[1],
-      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &inside, &c[0], &c[1]);
-  constexpr int without_commit = 10;  // as it was written before commits were timed
-  if ((read != without_commit && read != without_commit + 2) || !(inside >= 0)) return false;
+      text.c_str(), R"({"prefill":[%lf,%lf,%lf],"save":[%lf,%lf],"restore":[%lf,%lf],"state":[%lf,%lf,%lf],"commit":[%lf,%lf],"overhead":%lf})", &p[0], &p[1],
+      &p[2], &s[0], &s[1], &r[0], &r[1], &b[0], &b[1], &inside, &c[0], &c[1], &overhead);
+  constexpr int without_commit = 10, without_overhead = 12;  // as it was written before these were timed, or kept
+  if ((read != without_commit && read != without_overhead && read != without_overhead + 1) || !(inside >= 0) || !(overhead >= 0)) return false;
   prefill_.set_prior(p);
   save_.set_prior(s);
   restore_.set_prior(r);
   state_.set_prior(b);
   if (read != without_commit) commit_.set_prior(c);
   context_checkpoint_bytes_ = inside;
+  piece_overhead_s_ = std::min(overhead, most_overhead_s);
   return true;
 }
 

@@ -117,11 +117,13 @@ ResultTask<void> write_error(Downstream& downstream, int status, std::string_vie
   head.fields.add("Content-Type", "application/json; charset=utf-8");
   if (status == 401) head.fields.add("WWW-Authenticate", "Bearer");
   if (status == 503) head.fields.add("Retry-After", "1");
+  const bool head_only = downstream.head().method == "HEAD";
+  if (head_only) head.fields.add("Content-Length", std::to_string(body.size()));
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;
   framing.length = body.size();
   auto written = co_await downstream.write_head(head, framing);
-  if (written) written = co_await downstream.write_body(body);
+  if (written && !head_only) written = co_await downstream.write_body(body);
   if (written) written = co_await downstream.finish();
   co_return written;
 }

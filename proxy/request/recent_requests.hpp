@@ -1,4 +1,4 @@
-// The latest requests that used the cache, with why each was not a full hit: for the status page.
+// The latest requests that the cache is for, with why each was not a full hit, or was passed by: for the status page.
 // Thread: the I/O thread. Owner: the router.
 #pragma once
 

@@ -228,15 +228,25 @@ class SimulatedDirectory final : public Directory {
 
 class SimulatedLock final : public FileLock {
  public:
-  SimulatedLock(SimulatedDisk& disk, std::string path) : disk_(disk), path_(std::move(path)) {}
+  SimulatedLock(SimulatedDisk& disk, std::string path, SimulatedDisk::File file)
+      : disk_(disk), path_(std::move(path)), file_(std::move(file)) {}
   ~SimulatedLock() override {
     const std::lock_guard hold(disk_.mutex);
     disk_.drop_lock(path_);
+  }
+  Result<void> note(std::string_view text) override {
+    const std::lock_guard hold(disk_.mutex);
+    int code = disk_.begin("note");
+    if (code == 0) code = disk_.truncate(*file_, 0);
+    if (code == 0) code = disk_.write(*file_, 0, text);
+    if (code != 0) return failed("note", path_, code);
+    return {};
   }
 
  private:
   SimulatedDisk& disk_;
   std::string path_;
+  SimulatedDisk::File file_;
 };
 
 }  // namespace
@@ -319,7 +329,7 @@ Result<std::unique_ptr<FileLock>> SimulatedFileLayer::lock(const std::string& pa
   SimulatedDisk::File file;
   if (const int code = disk_.open(path, true, file)) return failed("lock", path, code);
   if (!disk_.take_lock(path)) return disk_error(ErrorCode::invalid, path + " is locked");
-  std::unique_ptr<FileLock> lock = std::make_unique<SimulatedLock>(disk_, path);
+  std::unique_ptr<FileLock> lock = std::make_unique<SimulatedLock>(disk_, path, std::move(file));
   return lock;
 }
 

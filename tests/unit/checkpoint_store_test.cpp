@@ -335,6 +335,29 @@ TEST_F(Store, ACommandThatLooksSweepsNothing) {
   EXPECT_EQ(store().counters().swept_files, 1u);
 }
 
+// Likewise in the one that serves.
+TEST_F(Store, AMistypedIndexSweepsNoStatesOfOneThatStands) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  const StoreOptions right = fixture.options;
+  fixture.store.reset();
+  fixture.options.state_dir = scratch.path() + "/mistyped";
+  const auto opened = fixture.open();
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+  EXPECT_NE(opened.error().context.find("belong to the index in " + right.state_dir), std::string::npos) << opened.error().context;
+
+  fixture.options = right;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+  fixture.store.reset();
+  // Its index is gone: nobody will ask for them.
+  fs::remove_all(right.state_dir);
+  fixture.options.state_dir = scratch.path() + "/another";
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().swept_files, 1u);
+  EXPECT_TRUE(fixture.slot_files().empty());
+}
+
 TEST_F(Store, ACommandThatLooksSetsNoIndexAside) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();

@@ -180,6 +180,7 @@ TEST(CostModel, SurvivesARestart) {
   const Machine machine;
   CostModel model;
   teach(model, machine, random, 100, 0.05);
+  for (int piece = 0; piece < 50; ++piece) model.observe_piece_overhead(0.02);
   CostModel next;
   ASSERT_TRUE(next.load(model.to_json()));
   EXPECT_EQ(next.prefill_samples(), 0u);
@@ -190,10 +191,19 @@ TEST(CostModel, SurvivesARestart) {
     EXPECT_NEAR(next.commit_seconds(to * 1000), model.commit_seconds(to * 1000), model.commit_seconds(to * 1000) * 1e-3);
     EXPECT_NEAR(next.restore_seconds(to * 1000), model.restore_seconds(to * 1000), model.restore_seconds(to * 1000) * 1e-3);
   }
+  EXPECT_NEAR(next.boundary_seconds(), model.boundary_seconds(), model.boundary_seconds() * 1e-3);
   EXPECT_EQ(next.to_json(), model.to_json());
   // It goes on learning from there.
   teach(next, machine, random, 20, 0);
   expect_near_the_machine(next, machine, 0.2);
+}
+
+TEST(CostModel, RatesOfABuildThatDidNotKeepTheOverheadOfPiecesAreLoaded) {
+  CostModel model;
+  ASSERT_TRUE(model.load(
+      R"({"prefill":[0.002,0,0],"save":[0.05,1e-9],"restore":[0.05,1e-9],"state":[1e6,2e4,3e6],"commit":[0.02,1e-9]})"));
+  EXPECT_NEAR(model.commit_seconds(1e6), 0.021, 1e-6);
+  EXPECT_GT(model.boundary_seconds(), 0);
 }
 
 TEST(CostModel, RatesOfABuildThatDidNotTimeCommitsAreLoaded) {
