@@ -285,6 +285,15 @@ def test_another_prompt_than_derived_shows_in_the_answer_where_nobody_counts(rig
     ask_scripted(rig, text(LONG, 1), "well", "more", unseen="<hidden>")
 
 
+def test_requests_passed_by_are_on_the_status_page_with_why(rig):
+    rig.start(state_version=4)
+    rig.ask(prompt(LONG, 1), cache_prompt=False)
+    latest = rig.latest()
+    assert (latest["cache"], latest["plan"], latest["miss"]) == ("client_refused", "passed_by", "passed_by")
+    rig.ask(prompt(LONG, 1))
+    assert rig.latest()["cache"] == "used"
+
+
 @pytest.mark.parametrize("state_version", [2, 4])
 def test_a_state_is_put_where_the_backend_looks_for_it(rig, state_version):
     """Two conversations behind one system prompt, and more conversations than slots."""

@@ -335,5 +335,8 @@ def test_own_endpoints(pair):
     assert status.status == 200 and status.json()["backend"]["memory_kind"] == "truncatable"
     metrics = call(port, "GET", "/cairn/metrics")
     assert metrics.status == 200 and b"cairn_requests_total" in metrics.body
-    assert call(port, "GET", "/cairn/nowhere").status == 404
+    nowhere = call(port, "GET", "/cairn/nowhere")
+    assert nowhere.status == 404
+    told = call(port, "HEAD", "/cairn/nowhere")  # its answer was chunked, and told no length
+    assert told.status == 404 and told.header("Content-Length") == nowhere.header("Content-Length") and not told.body
     assert call(port, "POST", "/cairn/status", {}).status == 405
