@@ -28,12 +28,18 @@ ResultTask<void> StoreClient::connect() {
   Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files_, pool_);
   if (opened) {
     store_ = std::move(*opened);
-  } else if (opened.error().code == ErrorCode::invalid) {
-    co_return connect_to_server();
-  } else {
-    co_return opened.error();
+    co_return Result<void>{};
   }
-  co_return Result<void>{};
+  const ErrorCode why = opened.error().code;
+  if (why == ErrorCode::unsupported || why == ErrorCode::corrupt) co_return opened.error();  // what was found there, by whoever may look
+  Result<void> connected = connect_to_server();
+  if (why == ErrorCode::invalid) co_return connected;  // somebody has it
+  // A server's directories are often its user's alone, or in a container.
+  if (connected) {
+    const Result<json::value> told = co_await call("GET", std::string(checkpoints_path));
+    if (told || told.error().code == ErrorCode::rejected) co_return Result<void>{};
+  }
+  co_return opened.error();
 }
 
 Result<void> StoreClient::connect_to_server() {

@@ -6,6 +6,7 @@
 #include <boost/json/value.hpp>
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,8 +24,11 @@ class StoreClient {
  public:
   StoreClient(boost::asio::any_io_executor executor, const Config& config, BlockingPool& pool);
 
-  // Whoever holds the lock of the directories is asked at `listen`. Without directories in the configuration, too.
+  // Whoever holds the lock of the directories is asked at `listen`. Without directories in the configuration, or where they may
+  // not be opened, too.
   ResultTask<void> connect();
+  // States that the index names and that are not there, or have another size; 0 where a server is asked.
+  std::uint64_t absent() const { return store_ == nullptr ? 0 : store_->counters().absent_entries; }
   // Only over HTTP: for what needs the backend as well.
   Result<void> connect_to_server();
 

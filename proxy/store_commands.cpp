@@ -160,9 +160,13 @@ Task<int> run(const std::string& name, const Config& config, const StoreCommand&
     co_return 1;
   }
   if (needs_backend) co_return co_await warm(store, command.files, command.as_json);
+  if (store.absent() > 0) {
+    fmt::print(stderr, "cairn: {} states that the index names are missing, or have another size; `cairn serve` forgets them\n", store.absent());
+  }
   if (name == "list" || name == "show") co_return co_await read(store, name, command);
   if (name == "evict") co_return co_await for_each_id(store, command, "DELETE", "");
-  co_return co_await for_each_id(store, command, "POST", "/" + name);
+  const int status = co_await for_each_id(store, command, "POST", "/" + name);
+  co_return name == "verify" && command.ids.empty() && store.absent() > 0 ? 1 : status;
 }
 
 }  // namespace

@@ -312,6 +312,7 @@ class CheckpointStore {
   std::pmr::unsynchronized_pool_resource entry_memory_{{.max_blocks_per_chunk = 4096}, &populated_memory()};
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
+  std::set<CheckpointId> copying_;  // down
   std::vector<Condemned> condemned_;
   std::multiset<std::string> deleting_;  // paths on their way out on the index thread
   Pace checksums_, copies_up_;

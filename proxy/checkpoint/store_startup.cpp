@@ -26,6 +26,8 @@ namespace {
 constexpr std::string_view disk_dir_setting = "disk_dir";
 // Starts in a row that did not find the states where they should lie.
 constexpr std::string_view absent_setting = "starts_without_states";
+// The lock file beside which the states were last found: under a mount point whose disk is late another one may lie.
+constexpr std::string_view place_setting = "states_beside";
 
 // ---- names
 
@@ -239,12 +241,22 @@ std::string read_owner(FileLayer& files, const std::string& lock_file) {
   return read && *read == owner.size() ? owner : std::string{};
 }
 
+// As a lock file says it: the same however it was written.
+std::string path_of_index(const std::string& state_dir) {
+  std::error_code failed;
+  const std::filesystem::path path = std::filesystem::weakly_canonical(std::filesystem::absolute(state_dir), failed);
+  const std::filesystem::path& shown = failed ? std::filesystem::path(state_dir) : path;
+  return (shown.has_filename() ? shown : shown.parent_path()).string();
+}
+
 // False only when there is no index, or none any more.
 bool has_index(FileLayer& files, const std::string& directory) {
   if (directory.empty()) return false;
   const auto status = files.status(directory + "/index.sqlite");
   return status || status.error().code != ErrorCode::not_found;
 }
+
+std::string identity_of(const FileStatus& lock_file) { return fmt::format("{}:{}", lock_file.inode, lock_file.mtime_ns); }
 
 // A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
 // emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
@@ -266,7 +278,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   const std::string& lasting_dir = tiers ? disk_dir : slot_dir;
   const std::string lasting_lock = lasting_dir + "/" + std::string(lock_file_name);
   const auto lock_seen = files.status(lasting_lock);
-  const bool strange = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
+  const bool no_lock = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
   if (auto made = files.make_directory(state_dir); !made) return made.error();
   if (tiers) {
     // After a reboot the RAM is empty.
@@ -309,13 +321,6 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
                                                   (slots.any_state() ? slot_dir : disk_dir) + ": is state_dir the right one?");
   }
 
-  const std::string own_index = std::filesystem::absolute(state_dir).lexically_normal().string();
-  const std::string owner = read_owner(files, lasting_lock);
-  if (!look_only && read->expected.empty() && owner != own_index && (slots.any_state() || disk.any_state()) && has_index(files, owner)) {
-    return disk_error(ErrorCode::unsupported, "the states in " + lasting_dir + " belong to the index in " + owner + ": state_dir must name it, or it must be "
-                                            "deleted");
-  }
-
   // Who forgets to name the disk directory must not forget what lies in it.
   const auto known = loaded.settings.find(std::string(disk_dir_setting));
   const std::string known_dir = known == loaded.settings.end() ? "" : known->second;
@@ -345,12 +350,21 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   }
   if (look_only) {
     loaded.absent_entries = missing.size();
-    if (strange) (void)files.remove(lasting_lock);  // for whoever starts there
+    if (no_lock) (void)files.remove(lasting_lock);  // for whoever starts there
     return loaded;
+  }
+  const bool found_any = slots.kept_any() || disk.kept_any();
+  const std::string own_index = path_of_index(state_dir);
+  const std::string owner = read_owner(files, lasting_lock);
+  if (owner != own_index && !found_any && (slots.any_state() || disk.any_state()) && has_index(files, owner)) {
+    return disk_error(ErrorCode::unsupported, "the states in " + lasting_dir + " belong to the index in " + owner + ": state_dir must name it, or it must be "
+                                            "deleted");
   }
   std::vector<CheckpointId>& doomed = read->doomed;
   int starts = 0;
-  const bool away = believed_away(loaded, strange, (tiers ? disk : slots).kept_any(), starts) && !missing.empty();
+  const auto place = loaded.settings.find(std::string(place_setting));
+  const bool other_place = lock_seen && place != loaded.settings.end() && place->second != identity_of(*lock_seen);
+  const bool away = believed_away(loaded, no_lock || other_place, (tiers ? disk : slots).kept_any(), starts) && !missing.empty();
   const int now = away ? starts + 1 : 0;
   if (away) {
     loaded.absent_entries = missing.size();
@@ -369,6 +383,10 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   // Unwritten, the next start believes whoever comes.
   FileLock* const lasting = (tiers ? loaded.disk_lock : loaded.slot_lock).get();
   if (owner != own_index && lasting != nullptr) (void)lasting->note(own_index);
+  const auto lock_now = files.status(lasting_lock);
+  if (!away && lock_now && (place == loaded.settings.end() || place->second != identity_of(*lock_now))) {
+    if (auto put = loaded.index->put_setting(std::string(place_setting), identity_of(*lock_now)); !put) return put.error();
+  }
   return loaded;
 }
 

@@ -28,6 +28,23 @@ class Counted {
   std::uint64_t& total_;
   std::uint64_t bytes_;
 };
+
+// Keeps a state on a list while it lives, unless it stood there before.
+class Listed {
+ public:
+  Listed(std::set<CheckpointId>& list, CheckpointId id) : list_(list), id_(id), is_new_(list.insert(id).second) {}
+  Listed(const Listed&) = delete;
+  Listed& operator=(const Listed&) = delete;
+  ~Listed() {
+    if (is_new_) list_.erase(id_);
+  }
+  bool is_new() const { return is_new_; }
+
+ private:
+  std::set<CheckpointId>& list_;
+  CheckpointId id_;
+  bool is_new_;
+};
 }  // namespace
 
 double CheckpointStore::seconds_before_restore(CheckpointId id) const {
@@ -67,6 +84,9 @@ ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy) {
 ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
   const auto found = entries_.find(id);
   if (found == entries_.end() || found->second.record.on_disk || !found->second.record.in_slots) co_return Result<void>{};
+  // Somebody else copies it: a second time it would take room, and drive others out for it.
+  const Listed copying(copying_, id);
+  if (!copying.is_new()) co_return Result<void>{};
   const CheckpointRecord record = found->second.record;
   const Use hold = use(id);
   const Counted reserved(counters_.disk_reserved_bytes, record.bytes);

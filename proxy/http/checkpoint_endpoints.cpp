@@ -58,6 +58,7 @@ OwnAnswer list(const CheckpointStore& store) {
   answer["bytes"] = counters.bytes;
   answer["pinned_bytes"] = counters.pinned_bytes;
   answer["budget_bytes"] = counters.budget_bytes;
+  answer["absent"] = counters.absent_entries;
   if (store.has_tiers()) {
     answer["ram_bytes"] = counters.slot_bytes;
     answer["ram_budget_bytes"] = counters.ram_budget_bytes;

@@ -12,10 +12,9 @@ namespace cairn {
 class RecentRequests {
  public:
   static constexpr std::size_t kept = 32;
-  void add(const RequestRecord& record) {
-    latest_.push_front(record);
-    if (latest_.size() > kept) latest_.pop_back();
-  }
+  static constexpr std::size_t longest = 256;  // bytes of a path or a model's name: a client may send many
+  // Bytes that are no UTF-8 are not kept.
+  void add(const RequestRecord& record);
   const std::deque<RequestRecord>& latest_first() const { return latest_; }
 
  private:

@@ -16,11 +16,12 @@ namespace dom = simdjson::dom;
 
 constexpr std::uint32_t mooncake_block = 512;
 
-// What blocks are called: ids mean nothing in another file, so each gets numbers of its own. Where ids are small numbers, as most
-// are, these are made by adding, which is much faster than a table of all ids.
+// What blocks are called: ids mean nothing in another file or session, so each gets numbers of its own, but for those that say
+// they hold everywhere. Where ids are small numbers, as most are, these are made by adding, which is much faster than a table of
+// all ids.
 class BlockNumbers {
  public:
-  void begin_file() {
+  void begin_scope() {
     first_ += used_;
     used_ = 0;
     others_.clear();
@@ -30,17 +31,23 @@ class BlockNumbers {
       used_ = std::max(used_, static_cast<Token>(id) + 1);
       return first_ + static_cast<Token>(id);
     }
-    const auto [at, is_new] = others_.try_emplace(id, next_other_);
+    return in_table(others_, id);
+  }
+  // Of an id that means the same in every file.
+  Token everywhere(std::uint64_t id) { return in_table(everywhere_, id); }
+
+ private:
+  Token in_table(std::unordered_map<std::uint64_t, Token>& table, std::uint64_t id) {
+    const auto [at, is_new] = table.try_emplace(id, next_other_);
     if (is_new) ++next_other_;
     return at->second;
   }
 
- private:
   static constexpr Token small = 1 << 28;
   static constexpr Token from_table = 1 << 30;
-  Token first_ = 0;  // of this file
+  Token first_ = 0;  // of this scope
   Token used_ = 0;   // by it, from there on
-  std::unordered_map<std::uint64_t, Token> others_;
+  std::unordered_map<std::uint64_t, Token> others_, everywhere_;
   Token next_other_ = from_table;
 };
 
@@ -53,7 +60,7 @@ Error no_trace(std::string what, ErrorCode code = ErrorCode::invalid) {
 // One file's lines or session, appended to the trace. Lines that cannot be read are skipped.
 class FileReader {
  public:
-  FileReader(const std::string& path, Trace& trace, BlockNumbers& numbers) : path_(path), trace_(trace), numbers_(numbers) { numbers_.begin_file(); }
+  FileReader(const std::string& path, Trace& trace, BlockNumbers& numbers) : path_(path), trace_(trace), numbers_(numbers) { numbers_.begin_scope(); }
 
   Result<void> read() {
     simdjson::padded_string text;
@@ -63,6 +70,7 @@ class FileReader {
     Result<void> done = read(text);
     if (!done) return no_trace(fmt::format("{}: {}", path_, done.error().context), done.error().code);
     if (skipped_ > 0) trace_.skipped.push_back(fmt::format("{}: {} of {} lines skipped; the first, {}", path_, skipped_, skipped_ + taken_, first_skipped_));
+    if (odd_requests_ > 0) trace_.skipped.push_back(fmt::format("{}: {} requests without t or in skipped", path_, odd_requests_));
     return {};
   }
 
@@ -120,7 +128,14 @@ class FileReader {
     if (!document["requests"].get(nested)) {
       std::uint64_t block = 0;
       if (document["block_size"].get(block) || block == 0) return no_trace("a session without block_size");
-      return session(nested, static_cast<std::uint32_t>(block));
+      std::string_view scope;
+      everywhere_ = !document["hash_id_scope"].get(scope) && scope == "global";
+      numbers_.begin_scope();
+      const std::size_t before = trace_.requests.size();
+      Result<void> taken = session(nested, static_cast<std::uint32_t>(block), 0);
+      everywhere_ = false;
+      if (taken && trace_.requests.size() == before && nested.size() > 0) return no_trace("a session of which no request has t and in");
+      return taken;
     }
     double at = 0;
     if (document["timestamp"].get(at)) return no_trace("neither timestamp nor requests");
@@ -136,19 +151,27 @@ class FileReader {
     return add_text(at / 1e6, text, answer);
   }
 
-  Result<void> session(const dom::array& requests, std::uint32_t block) {
+  // Times count from `start_s`.
+  Result<void> session(const dom::array& requests, std::uint32_t block, double start_s) {
     for (const dom::element request : requests) {
+      double at = 0;
+      const bool timed = !request["t"].get(at);
       dom::array nested, ids;
-      if (!request["requests"].get(nested)) {  // a sub-agent: same ids, same clock
-        Result<void> taken = session(nested, block);
+      if (!request["requests"].get(nested)) {  // a sub-agent: same ids; its clock is the session's, or began with it
+        double first = at;
+        if (nested.size() > 0) (void)nested.at(0)["t"].get(first);
+        Result<void> taken = session(nested, block, start_s + (timed && first < at ? at : 0));
         if (!taken) return taken;
         continue;
       }
-      double at = 0;
       std::uint64_t prompt = 0, answer = 0;
-      if (request["t"].get(at) || request["in"].get(prompt) || request["hash_ids"].get(ids)) return no_trace("a request without t, in or hash_ids");
+      if (!timed || request["in"].get(prompt)) {
+        ++odd_requests_;
+        continue;
+      }
       (void)request["out"].get(answer);
-      Result<void> taken = add(at, prompt, answer, ids, block);
+      (void)request["hash_ids"].get(ids);  // none: nothing is known of the prompt but its length
+      Result<void> taken = add(start_s + at, prompt, answer, ids, block);
       if (!taken) return taken;
     }
     return {};
@@ -160,7 +183,7 @@ class FileReader {
     for (const dom::element id : ids) {
       std::uint64_t value = 0;
       if (id.get(value)) return no_trace("a hash id is no number");
-      trace_.blocks.push_back(numbers_.of(value));
+      trace_.blocks.push_back(everywhere_ ? numbers_.everywhere(value) : numbers_.of(value));
     }
     return end();
   }
@@ -201,6 +224,8 @@ class FileReader {
   std::size_t skipped_ = 0;
   std::string first_skipped_;  // which, and what was wrong with it
   bool begins_as_json_ = true;
+  bool everywhere_ = false;  // the ids of the session mean the same in every file
+  std::size_t odd_requests_ = 0;
   dom::parser parser_;
 };
 

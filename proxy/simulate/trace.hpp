@@ -1,5 +1,5 @@
-// Reads traces of requests: Mooncake's (hash_ids of 512-token blocks), sessions of a coding agent (hash_ids of 64-token blocks,
-// local to the file, nested sub-agents), and agents' prompts as text (four bytes taken for a token).
+// Reads traces of requests: Mooncake's (hash_ids of 512-token blocks, local to the file), sessions of a coding agent (hash_ids of
+// 64-token blocks, local to the session unless its hash_id_scope is "global"; nested sub-agents), and agents' prompts as text (four bytes taken for a token).
 // Errors: invalid (what the file is not, with its name), unsupported (blocks of several sizes), io.
 #pragma once
 
@@ -24,7 +24,7 @@ struct Trace {
   std::uint32_t block_tokens = 0;      // 0: nothing read yet
   Tokens blocks;                       // the same number at the same place: the same prefix
   std::vector<TraceRequest> requests;  // by time, the first at 0
-  std::vector<std::string> skipped;    // of each file with lines that cannot be read: how many, and what is wrong with the first
+  std::vector<std::string> skipped;    // of each file with lines or requests that cannot be read: how many, and what is wrong
 
   TokenSpan prompt(const TraceRequest& request) const { return TokenSpan(blocks).subspan(request.first_block, request.blocks); }
 };

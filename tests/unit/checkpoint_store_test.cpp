@@ -287,6 +287,26 @@ TEST_F(Store, AnEmptyMountPointAtStartForgetsNothing) {
   EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
 }
 
+// The lock file that the first late start had left under the mount point was taken for the states' own at the second.
+TEST_F(Store, AnEmptyMountPointForgetsNothingASecondTimeEither) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  fixture.store.reset();
+  const std::string mounted = scratch.path() + "/mounted", below = scratch.path() + "/below";
+  fs::create_directory(below);
+  for (int boot = 0; boot < 3; ++boot) {
+    fs::rename(scratch.slots(), mounted);
+    fs::rename(below, scratch.slots());
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().counters().absent_entries, 1u) << boot;
+    fixture.store.reset();
+    fs::rename(scratch.slots(), below);
+    fs::rename(mounted, scratch.slots());
+    ASSERT_TRUE(fixture.open());
+    EXPECT_NE(store().find(id), nullptr) << boot;
+    fixture.store.reset();
+  }
+}
+
 TEST_F(Store, ADirectoryThatStaysEmptyIsBelievedInTheEnd) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();
@@ -356,6 +376,34 @@ TEST_F(Store, AMistypedIndexSweepsNoStatesOfOneThatStands) {
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(store().counters().swept_files, 1u);
   EXPECT_TRUE(fixture.slot_files().empty());
+}
+
+// One start with the state directory of one and the slot directory of another cost both all they had.
+TEST_F(Store, AnIndexWithStatesOfItsOwnSweepsNoneOfAnother) {
+  const StoreOptions first = fixture.options;
+  const CheckpointId ours = fixture.save(tokens_of_length(50), 3000)->id;
+  fixture.store.reset();
+  StoreOptions second = first;
+  second.slot_dir = scratch.path() + "/slots2";
+  second.state_dir = scratch.path() + "/state2";
+  fs::create_directory(second.slot_dir);
+  fixture.options = second;
+  ASSERT_TRUE(fixture.open());
+  const auto theirs = fixture.save(tokens_of_length(60, 2), 3000);
+  ASSERT_TRUE(theirs);
+  fixture.store.reset();
+
+  fixture.options = first;
+  fixture.options.state_dir = second.state_dir;
+  const auto opened = fixture.open();
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+  fixture.options = first;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(ours), nullptr);
+  fixture.options = second;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(theirs->id), nullptr);
 }
 
 TEST_F(Store, ACommandThatLooksSetsNoIndexAside) {

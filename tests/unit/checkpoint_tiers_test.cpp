@@ -328,6 +328,18 @@ TEST_F(Tiers, AVanishedDiskDirectoryForgetsNothing) {
   EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
 }
 
+// The second copy took room of its own, and drove others out for it.
+TEST_F(Tiers, TwoWhoCopyTheSameDownCopyItOnce) {
+  save(1);
+  boost::asio::io_context io;
+  for (int i = 0; i < 2; ++i) {
+    boost::asio::co_spawn(io, store().copy_down([] { return false; }), [](std::exception_ptr, Result<void>) {});
+  }
+  io.run();
+  EXPECT_EQ(store().counters().copied_down, 1u);
+  EXPECT_FALSE(store().copies_due());
+}
+
 TEST_F(Tiers, TwoWhoBringUpTheSameCountItOnce) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());

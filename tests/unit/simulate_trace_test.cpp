@@ -72,6 +72,44 @@ TEST_F(TraceFiles, SessionsWithSubAgentsAndIdsOfTheirOwn) {
   EXPECT_NE(blocks(*trace, 0)[0], blocks(*trace, 1)[0]);  // another session does not
 }
 
+// Four sessions that share nothing hit one another's blocks.
+TEST_F(TraceFiles, SessionsInTheLinesOfOneFileShareNoBlocks) {
+  const std::string line = R"({"block_size": 64, "hash_id_scope": "local", "requests": [{"t": 0, "in": 64, "hash_ids": [1]}]})";
+  const auto trace = read_traces({file("a.jsonl", line + "\n" + line + "\n")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_NE(blocks(*trace, 0)[0], blocks(*trace, 1)[0]);
+}
+
+TEST_F(TraceFiles, SessionsWhoseIdsHoldEverywhereShareThem) {
+  const std::string session = R"({"block_size": 64, "hash_id_scope": "global", "requests": [{"t": 0, "in": 128, "hash_ids": [7, 9]}]})";
+  const std::string own = R"({"block_size": 64, "hash_id_scope": "local", "requests": [{"t": 1, "in": 64, "hash_ids": [7]}]})";
+  const auto trace = read_traces({file("a.json", session), file("b.json", session), file("c.json", own)});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(blocks(*trace, 0), blocks(*trace, 1));
+  EXPECT_NE(blocks(*trace, 0)[0], blocks(*trace, 2)[0]);
+}
+
+// One odd entry ended the whole run.
+TEST_F(TraceFiles, OddRequestsOfASessionAreSkippedAndSaid) {
+  const auto trace = read_traces({file("a.json", R"({"block_size": 64, "requests": [
+    {"t": 0, "in": 64, "hash_ids": [1]}, {"t": 1, "type": "subagent"}, {"t": 2, "in": 64}]})")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  EXPECT_EQ(trace->requests.size(), 2u);  // one has a length and no ids
+  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("1 requests without t or in skipped")));
+  EXPECT_FALSE(read_traces({file("b.json", R"({"block_size": 64, "requests": [{"type": "subagent"}]})")}));
+}
+
+TEST_F(TraceFiles, ASubAgentsClockMayBeginWithIt) {
+  const auto trace = read_traces({file("a.json", R"({"block_size": 64, "requests": [
+    {"t": 1.0, "in": 64, "hash_ids": [1]},
+    {"t": 10.0, "requests": [{"t": 0.0, "in": 64, "hash_ids": [1]}, {"t": 2.0, "in": 64, "hash_ids": [1]}]},
+    {"t": 20.0, "requests": [{"t": 20.5, "in": 64, "hash_ids": [1]}]}]})")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  std::vector<double> times;
+  for (const TraceRequest& request : trace->requests) times.push_back(request.at_s);
+  EXPECT_THAT(times, ElementsAre(0, 9, 11, 19.5));
+}
+
 TEST_F(TraceFiles, TextIsFourBytesAToken) {
   const auto trace = read_traces({file("a.jsonl", R"({"timestamp": 3000000, "input": "abcdefgh!", "output": "1234", "session_id": "x"}
 {"timestamp": 1000000, "input": "abcdXXXX", "output": "", "session_id": "x"})")});
