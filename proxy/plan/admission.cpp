@@ -155,9 +155,11 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   stops.prompt = input.prompt;
   stops.can_save = input.can_save;
   stops.since_save = input.pieces_since_save;
+  // Whoever waits for a state of this prompt waits for every cut before it.
+  const bool waited_for = std::any_of(input.shared.begin(), input.shared.end(), [&](const Stop& one) { return one.at > input.done; });
   if (!input.policy->adaptive) {
     stops.interval = input.policy->interval_tokens;
-  } else {
+  } else if (!waited_for) {
     std::uint32_t cuts = affordable_cuts(input, std::max(places.left_s, cutting_gain(input)));
     // A single one may take the whole budget: without any, an edit costs the whole prompt.
     if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution(input))), 1U);

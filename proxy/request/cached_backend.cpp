@@ -371,13 +371,13 @@ void CachedBackend::schedule_write_back() {
 // A client that sends its next request at once should not find the backend saving: what takes long waits as long before it is
 // begun.
 milliseconds CachedBackend::quiet_before_write_back() const {
-  constexpr double longest_s = 1.0;
+  constexpr double longest_s = 3.0;
   constexpr milliseconds while_disk_refuses{5000};
   if (store_ != nullptr && store_->saving_waits()) return while_disk_refuses;
   double save_s = 0;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (!state.unsaved) continue;
-    save_s = std::max(save_s, save_seconds(state));
+    save_s = std::max(save_s, save_seconds(state) + costs_.commit_seconds(bytes_of(state)));
   }
   return std::max(options_.write_back_delay, milliseconds{static_cast<int>(std::min(save_s, longest_s) * 1000)});
 }
@@ -431,10 +431,10 @@ Task<void> CachedBackend::write_back() {
     if (!lease) continue;
     slots_.at(state.id).upkeep = true;
     // Nobody may start a task before the backend has the save: it would clear the slot.
-    const Result<StartGate> gate = co_await gate_if_needed(stopping_);
+    Result<StartGate> gate = co_await gate_if_needed(stopping_);
     if (!gate) co_return;
     if (!co_await may_touch()) co_return;
-    Result<void> saved = co_await save(state.id);
+    Result<void> saved = co_await save(state.id, &*gate);
     if (!saved) {
       // Trouble with the disk is said once, by the store.
       const bool said = store_->saving_trouble().has_value();

@@ -99,8 +99,9 @@ class CachedBackend {
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
   ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);
-  // Saves what the slot holds. A state that is not worth it, or already saved, is no error.
-  ResultTask<void> save(int slot);
+  // Saves what the slot holds. A state that is not worth it, or already saved, is no error. `gate`: given back as soon as the backend
+  // has written the file; null: the caller keeps what it has.
+  ResultTask<void> save(int slot, StartGate* gate = nullptr);
   // Computes tokens[0, end) in the slot; what it held stays where it fits.
   ResultTask<Timings> prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel);
   // The start gate where the backend needs one, else an empty one.
@@ -123,6 +124,9 @@ class CachedBackend {
   // computed: llama-server notices only where a request names its adapters (build 11669).
   // `cancel`: null where it must not end with a client.
   ResultTask<void> empty(int slot, CancelSource* cancel);
+  // Beside what other slots hold (or those only in which a task runs), so many tokens would not fit in `slot` if all share one room, as
+  // they do on default flags (a unified KV cache) and with --kv-unified.
+  bool lacks_room(int slot, std::uint32_t tokens, bool beside_running_only) const;
   bool can_empty() const;  // at once, and without anything that survives it
   bool had_foreign() const { return foreign_epoch_ > 0; }  // a request that the backend placed, since we started
   // A request with adapters of its own runs in the slot.

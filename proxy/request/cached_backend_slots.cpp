@@ -14,6 +14,7 @@ namespace {
 constexpr int strikes_to_drop = 2;
 constexpr int strikes_to_distrust = 2;  // the backend's own cache
 constexpr int broken_promises_to_change_kind = 2;
+constexpr std::chrono::minutes not_tried_again{5};  // a state that could not be read, or had no room
 }  // namespace
 
 ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource& cancel) {
@@ -25,7 +26,6 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
     const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
     spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
                  to_string(verified.error()));
-    constexpr std::chrono::minutes not_tried_again{5};
     if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
     co_return verified.error();
   }
@@ -53,6 +53,12 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   // Builds whose files carry no context checkpoints keep those of the slot's previous prompt through a restore, and would
   // later rewind to them: another prompt's state.
   const bool washing = probe_.state_version < 4;
+  // Where slots share their room a restore takes none from those that hold something idle; a task does.
+  if (!washing && probe_.clears_idle && lacks_room(slot, token_count, false)) {
+    Result<void> washed = co_await wash(slot);
+    if (!washed) co_return washed.error();
+    slots_.forget(slot);
+  }
   if (washing) {
     if (foreign_ > 0) co_return upstream_error(ErrorCode::unsupported, "a request that may use any slot runs: it cannot be kept clean");
     Result<void> washed = co_await wash(slot);
@@ -68,7 +74,10 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   }
   if (!restored || restored->n_tokens != static_cast<std::int64_t>(token_count)) {
     const Error error = restored ? upstream_error(ErrorCode::rejected, "restored another number of tokens") : restored.error();
-    const bool its_fault = error.code == ErrorCode::rejected;
+    // "no available space in KV cache or invalid slot save file": where the room may be shared nobody knows which.
+    const bool room = error.status == 400 && lacks_room(slot, token_count, false);
+    if (room) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
+    const bool its_fault = error.code == ErrorCode::rejected && !room;
     if (its_fault && ++strikes_[id] >= strikes_to_drop) {
       spdlog::warn("checkpoint {} was refused by the backend twice and is dropped: {}", static_cast<std::int64_t>(id), to_string(error));
       (void)co_await store_->erase(id, RemovalReason::bad_file);
@@ -87,6 +96,14 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
   slots_.touch(slot);
   co_return Result<void>{};
+}
+
+bool CachedBackend::lacks_room(int slot, std::uint32_t tokens, bool beside_running_only) const {
+  std::uint64_t all = tokens;
+  for (const SlotState& other : slots_.slots()) {
+    if (other.id != slot && (other.running || !beside_running_only)) all += other.held();
+  }
+  return all > context_tokens();
 }
 
 ResultTask<void> CachedBackend::wash(int slot) {
@@ -144,13 +161,13 @@ CheckpointKind CachedBackend::kind_of_states() const {
   return kind_ == MemoryKind::truncatable || kind_ == MemoryKind::exact ? kind_ : CheckpointKind::checkpointed;
 }
 
-ResultTask<void> CachedBackend::save(int slot) {
+ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
   SlotState& state = slots_.at(slot);
   const std::uint64_t generation = generation_;
   const auto asked = std::chrono::steady_clock::now();
   if (keeps_states() && store_->saving_waits()) co_return Result<void>{};  // later
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes, or the disk allows it
-  if (!can_save() || state.known.empty()) co_return Result<void>{};
+  if (!can_save() || state.known.empty() || state.other_weights) co_return Result<void>{};
   const auto if_the_disk_refused = [&](Error error) {
     if (generation == generation_ && !state.known.empty()) state.unsaved = keeps_states() && store_->saving_waits();
     return error;
@@ -192,6 +209,13 @@ ResultTask<void> CachedBackend::save(int slot) {
     (void)co_await store_->discard(std::move(*reservation));
     co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   }
+  // A request that the backend places may have taken the slot since we asked, with adapters of its own.
+  const auto was_taken = [&state] { return state.known.empty() || state.other_weights; };
+  if (was_taken()) {
+    (void)co_await store_->discard(std::move(*reservation));
+    co_return Result<void>{};
+  }
+  if (gate != nullptr) gate->release();  // the backend has done its part
   const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
@@ -219,17 +243,19 @@ ResultTask<void> CachedBackend::save(int slot) {
   ContextCheckpoints& inside = committed->context_checkpoints;
   costs_.observe_state(static_cast<double>(committed->tokens.size()), inside.count, static_cast<double>(inside.bytes),
                        static_cast<double>(committed->bytes));
-  state.doubtful = false;
-  state.known = std::move(committed->tokens);
-  state.unknown_tail = 0;
-  state.unsaved = false;
-  state.pieces_since_save = 0;
-  state.recoverable = static_cast<std::uint32_t>(state.known.size());
   if (kind_ == MemoryKind::exact && inside.count > 0) {
     set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
   }
-  if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(inside.positions);
-  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, state.known, now_ms());
+  if (!was_taken()) {
+    state.doubtful = false;
+    state.known = committed->tokens;
+    state.unknown_tail = 0;
+    state.unsaved = false;
+    state.pieces_since_save = 0;
+    state.recoverable = static_cast<std::uint32_t>(state.known.size());
+    if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(inside.positions);
+  }
+  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, now_ms());
   for (const CheckpointId old : useless) (void)co_await store_->erase(old);
   co_return Result<void>{};
 }
@@ -290,8 +316,10 @@ bool CachedBackend::worth_a_stall(const SlotState& state) const {
   constexpr double chance_gone_from_cache = 0.3;
   const double chance_gone = trusts_backend_cache() ? chance_gone_from_cache : 1.0;
   const auto all = std::as_const(slots_).slots();
-  const auto stalled = 1 + std::count_if(all.begin(), all.end(), [](const SlotState& other) { return other.running; });
-  const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone;
+  const auto stalled = 1 + std::ranges::count_if(all, &SlotState::running) + static_cast<std::ptrdiff_t>(scheduler_.waiting());
+  // Whoever comes back computes something of its own, in the same request.
+  const double back_s = std::max(0.0, costs_.prefill_seconds(state.recoverable, state.held()) - costs_.piece_seconds());
+  const double loss_s = back_s * state.return_chance * chance_gone;
   return save_seconds(state) * static_cast<double>(stalled) + costs_.commit_seconds(bytes_of(state)) < loss_s;
 }
 

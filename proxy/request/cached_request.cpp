@@ -345,7 +345,8 @@ Task<void> CachedRequest::bring_back() {
   }
   // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them.
   if (plan_.source == Source::live && backend_.kind() == MemoryKind::checkpointed && state.unsaved && state.proven &&
-      state.pieces_since_save >= pieces_between_saves && backend_.worth_a_stall(state)) {
+      state.pieces_since_save >= pieces_between_saves && state.resume_points.size() >= 2 * pieces_between_saves &&
+      backend_.worth_a_stall(state)) {
     record_.enter(Step::save);
     Result<void> saved = co_await backend_.save(slot_);
     if (!saved) spdlog::debug("slot {} was not saved before its early context checkpoints are dropped: {}", slot_, to_string(saved.error()));

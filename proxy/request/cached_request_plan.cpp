@@ -119,6 +119,9 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   find_candidates();  // now: more may have been saved while this request waited, and others dropped
   std::vector<RestoreOption> restores;
   for (const Catalogue::Candidate& candidate : candidates_) {
+    // What runs keeps its room; what is idle gives it back.
+    const CheckpointRecord* record = backend_.store()->find(candidate.checkpoint);
+    if (record == nullptr || (backend_.probe().clears_idle && backend_.lacks_room(-1, record->token_count, true))) continue;
     RestoreOption option;
     option.checkpoint = static_cast<std::int64_t>(candidate.checkpoint);
     option.usable = candidate.usable_tokens;

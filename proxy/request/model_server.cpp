@@ -106,9 +106,14 @@ Task<CachedBackend*> ModelServer::find(std::string_view path, const std::optiona
   // Each call of our own may be one load more; so may this request, between two calls for another.
   const std::function<void()> wake = [this] { changed_.notify_all(); };
   const CancelSource::Registration registration = cancel.on_cancel(wake);
-  while (contested(name)) {
+  for (bool asked = false; contested(name);) {
     if (!others_are_prepared(name) || cancel.cancelled() || stopping_) co_return nullptr;
-    co_await changed_.wait();
+    if (asked) {
+      co_await changed_.wait();
+    } else {
+      if (co_await runs(name, cancel)) co_return nullptr;  // it takes no other's place
+      asked = true;
+    }
   }
   std::unique_ptr<CachedBackend>& backend = models_[name];
   if (backend == nullptr) {
@@ -182,6 +187,16 @@ bool ModelServer::others_are_prepared(const std::string& name) const {
   });
 }
 
+Task<bool> ModelServer::runs(const std::string& name, CancelSource& cancel) {
+  if (is_swap()) {
+    const Result<std::vector<std::string>> running = co_await api_.swap_running(cancel);
+    co_return running && std::find(running->begin(), running->end(), name) != running->end();
+  }
+  const Result<ServerListing> now = co_await listing();
+  if (!now) co_return false;
+  co_return std::any_of(now->models.begin(), now->models.end(), [&name](const ListedModel& one) { return one.name == name && one.running; });
+}
+
 Task<void> ModelServer::before_load(CachedBackend& model) {
   while (loading_ != nullptr && loading_ != &model && !stopping_) co_await changed_.wait();
   const bool evicts = co_await loading_evicts(model);
@@ -217,8 +232,7 @@ void ModelServer::turn_ended(CachedBackend& model) {
 
 Task<bool> ModelServer::is_there(CachedBackend& model, CancelSource& cancel) {
   if (!is_swap()) co_return true;  // a router is told with each call to load nothing
-  const Result<std::vector<std::string>> running = co_await api_.swap_running(cancel);
-  co_return running && std::find(running->begin(), running->end(), model.name()) != running->end();
+  co_return co_await runs(model.name(), cancel);
 }
 
 Task<bool> ModelServer::may_touch(CachedBackend& model) {

@@ -75,6 +75,7 @@ class ModelServer final : public SharedServer {
   Task<bool> loading_evicts(const CachedBackend& model);
   bool others_have_turns(const CachedBackend& model) const;
   bool others_are_prepared(const std::string& name) const;
+  Task<bool> runs(const std::string& name, CancelSource& cancel);
   void note_crowd();
   std::string canonical(const std::string& name) const;  // itself, when it is not listed
 

@@ -170,7 +170,11 @@ class FileReader {
         continue;
       }
       (void)request["out"].get(answer);
-      (void)request["hash_ids"].get(ids);  // none: nothing is known of the prompt but its length
+      if (request["hash_ids"].get(ids)) {  // nothing is known of the prompt but its length
+        Result<void> begun = begin(start_s + at, prompt, answer, block);
+        if (!begun) return begun;
+        continue;
+      }
       Result<void> taken = add(start_s + at, prompt, answer, ids, block);
       if (!taken) return taken;
     }

@@ -65,7 +65,7 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   const CancelSource::Registration registration = cancel.on_cancel(std::move(leave));
   const bool limited = limits_.longest_wait.count() > 0;
   const auto patience = limited ? std::min(limits_.patience, limits_.longest_wait) : limits_.patience;
-  if (!co_await waiter->wakeup.wait_for(patience)) {
+  if (!co_await wait_patiently(waiter, patience)) {
     waiter->patient = false;
     dispatch();
     if (limited) {
@@ -82,6 +82,19 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   }
   // dispatch() has leased it already: it is ours even when the client left in the meantime.
   co_return Lease{this, waiter->slot};
+}
+
+// False: nobody has woken it for so long. An idle slot that it declined for a busy one's sake is offered again now and then: that one
+// may take longer than was thought.
+Task<bool> Scheduler::wait_patiently(std::shared_ptr<Waiter> waiter, std::chrono::milliseconds patience) {
+  while (patience.count() > 0) {
+    const auto slice = std::min(patience, limits_.offered_again);
+    if (co_await waiter->wakeup.wait_for(slice)) co_return true;
+    patience -= slice;
+    // The others are asked along with the first.
+    if (patience.count() > 0 && !queue_.empty() && queue_.front() == waiter) dispatch();
+  }
+  co_return waiter->slot >= 0;
 }
 
 std::optional<Lease> Scheduler::try_acquire(int slot) {

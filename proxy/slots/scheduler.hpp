@@ -63,13 +63,14 @@ class Scheduler {
   struct Limits {
     std::size_t max_waiting = 1024;
     std::chrono::milliseconds patience{10'000};  // to wait for a better slot than those that are idle
+    std::chrono::milliseconds offered_again{1000};  // an idle slot that was declined meanwhile
     std::chrono::milliseconds longest_wait{0};   // in the queue altogether; 0: as long as the client does
   };
   Scheduler(boost::asio::any_io_executor executor, SlotTable& table, Limits limits);
 
   // Picks one of the idle slots, or nullopt to wait for a better one. Those behind may take these meanwhile, and it is asked
   // again, before them, whenever a slot comes free; with none idle it is asked once, when the wait begins. Not `patient`: it
-  // has waited long enough, or nothing is in use that could come free.
+  // has waited long enough, or nothing is in use that could come free. (Also once a second while it is the first.)
   using Choose = std::function<std::optional<int>(std::span<const int> idle, bool patient)>;
   // In order of arrival.
   ResultTask<Lease> acquire(Choose choose, CancelSource& cancel);
@@ -101,6 +102,7 @@ class Scheduler {
     int slot = -1;
     bool cancelled = false;
   };
+  Task<bool> wait_patiently(std::shared_ptr<Waiter> waiter, std::chrono::milliseconds patience);
   void release(int slot);
   void leave_gate();
   void dispatch();

@@ -3,7 +3,7 @@ that pins slots. Against the same backend alone, before and after a restart of e
 
 import pytest
 
-from stack import common, prose
+from stack import common, prose, tokens
 
 TURNS_BEFORE = 4
 TURNS_AFTER = 2
@@ -90,3 +90,22 @@ def test_two_conversations(make_stack, model, form):
     assert sum(ours[half:]) <= sum(stock[half:]), "after the restart"
     for index in range(half, len(asked)):
         assert ours[index] <= new[index] + 520, f"turn {index} after the restart"
+
+
+@pytest.mark.parametrize("model", ["llama", "granitehybrid"])
+def test_two_conversations_that_together_exceed_the_context(make_stack, model):
+    """All slots share one room then: a restore beside an idle slot that held the other found none, and the state was dropped for it."""
+    turns, first, more = 4, 2200, 60
+    stack = make_stack(model, backend_flags=("-c", "4096"))
+    assert stack.cairn.status()["backend"]["clears_idle_slots"]
+    talks = [tokens(first, seed) for seed in (1, 2)]
+    computed = []
+    for turn in range(turns):
+        for talk in talks:
+            outcome = stack.ask({"prompt": talk, "n_predict": 8, "temperature": 0}, "/completion")
+            computed.append(outcome.computed)
+            talk += tokens(more, f"{talk[0]} {turn}")
+            stack.cairn.settle()
+    print(f"\n{model}, computed: {computed}")
+    for later in computed[len(talks):]:
+        assert later <= more + 16, computed

@@ -163,7 +163,7 @@ TEST_F(TraceFiles, AFirstLineThatIsCutOffIsSkippedToo) {
 
 TEST_F(TraceFiles, OfALineThatIsSkippedNothingStays) {
   const std::string lines = R"({"timestamp": 1, "input_length": 4096, "hash_ids": [1, 2, "x"]}
-{"block_size": 64, "requests": [{"t": 0, "in": 5, "hash_ids": [1]}, {"t": 1}]}
+{"block_size": 64, "requests": [{"t": 0, "in": 5, "hash_ids": [1, "x"]}]}
 {"timestamp": 2, "input_length": 5, "hash_ids": [7, 8]}
 {"timestamp": 3, "input_length": 5, "hash_ids": [-1]}
 )";
