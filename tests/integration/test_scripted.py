@@ -528,6 +528,29 @@ def test_what_was_computed_with_other_adapters_is_not_taken_for_the_models_own(r
     assert rig.right(first + prompt(40, 85))
 
 
+def test_a_slot_that_a_request_with_adapters_may_have_taken_is_not_saved_as_the_models_own(rig):
+    """Such a request that the backend placed came between two steps of a save: what it computed could be taken for the model's own."""
+    rig.start_backend(slots=1, state_version=4)
+    backend = rig.backend
+    backend.adapters = [{"id": 0, "scale": 1.0}]
+    rig.start_cairn()
+    first = prompt(LONG, 86)
+    backend.forget_calls()
+    backend.hold_save = threading.Event()
+    assert rig.right(first)
+    wait_until(lambda: backend.slot_actions("save"), "the slot is being saved")
+    with_adapters = {"prompt": first + prompt(40, 87), "n_predict": 2, "n": 2, "lora": [{"id": 0, "scale": 0.5}]}
+    client = rig.open(with_adapters)
+    wait_until(lambda: backend.of(lambda made: "lora" in made.body), "it is at the backend")
+    backend.hold_save.set()
+    read_until(client, b"content")
+    client.close()
+    backend.hold_save = None
+    rig.settle()
+    assert rig.cairn.status()["store"]["checkpoints"] == 0
+    assert rig.right(first)
+
+
 def test_nobody_is_sent_to_wait_where_the_backend_has_placed_a_request(rig):
     """A conversation's next turn waited for the end of a request that the backend had put into its slot, beside an idle one."""
     backend = rig.start(slots=2, state_version=4)

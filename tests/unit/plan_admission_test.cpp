@@ -275,6 +275,15 @@ TEST(Admission, WhoWaitsForASharedPrefixGetsASavedStopOnAnyKind) {
   }
 }
 
+// Sixteen clients waited for each insurance of the first prompt of theirs.
+TEST(Admission, NothingIsInsuredWhileOthersWaitForTheSharedPrefix) {
+  const std::vector<Stop> shared{{8000, true}};
+  Case leader(MemoryKind::checkpointed, 0, 8050);
+  ASSERT_THAT(leader.places(), Contains(testing::Lt(8000u)));
+  leader.input.shared = shared;
+  EXPECT_THAT(leader.places(), ElementsAre(8000));
+}
+
 TEST(Admission, WhoWaitsForTheSlotItselfNeedsNoFile) {
   const std::vector<Stop> shared{{3000, false}};
   Case leader(MemoryKind::checkpointed, 0, 3050);

@@ -70,6 +70,20 @@ RestoreOption saved(std::int64_t id, std::uint32_t usable, double bytes = 0) {
   return RestoreOption{id, usable, bytes > 0 ? bytes : 1e6 + usable * 20e3};
 }
 
+// Sixteen clients behind one prefix: each one's fifty tokens were saved before the next went on from the prefix.
+TEST(Planner, AFewTokensBeyondTheSharedPrefixAreNotSavedFirst) {
+  Input input;
+  input.costs = machine(1000, 1e10, 1e-9, 0.3);
+  input.prompt = 8050;
+  input.slots = {slot(0, 8000, 8050, 8000)};
+  input.slots.front().return_chance = 0.95;
+  input.slots.front().proven = true;
+  const auto plan = make_plan(input.view());
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->source, Source::live);
+  EXPECT_FALSE(plan->save_first);
+}
+
 TEST(Planner, NoSlotNoPlan) {
   Input input;
   input.prompt = 100;

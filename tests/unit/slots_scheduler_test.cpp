@@ -200,6 +200,21 @@ TEST_F(SchedulerTest, PatienceEnds) {
   EXPECT_TRUE(a.has_lease());
 }
 
+// A request waited ten seconds for a busy slot beside an idle one, although it would not have waited one.
+TEST_F(SchedulerTest, AnIdleSlotThatWasDeclinedIsOfferedAgain) {
+  scheduler_.reset();
+  scheduler_ = std::make_unique<Scheduler>(io_.get_executor(), *table_, Scheduler::Limits{.offered_again = std::chrono::milliseconds{1}});
+  Client& a = asks("a");
+  int asked = 0;
+  Client& picky = asks("picky", [&asked](std::span<const int> idle, bool patient) {
+    return idle.empty() || (patient && ++asked < 4) ? std::nullopt : std::optional(idle.front());
+  });
+  EXPECT_EQ(asked, 1);
+  while (!picky.lease) io_.run_one();
+  EXPECT_EQ(asked, 4);
+  EXPECT_TRUE(a.has_lease());
+}
+
 TEST_F(SchedulerTest, NobodyIsPatientWhereNothingCanComeFree) {
   Client& picky = asks("picky", [](std::span<const int> idle, bool patient) {
     return patient || idle.empty() ? std::nullopt : std::optional(idle.front());
