@@ -6,7 +6,6 @@
 #include <boost/json/value.hpp>
 
 #include <chrono>
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,8 +26,6 @@ class StoreClient {
   // Whoever holds the lock of the directories is asked at `listen`. Without directories in the configuration, or where they may
   // not be opened, too.
   ResultTask<void> connect();
-  // States that the index names and that are not there, or have another size; 0 where a server is asked.
-  std::uint64_t absent() const { return store_ == nullptr ? 0 : store_->counters().absent_entries; }
   // Only over HTTP: for what needs the backend as well.
   Result<void> connect_to_server();
 

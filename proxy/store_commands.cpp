@@ -64,10 +64,16 @@ void print_fields(const json::object& object) {
   }
 }
 
-ResultTask<std::vector<std::int64_t>> ids_of(StoreClient& store, const StoreCommand& command) {
+void say_absent(std::uint64_t absent) {
+  if (absent > 0) fmt::print(stderr, "cairn: {} more states that the index names are missing, or have another size\n", absent);
+}
+
+// `absent`: how many states, of all, the index names and nobody finds; only where all are asked for.
+ResultTask<std::vector<std::int64_t>> ids_of(StoreClient& store, const StoreCommand& command, std::uint64_t& absent) {
   if (!command.all && !command.ids.empty()) co_return command.ids;
   Result<json::value> answer = co_await store.call("GET", std::string(checkpoints_path));
   if (!answer) co_return answer.error();
+  absent = answer->as_object().at("absent").to_number<std::uint64_t>();
   std::vector<std::int64_t> ids;
   for (const json::value& one : answer->as_object().at("checkpoints").as_array()) {
     ids.push_back(one.as_object().at("id").to_number<std::int64_t>());
@@ -77,7 +83,8 @@ ResultTask<std::vector<std::int64_t>> ids_of(StoreClient& store, const StoreComm
 
 // The same call for each of several; goes on after an error.
 Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
-  Result<std::vector<std::int64_t>> ids = co_await ids_of(store, command);
+  std::uint64_t absent = 0;
+  Result<std::vector<std::int64_t>> ids = co_await ids_of(store, command, absent);
   if (!ids) {
     fmt::print(stderr, "cairn: {}\n", ids.error().context);
     co_return 1;
@@ -91,6 +98,8 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
   json::array answers;
   std::vector<std::string> lines;
   int status = 0;
+  say_absent(absent);
+  if (action == "/verify" && absent > 0) status = 1;
   {
     const ProgressLine progress(ids->size());
     for (std::size_t i = 0; i < ids->size(); ++i) {
@@ -134,6 +143,7 @@ Task<int> read(StoreClient& store, const std::string& name, const StoreCommand& 
     fmt::print(stderr, "cairn: {}\n", answer.error().context);
     co_return 1;
   }
+  if (name == "list") say_absent(answer->as_object().at("absent").to_number<std::uint64_t>());
   if (command.as_json) {
     print_json(*answer);
   } else if (name == "list") {
@@ -160,13 +170,9 @@ Task<int> run(const std::string& name, const Config& config, const StoreCommand&
     co_return 1;
   }
   if (needs_backend) co_return co_await warm(store, command.files, command.as_json);
-  if (store.absent() > 0) {
-    fmt::print(stderr, "cairn: {} states that the index names are missing, or have another size; `cairn serve` forgets them\n", store.absent());
-  }
   if (name == "list" || name == "show") co_return co_await read(store, name, command);
   if (name == "evict") co_return co_await for_each_id(store, command, "DELETE", "");
-  const int status = co_await for_each_id(store, command, "POST", "/" + name);
-  co_return name == "verify" && command.ids.empty() && store.absent() > 0 ? 1 : status;
+  co_return co_await for_each_id(store, command, "POST", "/" + name);
 }
 
 }  // namespace

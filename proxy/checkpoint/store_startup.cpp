@@ -154,6 +154,8 @@ class Found {
     }
   }
 
+  const std::string& path() const { return path_; }
+  std::string lock_file() const { return path_ + "/" + std::string(lock_file_name); }
   bool empty() const { return files_.empty(); }
   bool kept_any() const {
     return std::any_of(files_.begin(), files_.end(), [](const File& file) { return file.kept; });
@@ -353,12 +355,13 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
     if (no_lock) (void)files.remove(lasting_lock);  // for whoever starts there
     return loaded;
   }
-  const bool found_any = slots.kept_any() || disk.kept_any();
   const std::string own_index = path_of_index(state_dir);
-  const std::string owner = read_owner(files, lasting_lock);
-  if (owner != own_index && !found_any && (slots.any_state() || disk.any_state()) && has_index(files, owner)) {
-    return disk_error(ErrorCode::unsupported, "the states in " + lasting_dir + " belong to the index in " + owner + ": state_dir must name it, or it must be "
-                                            "deleted");
+  for (const Found* found : {&slots, &disk}) {
+    if (found->kept_any() || !found->any_state()) continue;
+    const std::string owner = read_owner(files, found->lock_file());
+    if (owner == own_index || !has_index(files, owner)) continue;
+    return disk_error(ErrorCode::unsupported,
+                      "the states in " + found->path() + " belong to the index in " + owner + ": state_dir must name it, or it must be deleted");
   }
   std::vector<CheckpointId>& doomed = read->doomed;
   int starts = 0;
@@ -381,8 +384,9 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   slots.sweep(files, loaded);
   if (tiers) disk.sweep(files, loaded);
   // Unwritten, the next start believes whoever comes.
-  FileLock* const lasting = (tiers ? loaded.disk_lock : loaded.slot_lock).get();
-  if (owner != own_index && lasting != nullptr) (void)lasting->note(own_index);
+  for (const auto& [found, lock] : {std::pair{&slots, loaded.slot_lock.get()}, std::pair{&disk, loaded.disk_lock.get()}}) {
+    if (lock != nullptr && read_owner(files, found->lock_file()) != own_index) (void)lock->note(own_index);
+  }
   const auto lock_now = files.status(lasting_lock);
   if (!away && lock_now && (place == loaded.settings.end() || place->second != identity_of(*lock_now))) {
     if (auto put = loaded.index->put_setting(std::string(place_setting), identity_of(*lock_now)); !put) return put.error();

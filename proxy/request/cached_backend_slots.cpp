@@ -14,7 +14,8 @@ namespace {
 constexpr int strikes_to_drop = 2;
 constexpr int strikes_to_distrust = 2;  // the backend's own cache
 constexpr int broken_promises_to_change_kind = 2;
-constexpr std::chrono::minutes not_tried_again{5};  // a state that could not be read, or had no room
+constexpr std::chrono::minutes not_tried_again{5};  // a state that could not be read
+constexpr std::chrono::seconds no_room_again{30};   // or that found no room
 }  // namespace
 
 ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource& cancel) {
@@ -55,6 +56,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   const bool washing = probe_.state_version < 4;
   // Where slots share their room a restore takes none from those that hold something idle; a task does.
   if (!washing && probe_.clears_idle && lacks_room(slot, token_count, false)) {
+    co_await save_idle_slots(slot);
     Result<void> washed = co_await wash(slot);
     if (!washed) co_return washed.error();
     slots_.forget(slot);
@@ -75,8 +77,11 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   if (!restored || restored->n_tokens != static_cast<std::int64_t>(token_count)) {
     const Error error = restored ? upstream_error(ErrorCode::rejected, "restored another number of tokens") : restored.error();
     // "no available space in KV cache or invalid slot save file": where the room may be shared nobody knows which.
-    const bool room = error.status == 400 && lacks_room(slot, token_count, false);
-    if (room) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
+    // What answers have grown to is not known before they end, and nothing of requests that the backend placed.
+    const auto all = std::as_const(slots_).slots();
+    const bool others_run = foreign_ > 0 || std::ranges::any_of(all, [&](const SlotState& other) { return other.id != slot && other.running; });
+    const bool room = error.status == 400 && (lacks_room(slot, token_count, false) || (probe_.clears_idle && others_run));
+    if (room) unreadable_[id] = std::chrono::steady_clock::now() + no_room_again;
     const bool its_fault = error.code == ErrorCode::rejected && !room;
     if (its_fault && ++strikes_[id] >= strikes_to_drop) {
       spdlog::warn("checkpoint {} was refused by the backend twice and is dropped: {}", static_cast<std::int64_t>(id), to_string(error));
@@ -101,7 +106,10 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
 bool CachedBackend::lacks_room(int slot, std::uint32_t tokens, bool beside_running_only) const {
   std::uint64_t all = tokens;
   for (const SlotState& other : slots_.slots()) {
-    if (other.id != slot && (other.running || !beside_running_only)) all += other.held();
+    if (other.id == slot || (beside_running_only && !other.running)) continue;
+    // What runs grows to its prompt, and what was there before may have gone.
+    const std::uint64_t computes = other.running && other.target ? other.target->size() : 0;
+    all += computes > 0 && beside_running_only ? computes : std::max<std::uint64_t>(computes, other.held());
   }
   return all > context_tokens();
 }

@@ -112,12 +112,13 @@ class FileReader {
 
   // All of it or nothing.
   Result<void> take_line(const dom::element& document) {
-    const std::size_t requests = trace_.requests.size(), blocks = trace_.blocks.size();
+    const std::size_t requests = trace_.requests.size(), blocks = trace_.blocks.size(), odd = odd_requests_;
     const std::uint32_t block_tokens = trace_.block_tokens;
     Result<void> taken = take(document);
     if (taken) return taken;
     trace_.requests.resize(requests);
     trace_.blocks.resize(blocks);
+    odd_requests_ = odd;
     trace_.block_tokens = block_tokens;
     return taken;
   }
@@ -153,6 +154,7 @@ class FileReader {
 
   // Times count from `start_s`.
   Result<void> session(const dom::array& requests, std::uint32_t block, double start_s) {
+    double latest = 0;
     for (const dom::element request : requests) {
       double at = 0;
       const bool timed = !request["t"].get(at);
@@ -160,7 +162,8 @@ class FileReader {
       if (!request["requests"].get(nested)) {  // a sub-agent: same ids; its clock is the session's, or began with it
         double first = at;
         if (nested.size() > 0) (void)nested.at(0)["t"].get(first);
-        Result<void> taken = session(nested, block, start_s + (timed && first < at ? at : 0));
+        const bool own_clock = timed && first < std::min(at, latest);
+        Result<void> taken = session(nested, block, start_s + (own_clock ? at : 0));
         if (!taken) return taken;
         continue;
       }
@@ -169,6 +172,7 @@ class FileReader {
         ++odd_requests_;
         continue;
       }
+      latest = at;
       (void)request["out"].get(answer);
       if (request["hash_ids"].get(ids)) {  // nothing is known of the prompt but its length
         Result<void> begun = begin(start_s + at, prompt, answer, block);

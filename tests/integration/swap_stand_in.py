@@ -22,7 +22,8 @@ class SwapStandIn:
         self.start = start
         self.starter = ThreadPoolExecutor(1)  # a server dies with the thread that started it: not in that of a connection
         self.started = []  # names, in order
-        self.before = lambda name, target: None  # called with each call for a model, before it takes its turn
+        self.before = lambda name, target: None   # called with each call for a model, before it takes its turn
+        self.entered = lambda name, target: None  # and when it has it
         self.turn = threading.Condition()
         self.current = None  # (name, server)
         self.busy = 0        # requests that the current one serves
@@ -111,6 +112,7 @@ class SwapStandIn:
             return self.answer(request, 400, {"error": unknown})
         self.before(name, target)
         server = self.enter(name)
+        self.entered(name, target)
         try:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
             fields = {key: value for key, value in request.headers.items() if key.lower() not in (*HOP_BY_HOP, "host")}

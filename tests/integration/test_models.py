@@ -361,7 +361,7 @@ def test_request_for_another_model_behind_llama_swap_does_not_come_between_two_c
 
     swap = running(SwapStandIn(free_port(), list(KINDS), start))
     front = start_front(folder, running, swap.port)
-    held, release, came = threading.Event(), threading.Event(), threading.Event()
+    held, release, came, answering = (threading.Event() for _ in range(4))
 
     def before(name, target):
         if target == "/tokenize" and not held.is_set():
@@ -369,8 +369,14 @@ def test_request_for_another_model_behind_llama_swap_does_not_come_between_two_c
             release.wait(60)
         if name == "beta":
             came.set()
+            answering.wait(5 if release.is_set() else 0)  # who is let in first is not Cairn's to say
+
+    def entered(name, target):
+        if target == "/completion" and name == "alpha":
+            answering.set()
 
     swap.before = before
+    swap.entered = entered
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         def ask(name):
             return pool.submit(call, front.port, "POST", "/completion", {"model": name, "prompt": prose(100, 5), "n_predict": 2})

@@ -91,6 +91,20 @@ TEST_F(Tiers, ADiskDirectoryThatIsNotMountedYetForgetsNothing) {
   EXPECT_TRUE(store().find(copied)->on_disk);
 }
 
+// A mistyped slot directory beside a disk directory of its own: the other store's states were swept from there.
+TEST_F(Tiers, StatesOfAnotherIndexInTheSlotDirectoryAreNotSwept) {
+  const CheckpointId id = save(1);
+  const StoreOptions right = fixture.options;
+  fixture.options.state_dir = scratch.path() + "/state2";
+  fixture.options.disk_dir = scratch.path() + "/disk2";
+  const auto opened = fixture.open();
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+  fixture.options = right;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+}
+
 TEST_F(Tiers, TheRamIsLeftByThoseWorthLeastAndTheirCopiesStay) {
   const CheckpointId first = save(1);
   const CheckpointId dear = save(2, 9000, 100);
