@@ -343,9 +343,10 @@ Task<void> CachedRequest::bring_back() {
     if (!saved) spdlog::debug("slot {} was not saved before it is overwritten: {}", slot_, to_string(saved.error()));
     plan_in_our_slot();  // the new state may serve this prompt, or have taken the place of the one that was to be restored
   }
-  // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them.
+  // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them. Where prompts
+  // go back to one place again and again, each replaces those of the one before.
   if (plan_.source == Source::live && backend_.kind() == MemoryKind::checkpointed && state.unsaved && state.proven &&
-      state.pieces_since_save >= pieces_between_saves && state.resume_points.size() >= 2 * pieces_between_saves &&
+      state.pieces_since_save >= pieces_between_saves && state.resume_points.size() >= pieces_between_saves * 3 / 2 &&
       backend_.worth_a_stall(state)) {
     record_.enter(Step::save);
     Result<void> saved = co_await backend_.save(slot_);
