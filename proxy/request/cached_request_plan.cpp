@@ -34,7 +34,10 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t o
       option.ready_s = costs.save_seconds(bytes) + costs.commit_seconds(bytes);
     } else {
       const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
-      if (state.in_pieces && common > state.piece_end && common < state.target->size() && backend_.can_save()) {
+      const auto is_made = [&] {  // the stop that was asked for, just now
+        return common == state.piece_end && std::ranges::any_of(state.wanted_stops, [&](const Stop& stop) { return stop.at == common && stop.save; });
+      };
+      if (state.in_pieces && (common > state.piece_end || is_made()) && common < state.target->size() && backend_.can_save()) {
         // It will stop there for us and save. What it computes beyond our own base we should have to compute beside it.
         const double bytes = costs.state_bytes(common, 2);
         option.usable = std::min(common, prompt - 1);
