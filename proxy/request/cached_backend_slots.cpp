@@ -325,9 +325,7 @@ bool CachedBackend::worth_a_stall(const SlotState& state) const {
   const double chance_gone = trusts_backend_cache() ? chance_gone_from_cache : 1.0;
   const auto all = std::as_const(slots_).slots();
   const auto stalled = 1 + std::ranges::count_if(all, &SlotState::running) + static_cast<std::ptrdiff_t>(scheduler_.waiting());
-  // Whoever comes back computes something of its own, in the same request.
-  const double back_s = std::max(0.0, costs_.prefill_seconds(state.recoverable, state.held()) - costs_.piece_seconds());
-  const double loss_s = back_s * state.return_chance * chance_gone;
+  const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone;
   return save_seconds(state) * static_cast<double>(stalled) + costs_.commit_seconds(bytes_of(state)) < loss_s;
 }
 
