@@ -551,6 +551,38 @@ def test_a_slot_that_a_request_with_adapters_may_have_taken_is_not_saved_as_the_
     assert rig.right(first)
 
 
+def test_who_waits_for_a_stop_goes_on_waiting_while_it_is_being_computed(rig):
+    """Asked again just then, it took the idle slot, and the shared prefix was computed in both."""
+    backend = rig.start(slots=2, state_version=4)
+    shared = prompt(3 * LONG, 131)
+
+    def pieces():
+        return backend.of(lambda made: made.is_piece and made.body["prompt"][:100] == shared[:100])
+
+    backend.hold_answers_of = "piece"
+    backend.hold_prefill = threading.Event()
+    answers = {}
+    leader, follower = (threading.Thread(target=lambda at=at: answers.update({at: rig.right(shared + prompt(60, 132 + at))})) for at in range(2))
+    leader.start()
+    wait_until(pieces, "its first piece is computed")
+    follower.start()
+    wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "the other waits")
+    while len(pieces()[-1].body["prompt"]) < len(shared):  # up to the stop that it waits for
+        hold, backend.hold_prefill, before = backend.hold_prefill, threading.Event(), len(pieces())
+        hold.set()
+        wait_until(lambda: len(pieces()) > before, "the next piece is computed")
+    assert len(pieces()[-1].body["prompt"]) == len(shared)
+    assert rig.right(prompt(40, 135))  # when this one gives its slot back the other is asked again
+    wait_until(lambda: rig.cairn.status()["queue"]["leased"] == 1, "one slot is idle")
+    assert rig.cairn.status()["queue"]["waiting"] == 1
+    backend.hold_prefill.set()
+    for one in (leader, follower):
+        one.join(60)
+    backend.hold_prefill = None
+    assert answers == {0: True, 1: True}
+    rig.settle()
+
+
 def test_nobody_is_sent_to_wait_where_the_backend_has_placed_a_request(rig):
     """A conversation's next turn waited for the end of a request that the backend had put into its slot, beside an idle one."""
     backend = rig.start(slots=2, state_version=4)
