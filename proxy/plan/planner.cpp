@@ -29,8 +29,11 @@ Loss overwrite_loss(const PlanInput& input, const SlotOption& slot, std::uint32_
   const CostModel& costs = *input.costs;
   const double bytes = costs.state_bytes(slot.held, slot.context_checkpoints);
   // What this prompt goes on from is not lost. The rest, as it is now: bring back what is saved, compute what is not.
-  // Whoever comes back computes something of its own, in the same request.
-  double back = std::max(0.0, costs.prefill_seconds(std::max(slot.recoverable, kept), slot.held) - costs.piece_seconds());
+  // Whoever comes back computes something of its own, in the same request: what one costs whatever its tokens is not lost. (Something
+  // is: among equals the empty slot is taken.)
+  constexpr double least_share = 0.05;
+  const double rest_s = costs.prefill_seconds(std::max(slot.recoverable, kept), slot.held);
+  double back = std::max(rest_s - costs.piece_seconds(), least_share * rest_s);
   if (slot.recoverable > kept) {
     back += std::min(costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints)), costs.prefill_seconds(0, slot.recoverable));
   }
