@@ -85,7 +85,10 @@ class PosixWritable final : public WritableFile {
     }
     return {};
   }
-  int descriptor() const { return descriptor_.get(); }
+  Result<void> clear() {
+    if (::ftruncate(descriptor_.get(), 0) == 0 && ::lseek(descriptor_.get(), 0, SEEK_SET) == 0) return {};
+    return system_error("truncate", path_, errno);
+  }
 
  private:
   Descriptor descriptor_;
@@ -127,15 +130,14 @@ class PosixDirectory final : public Directory {
 
 class PosixLock final : public FileLock {
  public:
-  PosixLock(Descriptor descriptor, std::string path) : file_(std::move(descriptor), path), path_(std::move(path)) {}
+  PosixLock(Descriptor descriptor, std::string path) : file_(std::move(descriptor), std::move(path)) {}
   Result<void> note(std::string_view text) override {
-    if (::ftruncate(file_.descriptor(), 0) != 0 || ::lseek(file_.descriptor(), 0, SEEK_SET) != 0) return system_error("truncate", path_, errno);
-    return file_.append(std::as_bytes(std::span<const char>(text)));
+    const Result<void> cleared = file_.clear();
+    return cleared ? file_.append(std::as_bytes(std::span<const char>(text))) : cleared;
   }
 
  private:
   PosixWritable file_;  // flock ends with the last descriptor of the open file
-  std::string path_;
 };
 
 Result<void> sync(const std::string& path, int flags) {

@@ -251,10 +251,12 @@ std::string path_of_index(const std::string& state_dir) {
   return (shown.has_filename() ? shown : shown.parent_path()).string();
 }
 
+std::string index_in(const std::string& state_dir) { return state_dir + "/index.sqlite"; }
+
 // False only when there is no index, or none any more.
 bool has_index(FileLayer& files, const std::string& directory) {
   if (directory.empty()) return false;
-  const auto status = files.status(directory + "/index.sqlite");
+  const auto status = files.status(index_in(directory));
   return status || status.error().code != ErrorCode::not_found;
 }
 
@@ -277,8 +279,8 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   const bool tiers = !disk_dir.empty();
   Found slots(slot_dir, false), disk(disk_dir, true);
   // Where every state should lie.
-  const std::string& lasting_dir = tiers ? disk_dir : slot_dir;
-  const std::string lasting_lock = lasting_dir + "/" + std::string(lock_file_name);
+  const Found& lasting = tiers ? disk : slots;
+  const std::string lasting_lock = lasting.lock_file();
   const auto lock_seen = files.status(lasting_lock);
   const bool no_lock = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
   if (auto made = files.make_directory(state_dir); !made) return made.error();
@@ -291,12 +293,12 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
-  auto slot_lock = files.lock(slot_dir + "/" + std::string(lock_file_name));
+  auto slot_lock = files.lock(slots.lock_file());
   // In a slot directory that we cannot write we can at least restore.
   if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
   if (tiers) {
-    auto disk_lock = files.lock(disk_dir + "/" + std::string(lock_file_name));
+    auto disk_lock = files.lock(disk.lock_file());
     if (!disk_lock) return disk_lock.error();
     loaded.disk_lock = std::move(*disk_lock);
   }
@@ -308,7 +310,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   };
   // Where no thread can be had, one after the other.
   auto looking = std::async(std::launch::async | std::launch::deferred, look);
-  const std::string index_path = state_dir + "/index.sqlite";
+  const std::string index_path = index_in(state_dir);
   auto read = read_index(index_path, loaded, checkpoints);
   // Before anything is set aside or swept: every entry would seem to have lost its file.
   if (auto looked = looking.get(); !looked) return looked.error();
@@ -367,7 +369,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   int starts = 0;
   const auto place = loaded.settings.find(std::string(place_setting));
   const bool other_place = lock_seen && place != loaded.settings.end() && place->second != identity_of(*lock_seen);
-  const bool away = believed_away(loaded, no_lock || other_place, (tiers ? disk : slots).kept_any(), starts) && !missing.empty();
+  const bool away = believed_away(loaded, no_lock || other_place, lasting.kept_any(), starts) && !missing.empty();
   const int now = away ? starts + 1 : 0;
   if (away) {
     loaded.absent_entries = missing.size();

@@ -51,15 +51,11 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   // Builds whose files carry no context checkpoints keep those of the slot's previous prompt through a restore, and would
   // later rewind to them: another prompt's state.
   const bool washing = probe_.state_version < 4;
+  if (washing && foreign_ > 0) co_return upstream_error(ErrorCode::unsupported, "a request that may use any slot runs: it cannot be kept clean");
   // Where slots share their room a restore takes none from those that hold something idle; a task does.
-  if (!washing && probe_.clears_idle && lacks_room(slot, token_count, false)) {
-    co_await save_idle_slots(slot);
-    Result<void> washed = co_await wash(slot);
-    if (!washed) co_return washed.error();
-    slots_.forget(slot);
-  }
-  if (washing) {
-    if (foreign_ > 0) co_return upstream_error(ErrorCode::unsupported, "a request that may use any slot runs: it cannot be kept clean");
+  const bool crowded = !washing && probe_.clears_idle && lacks_room(slot, token_count, false);
+  if (crowded) co_await save_idle_slots(slot);
+  if (washing || crowded) {
     Result<void> washed = co_await wash(slot);
     if (!washed) co_return washed.error();
   }
@@ -73,8 +69,8 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   }
   if (!restored || restored->n_tokens != static_cast<std::int64_t>(token_count)) {
     const Error error = restored ? upstream_error(ErrorCode::rejected, "restored another number of tokens") : restored.error();
-    // "no available space in KV cache or invalid slot save file": where the room may be shared nobody knows which.
-    // What answers have grown to is not known before they end, and nothing of requests that the backend placed.
+    // "no available space in KV cache or invalid slot save file": where the room may be shared nobody knows which. What answers have
+    // grown to is not known before they end, and nothing of requests that the backend placed.
     const auto all = std::as_const(slots_).slots();
     const bool others_run = foreign_ > 0 || std::ranges::any_of(all, [&](const SlotState& other) { return other.id != slot && other.running; });
     const bool room = error.status == 400 && (lacks_room(slot, token_count, false) || (probe_.clears_idle && others_run));
