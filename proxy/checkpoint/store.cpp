@@ -150,6 +150,18 @@ ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t 
   co_return std::move(reservation);
 }
 
+ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve_scratch(std::uint64_t bytes_estimate) {
+  const auto job = [this] { return files_.space(options_.slot_dir); };
+  auto space = co_await index_pool_.run(job);
+  if (!space) {
+    ++counters_.disk_errors;
+    saving_failed(space.error());
+    co_return space.error();
+  }
+  if (space->free_bytes < counters_.reserved_bytes + bytes_estimate) co_return co_await reserve(bytes_estimate);
+  co_return Reservation(this, 0, new_base_name() + std::string(saving_suffix));
+}
+
 ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation, NewCheckpoint checkpoint) {
   if (reservation.store_ != this || reservation.temporary_name_.empty()) {
     co_return internal_error("commit without a reservation of this store");

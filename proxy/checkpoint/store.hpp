@@ -181,6 +181,8 @@ class CheckpointStore {
 
   // Makes room for a file of about so many bytes, evicting where needed. no_space when it cannot.
   ResultTask<Reservation> reserve(std::uint64_t bytes_estimate);
+  // For a file that is deleted at once: room on the disk is enough, whatever the budget and the floor of free disk say.
+  ResultTask<Reservation> reserve_scratch(std::uint64_t bytes_estimate);
   // False: it would have to drive out states that are worth more than it, by the policy of eviction. `incoming` has the bytes,
   // tokens and cost it will have, and an id for which `on_worth` answers.
   bool worth_saving(const CheckpointRecord& incoming);

@@ -1,4 +1,4 @@
-// When a backend that cannot be cached is probed again: each probe may overwrite what a slot holds, so ever more rarely.
+// When a backend that cannot be cached is probed again: a probe may overwrite what a slot holds, so ever more rarely.
 // Thread: any one.
 #pragma once
 
@@ -24,9 +24,10 @@ class ProbeSchedule {
     if (!same_process || found.usable()) vain_ = computing_ = 0;
     again_ = found.usable() ? LookAgain::never : found.look_again;
     next_ = now;
-    if (again_ != LookAgain::rarer) return told;
+    if (again_ == LookAgain::never || (again_ == LookAgain::often && found.computed_tokens == 0)) return told;
     next_ += std::min(first * (1 << std::min(vain_++, 10)), longest);
-    if (found.computed_tokens > 0 && ++computing_ == most_computing) again_ = LookAgain::never;
+    // The disk may have room again one day: looked for ever more rarely, but for ever.
+    if (again_ == LookAgain::rarer && found.computed_tokens > 0 && ++computing_ == most_computing) again_ = LookAgain::never;
     return told;
   }
 
@@ -35,7 +36,7 @@ class ProbeSchedule {
  private:
   std::string trouble_;
   LookAgain again_ = LookAgain::never;
-  int vain_ = 0;       // looks of one process that ended with LookAgain::rarer,
+  int vain_ = 0;       // looks of one process that are made more and more rarely,
   int computing_ = 0;  // and those of them that overwrote something
   Clock::time_point next_{};
 };

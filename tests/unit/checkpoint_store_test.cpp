@@ -568,6 +568,24 @@ TEST_F(Store, PinnedAndUsedStay) {
   EXPECT_EQ(fixture.slot_files().size(), 2u);
 }
 
+TEST_F(Store, AFileThatIsDeletedAtOnceNeedsNoRoomInTheBudgetAndDrivesNothingOut) {
+  fixture.options.budget_bytes = 20000;
+  fixture.options.min_free_bytes = 1000000;
+  ASSERT_TRUE(fixture.open());
+  files.pretended_space = DiskSpace{1020000, 2000000};
+  for (int seed = 1; seed < 3; ++seed) ASSERT_TRUE(fixture.save(tokens_of_length(50, seed), 9000));
+  files.pretended_space = DiskSpace{900000, 2000000};  // under the floor
+  auto scratch_room = fixture.await(store().reserve_scratch(30000));
+  ASSERT_TRUE(scratch_room);
+  write_file(scratch.slots() + "/" + scratch_room->temporary_name(), "a few tokens");
+  ASSERT_TRUE(fixture.await(store().discard(std::move(*scratch_room))));
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+  EXPECT_EQ(store().counters().evictions, 0u);
+  EXPECT_FALSE(store().saving_waits());
+  files.pretended_space = DiskSpace{1000, 2000000};  // really full
+  EXPECT_EQ(fixture.await(store().reserve_scratch(30000)).error().code, ErrorCode::no_space);
+}
+
 TEST_F(Store, AFileLargerThanItsReservationMustFitToo) {
   fixture.options.budget_bytes = 20000;
   ASSERT_TRUE(fixture.open());

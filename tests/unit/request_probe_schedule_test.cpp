@@ -33,7 +33,11 @@ int probes_in_an_hour(LookAgain again, std::uint32_t computed) {
 TEST(ProbeSchedule, LooksAgainMoreAndMoreRarely) {
   EXPECT_EQ(probes_in_an_hour(LookAgain::never, 0), 1);
   EXPECT_EQ(probes_in_an_hour(LookAgain::rarer, 0), 17);  // after 5, 10, ... 160 s and then each 300
-  EXPECT_EQ(probes_in_an_hour(LookAgain::often, 4), 3601);
+  EXPECT_EQ(probes_in_an_hour(LookAgain::often, 0), 3601);
+}
+
+TEST(ProbeSchedule, ADiskThatRefusesIsNotLookedAtThroughUsersSlotsAgainAndAgain) {
+  EXPECT_EQ(probes_in_an_hour(LookAgain::often, 4), 17);
 }
 
 TEST(ProbeSchedule, ProbesThatOverwriteASlotEnd) {
