@@ -90,6 +90,8 @@ LookAgain look_again(const Error& error) {
   return error.code == ErrorCode::unsupported || error.code == ErrorCode::invalid ? LookAgain::never : LookAgain::rarer;
 }
 
+constexpr std::uint64_t tiny_save_bytes = 4u << 20;  // generously
+
 struct TinySave {
   std::uint64_t bytes = 0;
   std::uint32_t version = 0;
@@ -99,8 +101,7 @@ struct TinySave {
 // Saves a slot that holds a few tokens and reads the file's head back.
 ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot, TokenSpan expected,
                                CancelSource& cancel) {
-  constexpr std::uint64_t generous_bytes = 4u << 20;
-  Result<CheckpointStore::Reservation> reservation = co_await store.reserve(generous_bytes);
+  Result<CheckpointStore::Reservation> reservation = co_await store.reserve_scratch(tiny_save_bytes);
   if (!reservation) co_return reservation.error();
   const std::string name = reservation->temporary_name();
   Result<SlotAction> saved = co_await api.save(slot, name, cancel);
@@ -255,25 +256,26 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
 
   if (slots->front().n_ctx > 0) probe.meta.n_ctx = slots->front().n_ctx;
 
-  // The slot that holds least: what Cairn's own probe overwrites is then lost least.
-  int slot = 0;
-  std::int64_t least = -1;
-  for (const SlotInfo& info : *slots) {
-    const std::int64_t held = info.n_prompt_tokens.value_or(0) + (info.processing ? 1'000'000'000 : 0);
-    if (least < 0 || held < least) {
-      least = held;
-      slot = info.id;
-    }
-  }
+  // The slots that hold least: what Cairn's own probe overwrites is then lost least.
+  std::vector<SlotInfo> by_content = *slots;
+  std::ranges::stable_sort(by_content, {}, [](const SlotInfo& info) { return std::pair{info.processing, info.n_prompt_tokens.value_or(0)}; });
+  const int slot = by_content.front().id;
+  const bool is_empty = !by_content.front().processing && by_content.front().n_prompt_tokens.value_or(0) == 0;
 
   // Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
-  if (least == 0) {
-    Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
-    if (!empty && look_again(empty.error()) != LookAgain::rarer) {
-      probe.look_again = look_again(empty.error());
-      probe.save_trouble = save_trouble(empty.error());
-      co_return probe;
-    }
+  Result<void> possible;
+  if (is_empty) {
+    const Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
+    if (!empty && look_again(empty.error()) != LookAgain::rarer) possible = empty.error();
+  } else {
+    Result<CheckpointStore::Reservation> room = co_await store->reserve_scratch(tiny_save_bytes);
+    if (room) (void)co_await store->discard(std::move(*room));
+    else possible = room.error();
+  }
+  if (!possible) {
+    probe.look_again = look_again(possible.error());
+    probe.save_trouble = save_trouble(possible.error());
+    co_return probe;
   }
 
   const Tokens prompt = probe_tokens(probe.meta.n_vocab, fingerprint_tokens, 1);
@@ -308,11 +310,9 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   probe.state_version = tiny->version;
 
   // Does a task in one slot empty the others? One token tells.
-  if (slots->size() > 1) {
-    const int other = slot == 0 ? 1 : 0;
-    const auto busy = std::find_if(slots->begin(), slots->end(), [&](const SlotInfo& info) { return info.id == other; });
-    if (busy != slots->end() && !busy->processing) {
-      Result<void> washed = co_await api.wash(other, cancel);
+  if (by_content.size() > 1) {
+    if (const SlotInfo& other = by_content[1]; !other.processing) {
+      Result<void> washed = co_await api.wash(other.id, cancel);
       if (!washed) co_return washed.error();
       probe.computed_tokens += 1;
       Result<std::vector<SlotInfo>> after = co_await api.slots(cancel);
