@@ -96,6 +96,8 @@ class CachedBackend {
   // Its server has no other: a call that the model sleeps through, or is not there for, wakes and loads nobody else's.
   bool only_model() const { return shared_ == nullptr; }
 
+  // What a restore of the state has to read first is read (its checksum; from the disk tier, a copy), and what is bad dropped.
+  ResultTask<void> read_ahead(CheckpointId checkpoint);
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
   ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);

@@ -15,18 +15,22 @@ constexpr std::chrono::minutes not_tried_again{5};  // a state that could not be
 constexpr std::chrono::seconds no_room_again{30};   // or that found no room
 }  // namespace
 
+ResultTask<void> CachedBackend::read_ahead(CheckpointId id) {
+  const CheckpointStore::Use use = store_->use(id);
+  if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
+  const Result<VerifyOutcome> verified = co_await store_->verify_before_restore(id);
+  if (verified) co_return Result<void>{};
+  const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
+  spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
+               to_string(verified.error()));
+  if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
+  co_return verified.error();
+}
+
 ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource& cancel) {
   SlotState& state = slots_.at(slot);
   const CheckpointStore::Use use = store_->use(id);
-  if (!use) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
-  Result<VerifyOutcome> verified = co_await store_->verify_before_restore(id);
-  if (!verified) {
-    const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
-    spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
-                 to_string(verified.error()));
-    if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
-    co_return verified.error();
-  }
+  if (const Result<void> read = co_await read_ahead(id); !read) co_return read.error();
   // A request may have waited long since its plan was made: the model may be another one by now.
   if (!co_await same_process(*background_) || !co_await same_adapters(*background_)) {
     suspect_down();

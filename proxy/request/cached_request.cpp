@@ -277,6 +277,12 @@ Task<void> CachedRequest::serve_cached() {
   lease_ = std::move(*lease);
   slot_ = lease_.slot();
   generation_ = backend_.generation();
+  if (plan_.source == Source::restore && backend_.probe().clears_idle) {
+    // Others need not wait at the gate for the disk.
+    record_.enter(Step::restore);
+    (void)co_await backend_.read_ahead(static_cast<CheckpointId>(plan_.checkpoint));
+    record_.enter(Step::acquire);
+  }
   Result<StartGate> entered = co_await backend_.gate_if_needed(downstream_.cancel());
   if (!entered) {
     co_await fail(entered.error());
