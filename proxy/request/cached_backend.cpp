@@ -326,6 +326,19 @@ CachedBackend::Foreign::~Foreign() {
 }
 
 Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
+  const auto all = std::as_const(slots_).slots();
+  const auto idle = std::ranges::count_if(all, [](const SlotState& state) { return !state.leased; });
+  const SlotState* oldest = nullptr;
+  for (const SlotState& state : all) {
+    if (!state.leased && (oldest == nullptr || state.last_used < oldest->last_used)) oldest = &state;
+  }
+  // It takes the idle slot that was used longest ago, or the one that is most like its prompt, which we do not know.
+  const double another = probe_.clears_idle ? 1.0 : 1.0 / static_cast<double>(std::max<std::ptrdiff_t>(idle, 1));
+  co_await save_idle(oldest != nullptr ? oldest->id : -1, another, cancel);
+}
+
+// `chance`: that what idle slots hold goes, but for `surely`, which does.
+Task<void> CachedBackend::save_idle(int surely, double chance, CancelSource& cancel) {
   if (phase_ != BackendPhase::ready) co_return;
   // It may take any idle slot.
   for (std::size_t i = 0; i < slots_.slots().size() && !cancel.cancelled(); ++i) {
@@ -346,7 +359,7 @@ Task<void> CachedBackend::save_before_stop(CancelSource& cancel) {
   const std::function<void()> wake = [this] { released_.notify_all(); };
   const CancelSource::Registration registration = cancel.on_cancel(wake);
   while (saving() && !cancel.cancelled()) co_await released_.wait();
-  co_await save_before_foreign(cancel);
+  co_await save_idle(-1, 1.0, cancel);
 }
 
 void CachedBackend::note_foreign_started(bool other_weights) {

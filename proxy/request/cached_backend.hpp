@@ -226,7 +226,7 @@ class CachedBackend {
   const CostModel& costs() const { return costs_; }
   double bytes_of(const SlotState& state) const;  // in a file
   // Saving it while somebody waits costs less than losing it would.
-  bool worth_a_stall(const SlotState& state) const;
+  bool worth_a_stall(const SlotState& state, double chance_lost = 1.0) const;
   Catalogue* catalogue() { return catalogue_; }
   CheckpointStore* store() { return store_; }
   TokenMemo& memo() { return memo_; }
@@ -251,6 +251,7 @@ class CachedBackend {
    private:
     CachedBackend* backend_;
   };
+  Task<void> save_idle(int surely, double chance, CancelSource& cancel);
   std::string rates_key() const;
   CheckpointKind kind_of_states() const;
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.

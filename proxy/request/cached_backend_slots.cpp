@@ -197,13 +197,13 @@ double CachedBackend::bytes_of(const SlotState& state) const {
 
 double CachedBackend::save_seconds(const SlotState& state) const { return costs_.save_seconds(bytes_of(state)); }
 
-bool CachedBackend::worth_a_stall(const SlotState& state) const {
+bool CachedBackend::worth_a_stall(const SlotState& state, double chance_lost) const {
   // What the backend clears goes to its own RAM cache: gone only when it is restarted, or has to make room.
   constexpr double chance_gone_from_cache = 0.3;
   const double chance_gone = trusts_backend_cache() ? chance_gone_from_cache : 1.0;
   const auto all = std::as_const(slots_).slots();
   const auto stalled = 1 + std::ranges::count_if(all, &SlotState::running) + static_cast<std::ptrdiff_t>(scheduler_.waiting());
-  const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone;
+  const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone * chance_lost;
   return save_seconds(state) * static_cast<double>(stalled) + costs_.commit_seconds(bytes_of(state)) < loss_s;
 }
 
