@@ -259,7 +259,9 @@ class CachedBackend {
   double save_seconds(const SlotState& state) const;
   bool trusts_backend_cache() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
-  Task<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
+  ResultTask<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
+  // Before a state is saved or put in. Errors: closed, when it is another process or has other adapters; timeout, when it does not say.
+  ResultTask<void> still_ours();
   Task<bool> taken(int slot);  // by a request that the backend placed
   Task<void> look_for_taken();
   ResultTask<void> wash(int slot);

@@ -12,6 +12,10 @@
 
 namespace cairn {
 
+namespace {
+bool is_late(const Error& error) { return error.code == ErrorCode::timeout; }
+}  // namespace
+
 Task<bool> CachedBackend::same_process(CancelSource& cancel) {
   if (shared_ != nullptr && !co_await shared_->is_there(*this, cancel)) co_return false;
   Result<BackendProps> props = co_await api_.props(cancel);
@@ -61,6 +65,8 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
 
 // False: it is another process, or has other adapters.
 Task<bool> CachedBackend::believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel) {
+  // Between two batches only do some builds answer this, on a slow machine later than we wait; which process it is it has said.
+  if (!infos && is_late(infos.error()) && !probe_.process.empty()) co_return true;
   if (!infos || infos->size() < slots_.slots().size()) co_return false;
   // The probe used a slot, and tasks are numbered upwards: where none was used, or the numbers went back, it is another
   // process (older builds tell in no other way).
@@ -69,16 +75,31 @@ Task<bool> CachedBackend::believe_all(const Result<std::vector<SlotInfo>>& infos
   const bool same = latest >= 0 && latest >= last_task_;
   last_task_ = latest;
   if (!same) co_return false;
-  if (!co_await same_adapters(cancel)) co_return false;
+  const Result<bool> adapters = co_await same_adapters(cancel);
+  if (!adapters) co_return true;
+  if (!*adapters) co_return false;
   believe(*infos);
   co_return true;
 }
 
-// They can be switched behind our back, too.
-Task<bool> CachedBackend::same_adapters(CancelSource& cancel) {
+// They can be switched behind our back, too. An error: it does not say now, as it answers this between two batches only.
+ResultTask<bool> CachedBackend::same_adapters(CancelSource& cancel) {
   if (probe_.lora == "[]") co_return true;
   const Result<std::string> lora = co_await api_.lora_adapters(cancel);
+  if (!lora && is_late(lora.error()) && !probe_.process.empty()) co_return lora.error();
   co_return lora && *lora == probe_.lora;
+}
+
+ResultTask<void> CachedBackend::still_ours() {
+  bool same = co_await same_process(*background_);
+  if (same) {
+    const Result<bool> adapters = co_await same_adapters(*background_);
+    if (!adapters) co_return adapters.error();
+    same = *adapters;
+  }
+  if (same) co_return Result<void>{};
+  suspect_down();
+  co_return upstream_error(ErrorCode::closed, "the backend was restarted");
 }
 
 CachedBackend::Checking::~Checking() {

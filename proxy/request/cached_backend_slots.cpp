@@ -59,9 +59,9 @@ ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
     return error;
   };
   // Another model's state under this namespace would be a wrong answer one day.
-  if (!co_await same_process(*background_) || !co_await same_adapters(*background_)) {
-    suspect_down();
-    co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  if (const Result<void> ours = co_await still_ours(); !ours) {
+    state.unsaved = ours.error().code == ErrorCode::timeout && !state.known.empty();
+    co_return ours.error();
   }
   if (co_await taken(slot)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
   if (phase_ != BackendPhase::ready || state.name_space != static_cast<std::int64_t>(probe_.name_space)) co_return Result<void>{};
