@@ -340,11 +340,10 @@ Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
 // `chance`: that what idle slots hold goes, but for `surely`, which does.
 Task<void> CachedBackend::save_idle(int surely, double chance, CancelSource& cancel) {
   if (phase_ != BackendPhase::ready) co_return;
-  // It may take any idle slot.
   for (std::size_t i = 0; i < slots_.slots().size() && !cancel.cancelled(); ++i) {
     const SlotState& state = slots_.slots()[i];
     if (!state.unsaved || state.leased) continue;
-    if (!worth_a_stall(state)) continue;
+    if (!worth_a_stall(state, state.id == surely ? 1.0 : chance)) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);
     if (!lease) continue;
     Result<void> saved = co_await save(lease->slot());
@@ -375,7 +374,7 @@ void CachedBackend::note_foreign_started(bool other_weights) {
 
 void CachedBackend::schedule_write_back() {
   if (write_back_scheduled_ || stopping_.cancelled() || phase_ != BackendPhase::ready) return;
-  const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved; });
+  const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved || state.attempted != nullptr; });
   if (!unsaved && (store_ == nullptr || !store_->copies_due())) return;
   write_back_scheduled_ = true;
   spawn(write_back());

@@ -109,14 +109,22 @@ CachedBackend::Checking::~Checking() {
 
 void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   std::vector<SlotTable::Length> lengths;
-  for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens});
+  for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens, info.processing});
+  std::vector<int> broken_off;
+  for (const SlotState& state : std::as_const(slots_).slots()) {
+    if (state.attempted != nullptr && !state.leased) broken_off.push_back(state.id);
+  }
   slots_.believe_lengths(lengths);
+  for (const int id : broken_off) {
+    if (!std::as_const(slots_).at(id).known.empty()) note_slot_content(id);
+  }
 }
 
-// Where tasks ran whose slot the backend chose, unless that is known already.
+// Where tasks ran whose slot the backend chose, and how far those came that were broken off, unless that is known already.
 Task<void> CachedBackend::find_chosen() {
-  const auto slots = std::as_const(slots_).slots();
-  if (std::none_of(slots.begin(), slots.end(), [](const SlotState& state) { return state.chosen_for_us; })) co_return;
+  if (std::ranges::none_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.chosen_for_us || state.attempted != nullptr; })) {
+    co_return;
+  }
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
   if (infos) believe(*infos);
 }

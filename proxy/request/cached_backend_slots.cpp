@@ -134,6 +134,7 @@ ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
   }
   if (!was_taken()) {
     state.doubtful = false;
+    state.attempted.reset();
     state.known = committed->tokens;
     state.unknown_tail = 0;
     state.unsaved = false;
@@ -162,6 +163,8 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
     cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
     state.unknown_tail = 1;
     state.unsaved = false;
+    if (timings.error().code != ErrorCode::rejected) slots_.note_attempt(slot, tokens);
+    state.name_space = static_cast<std::int64_t>(probe_.name_space);
     co_return timings.error();
   }
   check_weights(slot, tokens, timings->cache_n);
@@ -226,6 +229,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
 void CachedBackend::note_task_started(int slot) {
   SlotState& started = slots_.at(slot);
   started.running = started.leased;
+  started.attempted.reset();
   if (!probe_.clears_idle) return;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.

@@ -308,7 +308,7 @@ Task<void> CachedRequest::serve_cached() {
 
   record_.enter(Step::forward);
   if (downstream_.cancel().cancelled()) {
-    backend_.note_slot_content(slot_);  // the pieces are worth keeping
+    note_content();  // the pieces are worth keeping
     co_await fail(downstream_error(ErrorCode::cancelled, "the client left before its answer began"));
     co_return;
   }

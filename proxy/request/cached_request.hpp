@@ -64,6 +64,7 @@ class CachedRequest {
   void plan_in_our_slot();  // the same, once the choice cannot be left to the backend any more
   void plan_recompute();
   void account(const std::optional<Timings>& timings, bool computed);
+  void note_content();
   void backend_is_done();
   void account_unpinned(const Timings& timings);
   MissReason explain() const;

@@ -23,17 +23,22 @@ class TapForTimings final : public AnswerTap {
   using OnEnd = std::function<void(const TapForTimings&, bool whole)>;
   explicit TapForTimings(OnEnd on_end) : on_end_(std::move(on_end)) {}
   void on_bytes(std::span<const char> bytes) override {
+    // A comment in a silence, by which a stream is kept alive, is no answer.
+    constexpr std::string_view event = "data:";
+    saw_event_ = saw_event_ || std::string_view{bytes.data(), bytes.size()}.find(event) != std::string_view::npos;
     seen_bytes_ += bytes.size();
     tail_.on_bytes(bytes);
   }
   void on_end(bool whole) override { on_end_(*this, whole); }
   const TimingsTail& tail() const { return tail_; }
+  bool saw_event() const { return saw_event_; }
   std::uint64_t seen_bytes() const { return seen_bytes_; }
 
  private:
   OnEnd on_end_;
   TimingsTail tail_;
   std::uint64_t seen_bytes_ = 0;
+  bool saw_event_ = false;
 };
 
 // The start gate while a request waits for its task to begin. Shared with the coroutine that watches for that, which ends by
@@ -118,11 +123,13 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   // However slow the client reads, the slot is free for others once the backend has said all.
   TapForTimings tap([this, leased, status](const TapForTimings& seen, bool whole) {
     // A request that the backend refused has not touched the slot.
-    const bool computed = seen.seen_bytes() > 0 && !parsed_.return_progress && (whole || parsed_.stream);
+    const bool computed = !parsed_.return_progress && (whole ? seen.seen_bytes() > 0 : parsed_.stream && seen.saw_event());
     if (leased && status / 100 == 2) {
       account(seen.tail().timings(), computed);
       SlotState& state = backend_.slots().at(slot_);
       if (!whole) state.unknown_tail = std::max(state.unknown_tail, 1U);  // counts that came before the end say nothing of it
+    } else if (leased && record_.pieces > 0 && backend_.generation() == generation_) {
+      note_content();
     }
     if (!leased && plan_.source == Source::backend && seen.tail().timings()) account_unpinned(*seen.tail().timings());
     backend_is_done();
@@ -174,17 +181,19 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   }
   state.chosen_for_us = !parsed_.takes_slot;
   if (!timings) {
+    const std::size_t common = common_prefix(state.known, prompt_);
+    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(common));
     // Once there was an answer the prompt had been computed; progress reports come before that.
     if (computed) {
       state.known = prompt_;
-      state.name_space = name_space();
     } else {
       // It holds our tokens up to the last piece for certain, and something beyond.
-      state.known.resize(common_prefix(state.known, prompt_));
+      state.known.resize(common);
+      if (own_weights() && parsed_.takes_slot) backend_.slots().note_attempt(slot_, prompt_);
     }
-    cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
+    state.name_space = name_space();
     state.unknown_tail = 1;
-    backend_.note_slot_content(slot_);
+    note_content();
     return;
   }
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
@@ -240,12 +249,18 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     backend_.catalogue()->answered(backend_.name_space(), prompt_, static_cast<std::uint32_t>(timings->predicted_n));
   }
   state.name_space = name_space();
+  note_content();
+  record_.miss = explain();
+}
+
+// What the slot holds is of this prompt now.
+void CachedRequest::note_content() {
+  SlotState& state = backend_.slots().at(slot_);
   // A conversation that has gone on once goes on again.
   constexpr double conversation = 0.95;
   state.proven = known_.continues;
   state.return_chance = known_.continues ? conversation : backend_.return_chance();
   backend_.note_slot_content(slot_);
-  record_.miss = explain();
 }
 
 // The backend chose the slot: what it reused tells whether its cache held what we believed.

@@ -24,6 +24,7 @@ void SlotTable::reset(int count) {
 void SlotTable::forget(int id) {
   SlotState& slot = at(id);
   slot.known.clear();
+  slot.attempted.reset();
   slot.unknown_tail = 0;
   slot.resume_points.clear();
   slot.unsaved = false;
@@ -38,10 +39,18 @@ void SlotTable::forget_all() {
   for (SlotState& slot : slots_) forget(slot.id);
 }
 
-bool SlotTable::believe_length(int id, std::optional<std::int64_t> n) {
+bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool processing) {
   SlotState& slot = at(id);
   if (slot.leased) return false;
   const std::int64_t now = n.value_or(0);  // never used by this process
+  if (slot.attempted != nullptr && now > 0 && now >= static_cast<std::int64_t>(slot.known.size())) {
+    const Tokens& prompt = *slot.attempted;
+    const auto there = std::min<std::size_t>(static_cast<std::size_t>(now), prompt.size());
+    slot.known.assign(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(there));
+    slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(there);
+    if (!processing) slot.attempted.reset();
+    return false;
+  }
   if (now == slot.held()) {
     slot.doubtful = false;
     return false;
@@ -74,7 +83,7 @@ void SlotTable::believe_lengths(std::span<const Length> lengths) {
     forget(one.id);
   }
   for (const Length& one : lengths) {
-    if (ours(one)) believe_length(one.id, one.tokens);
+    if (ours(one)) believe_length(one.id, one.tokens, one.processing);
   }
 }
 

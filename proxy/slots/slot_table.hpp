@@ -30,6 +30,7 @@ struct SlotState {
   bool taken = false;           // a request whose slot the backend chose was seen to run there
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
+  std::shared_ptr<const Tokens> attempted;  // the prompt of a task that was broken off: how much of it is there, GET /slots tells
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
   std::uint32_t pieces_since_save = 0;  // computed into it, each of which leaves context checkpoints
@@ -62,15 +63,18 @@ class SlotTable {
   SlotState& at(int id) { return slots_.at(static_cast<std::size_t>(id)); }
   const SlotState& at(int id) const { return slots_.at(static_cast<std::size_t>(id)); }
 
+  // A task with this prompt was broken off there: the slot keeps the part that was computed (build 11669), and GET /slots tells how much.
+  void note_attempt(int id, TokenSpan prompt) { at(id).attempted = std::make_shared<const Tokens>(prompt.begin(), prompt.end()); }
   // The slot holds nothing we know of.
   void forget(int id);
   void forget_all();
   // GET /slots says the slot holds `n` tokens (nullopt: it has processed nothing since the backend started). Believed over what we remember.
   // True when our belief was wrong.
-  bool believe_length(int id, std::optional<std::int64_t> n);
+  bool believe_length(int id, std::optional<std::int64_t> n, bool processing = false);
   struct Length {
     int id = 0;
     std::optional<std::int64_t> tokens;
+    bool processing = false;  // there may be more of them soon
   };
   // The same for all that were listed. A task whose slot the backend chose may have run elsewhere: where another slot holds just as
   // many tokens as that task left, unlike before, the belief moves there.

@@ -106,6 +106,8 @@ class ScriptedBackend:
         self.hold_save = None           # an Event: a slot is not saved before it is set
         self.hold_restore = None        # likewise; it goes on when whoever asked for it has hung up
         self.hold_props = None          # an Event: which process it is, is not told before it is set
+        self.hold_slots = None          # likewise what its slots hold
+        self.comments = b""             # comes before a client's prompt is computed
         self.misreads = False           # another tokenizer than the one it computes with
         self.filler = []                # contents of events after the first chunk of a client's stream
         self.die_after_chunks = None    # of a client's stream: then the connection is cut
@@ -342,6 +344,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply({"data": [{"id": "scripted", "meta": {"n_vocab": VOCABULARY, "n_ctx": backend.n_ctx, "n_embd": 8,
                                                              "n_params": 1000, "size": 4000, "ftype": "F32"}}]})
         elif path == "/slots":
+            if backend.hold_slots is not None:
+                backend.hold_slots.wait(60)
             rows = []
             for slot in backend.slots:
                 row = {"id": slot.id, "is_processing": slot.busy}
@@ -456,8 +460,12 @@ class _Handler(BaseHTTPRequestHandler):
                     slot.real, slot.believed = slot.real[:base] + backend.with_adapters(half[base:]), list(half)
                     if body.get("stream"):
                         self.begin_stream()
-                        self.event({"content": "", "prompt_progress": {"total": len(prompt), "cache": base,
-                                                                       "processed": len(half), "time_ms": 1}})
+                        if body.get("return_progress"):
+                            self.event({"content": "", "prompt_progress": {"total": len(prompt), "cache": base,
+                                                                           "processed": len(half), "time_ms": 1}})
+                    if by_client and backend.comments:
+                        self.begin_stream()
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(backend.comments), backend.comments))
                     self.hold(backend.hold_prefill, call)
                 backend.compute(slot, prompt, base)
                 self.answer(call, slot, prompt, base, by_client)

@@ -107,7 +107,8 @@ class Rig:
     def close(self):
         # Whatever a test still holds is let go first, so that Cairn can end in peace.
         if self.backend is not None:
-            for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save, self.backend.hold_restore):
+            for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save, self.backend.hold_restore,
+                          self.backend.hold_slots):
                 if event is not None:
                     event.set()
         try:

@@ -323,6 +323,57 @@ def test_what_a_replaced_backend_made_of_a_prompt_is_not_used(rig):
     assert len(rig.backend.of(lambda call: call.path == "/tokenize")) == 2
 
 
+def test_a_backend_that_answers_late_is_no_other_process(rig):
+    """Some builds tell what their slots hold between two batches only: all that was known of the slots was forgotten, and a probe took one."""
+    backend = rig.start(state_version=4, slots=2)
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    backend.forget_calls()
+    backend.hold_slots = threading.Event()
+    assert rig.right(first + prompt(40, 2))
+    assert rig.latest()["plan"] == "live" and rig.latest()["reused_tokens"] >= LONG - 1
+    assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
+    backend.hold_slots.set()
+    backend.hold_slots = None
+
+
+def test_a_probe_finds_out_beside_a_request_that_slots_are_cleared(rig):
+    """It looked at the first two slots only, one of which was busy: a backend that clears idle slots passed for one that keeps them."""
+    backend = rig.start_backend(state_version=4, slots=4, clears_idle=True)
+    backend.hold_stream = threading.Event()
+    busy = open_request(rig.backend_port, {"prompt": prompt(200, 1), "n_predict": 2, "stream": True, "id_slot": 1})
+    read_until(busy, b"data: ")
+    rig.start_cairn()
+    assert rig.cairn.status()["backend"]["clears_idle_slots"]
+    backend.hold_stream.set()
+    busy.close()
+
+
+def test_a_probe_overwrites_the_emptiest_slots_only(rig):
+    backend = rig.start_backend(state_version=4, slots=4)
+    for slot in (0, 1):
+        assert call(rig.backend_port, "POST", "/completion", {"prompt": prompt(LONG, slot), "n_predict": 2, "id_slot": slot}).status == 200
+    rig.start_cairn()
+    assert [len(slot.believed) for slot in backend.slots[:2]] == [LONG, LONG]
+
+
+def test_states_are_restored_although_no_more_can_be_saved(rig):
+    """With the budget full of pinned states Cairn was of no use after a restart, and each further probe overwrote a slot."""
+    backend = rig.start(state_version=4)
+    first = prompt(LONG, 1)
+    assert rig.right(first)
+    rig.settle()
+    for one in call(rig.cairn_port, "GET", "/cairn/checkpoints").json()["checkpoints"]:
+        assert call(rig.cairn_port, "POST", f"/cairn/checkpoints/{one['id']}/pin").status == 200
+    rig.cairn.stop()
+    backend.stop()
+    rig.flags = ("--budget", "4KiB")
+    rig.start(state_version=4)
+    assert rig.right(first + prompt(40, 2))
+    assert rig.latest()["plan"] == "restore"
+
+
 def test_another_model_while_cairn_was_away(rig):
     rig.start(state_version=4, weights="a")
     first = prompt(LONG, 1)
@@ -378,6 +429,59 @@ def test_client_leaves_during_a_piece(rig):
     backend.hold_prefill.set()
     backend.hold_prefill = None
     assert rig.right(prompt(LONG, 1))
+
+
+@pytest.mark.parametrize("clears_idle", [False, True])
+@pytest.mark.parametrize("held", ["client", "piece"])
+def test_a_prompt_that_was_broken_off_goes_on_where_it_stopped(rig, held, clears_idle):
+    """A client whose patience ended asked again: what had been computed lay in one slot, and all was computed anew in another."""
+    rig.interval = "512" if held == "piece" else "50000"
+    backend = rig.start(state_version=4, slots=3, clears_idle=clears_idle)
+    backend.hold_answers_of = held
+    backend.hold_prefill = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": held == "client"})
+    made = wait_until(lambda: backend.of(lambda call: call.path == "/completion"), "it is being computed")[0]
+    wait_until(lambda: any(slot.believed for slot in backend.slots), "half of it is computed")
+    leave_and_check(rig, client, made)
+    backend.hold_prefill = None
+    slot, half = next((slot.id, len(slot.believed)) for slot in backend.slots if slot.believed)
+    before = backend.computed
+    assert rig.right(prompt(LONG, 1))
+    assert rig.client_calls()[-1].body["id_slot"] == slot
+    assert backend.computed - before <= LONG - half + 8
+
+
+def test_what_was_computed_of_a_prompt_that_was_broken_off_is_saved(rig):
+    rig.interval = "50000"
+    backend = rig.start(state_version=4)
+    backend.hold_prefill = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(2 * LONG, 1), "n_predict": 2, "stream": True})
+    made = wait_until(lambda: rig.client_calls(), "it is being computed")[0]
+    wait_until(lambda: backend.slots[0].believed, "half of it is computed")
+    leave_and_check(rig, client, made)
+    backend.hold_prefill = None
+    wait_until(lambda: rig.cairn.status()["store"]["checkpoints"] == 1, "it is saved")
+    rig.cairn.stop()
+    backend.slots[0].believed, backend.slots[0].real = [], []
+    rig.start_cairn()
+    before = backend.computed
+    assert rig.right(prompt(2 * LONG, 1))
+    assert backend.computed - before <= LONG + 8
+
+
+def test_a_comment_in_a_silence_is_no_sign_that_the_prompt_was_computed(rig):
+    """The slot was believed to hold all of it, and forgotten when it turned out not to: what there was of it was lost."""
+    rig.interval = "50000"
+    backend = rig.start(state_version=4, slots=2)
+    backend.comments = b":\n\n"
+    backend.hold_prefill = threading.Event()
+    client = open_request(rig.cairn_port, {"prompt": prompt(LONG, 1), "n_predict": 2, "stream": True})
+    read_until(client, b"\r\n:\n\n")
+    leave_and_check(rig, client, rig.client_calls()[0])
+    backend.hold_prefill = None
+    before = backend.computed
+    assert rig.right(prompt(LONG, 1))
+    assert backend.computed - before <= LONG // 2 + 8
 
 
 def test_client_leaves_during_its_answer(rig):

@@ -106,6 +106,27 @@ TEST(SlotTable, TheBackendsWordWins) {
   }
 }
 
+TEST(SlotTable, ATaskThatWasBrokenOffLeftAsMuchAsTheBackendSays) {
+  SlotTable table(1);
+  SlotState& slot = table.at(0);
+  fill(slot, 100, 1);
+  table.note_attempt(0, counting(1000));
+  EXPECT_FALSE(table.believe_length(0, 640, true));  // it has not noticed yet, and goes on
+  EXPECT_EQ(slot.known, counting(640));
+  EXPECT_EQ(slot.unknown_tail, 0u);
+  EXPECT_FALSE(table.believe_length(0, 900));
+  EXPECT_EQ(slot.known, counting(900));
+  EXPECT_EQ(slot.attempted, nullptr);
+  table.note_attempt(0, counting(1000));
+  EXPECT_FALSE(table.believe_length(0, 1003));  // and three of an answer
+  EXPECT_EQ(slot.known, counting(1000));
+  EXPECT_EQ(slot.unknown_tail, 3u);
+  table.note_attempt(0, counting(1200));
+  EXPECT_TRUE(table.believe_length(0, 20));  // somebody else's
+  EXPECT_TRUE(is_empty(slot));
+  EXPECT_EQ(slot.attempted, nullptr);
+}
+
 TEST(SlotTable, ASlotInUseIsNotJudged) {
   SlotTable table(1);
   fill(table.at(0), 100);
