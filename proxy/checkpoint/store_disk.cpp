@@ -9,14 +9,14 @@ namespace {
 
 Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, std::move(what)); }
 
+}  // namespace
+
 bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b, bool with_ctime) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](const FileStamp& left, const FileStamp& right) {
     return left.suffix == right.suffix && left.bytes == right.bytes && left.inode == right.inode &&
            left.mtime_ns == right.mtime_ns && (!with_ctime || left.ctime_ns == right.ctime_ns);
   });
 }
-
-}  // namespace
 
 std::string new_base_name() {
   std::random_device random;

@@ -25,6 +25,8 @@ inline constexpr std::string_view lock_file_name = "cairn.lock";  // in both dir
 // "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
 std::string new_base_name();
 
+bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b, bool with_ctime);
+
 struct Inspected {
   StateHeader header;
   std::vector<FileStamp> stamps;

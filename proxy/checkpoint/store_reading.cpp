@@ -121,9 +121,9 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
   if (!afresh) {
     if (!record->in_slots) co_return co_await bring_up(id);
     auto verified = co_await verify_copy(id, Tier::slots, false);
-    // One copy was bad; the other may be brought up.
+    // One copy was bad; the other may be brought up, or another request has done so meanwhile.
     record = find(id);
-    if (verified || record == nullptr || record->in_slots) co_return verified;
+    if (verified || record == nullptr || !record->on_disk) co_return verified;
     co_return co_await bring_up(id);
   }
   VerifyOutcome both;
@@ -182,13 +182,17 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tie
     ++counters_.disk_errors;
     co_return error;
   }
-  if (again != entries_.end()) {
+  // Who found the same meanwhile has dropped that copy, or replaced it.
+  const auto is_believed = [&](const CheckpointRecord& now) {
+    return in_slots ? now.in_slots && same_stamps(now.files, record.files, false) : now.on_disk;
+  };
+  if (again != entries_.end() && is_believed(again->second.record)) {
     CheckpointRecord& now = again->second.record;
-    if (in_slots && now.in_slots && now.on_disk) {
+    if (in_slots && now.on_disk) {
       ++counters_.dropped_bad;
       leave_slots(id);
       condemned_.back().id = CheckpointId{};  // whoever uses the checkpoint has no use for this file, nor is it to be taken back
-    } else if (!in_slots && now.in_slots && now.on_disk) {
+    } else if (!in_slots && now.in_slots) {
       ++counters_.dropped_bad;
       now.on_disk = false;
       counters_.disk_bytes -= now.bytes;

@@ -297,7 +297,11 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
     co_return copied->outcome;
   }
   const Error error = copied.error();
-  if (again == entries_.end() || !again->second.record.in_slots) condemn_file(record.file_name);  // a part may have its name already
+  if (again != entries_.end() && again->second.record.in_slots) {  // another request brought it up meanwhile
+    *reservation = Reservation{};
+    co_return co_await verify_copy(id, Tier::slots, false);
+  }
+  condemn_file(record.file_name);  // a part may have its name already
   if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {
     condemn(id, RemovalReason::bad_file);
   } else {

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <latch>
 
 #include "checkpoint/store.hpp"
 #include "unit/checkpoint_support.hpp"
@@ -368,6 +370,77 @@ TEST_F(Tiers, TwoWhoBringUpTheSameCountItOnce) {
   io.run();
   EXPECT_EQ(good, 2);
   EXPECT_EQ(store().counters().slot_bytes, store().find(id)->bytes);
+  EXPECT_EQ(store().counters().reserved_bytes, 0u);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+}
+
+// The second finding condemned the state, and the good copy went with it.
+TEST_F(Tiers, TwoWhoFindTheSameFileInRamBadKeepItsCopy) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const std::string path = scratch.slots() + "/" + name_of(id);
+  write_file(path, std::string(fs::file_size(path), 'x'));
+  std::latch deleting(1), second_may_read(1), may_delete(1);
+  std::atomic<int> opens{0}, removals{0};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "open" && opens++ == 1) second_may_read.wait();
+    if (std::string_view(call) == "remove") {
+      if (removals++ == 0) deleting.count_down();
+      may_delete.wait();
+    }
+    return std::nullopt;
+  };
+  const auto use = store().use(id);
+  boost::asio::io_context io;
+  int good = 0;
+  for (int i = 0; i < 2; ++i) {
+    boost::asio::co_spawn(io, store().verify_before_restore(id),
+                          [&](std::exception_ptr, Result<VerifyOutcome> verified) { good += verified.has_value(); });
+  }
+  while (!deleting.try_wait()) io.poll();  // one has found it bad
+  second_may_read.count_down();
+  io.run_one();  // now the other
+  may_delete.count_down();
+  io.run();
+  EXPECT_EQ(good, 2);
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_TRUE(store().find(id)->on_disk);
+  EXPECT_EQ(read_file(path), read_file(disk() + "/" + name_of(id)));
+  EXPECT_EQ(store().counters().dropped_bad, 1u);
+  EXPECT_EQ(store().counters().slot_bytes, store().find(id)->bytes);
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+}
+
+// The trouble that one of them had condemned the state.
+TEST_F(Tiers, WhoFailsToBringUpWhatAnotherHasBroughtUpKeepsIt) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  reboot();
+  std::latch both(2), one_is_up(1);
+  std::atomic<int> creating{0};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    static thread_local bool arrived;
+    if (std::string_view(call) != "create" || std::exchange(arrived, true)) return std::nullopt;
+    const bool second = creating++ == 1;
+    both.arrive_and_wait();
+    if (!second) return std::nullopt;
+    one_is_up.wait();
+    return disk_error(ErrorCode::not_found, call);
+  };
+  const auto use = store().use(id);
+  boost::asio::io_context io;
+  int good = 0;
+  for (int i = 0; i < 2; ++i) {
+    boost::asio::co_spawn(io, store().verify_before_restore(id),
+                          [&](std::exception_ptr, Result<VerifyOutcome> verified) { good += verified.has_value(); });
+  }
+  while (store().counters().brought_up == 0) io.run_one();
+  one_is_up.count_down();
+  io.run();
+  EXPECT_EQ(good, 2);
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_TRUE(store().find(id)->in_slots);
+  EXPECT_TRUE(store().find(id)->on_disk);
   EXPECT_EQ(store().counters().reserved_bytes, 0u);
   EXPECT_EQ(fixture.slot_files().size(), 2u);
 }
