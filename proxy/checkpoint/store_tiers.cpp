@@ -273,9 +273,12 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
 
   const auto job = [&]() -> Result<Verified> {
     auto done = copy_to_slots(files_, disk_path(record.file_name), options_.slot_dir, reservation->temporary_name(), record);
-    if (!done && done.error().code == ErrorCode::not_found && !files_.status(disk_path(std::string(lock_file_name)))) {
+    if (done || done.error().code != ErrorCode::not_found) return done;
+    if (!files_.status(disk_path(std::string(lock_file_name)))) {
       return disk_error(ErrorCode::io, options_.disk_dir + " is not the directory it was");
     }
+    // The copy is where it was: what was written of it is gone.
+    if (files_.status(disk_path(record.file_name))) return disk_error(ErrorCode::io, options_.slot_dir + " is not the directory it was");
     return done;
   };
   auto copied = co_await disk_pool_.run(job);

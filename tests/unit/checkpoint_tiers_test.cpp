@@ -445,5 +445,47 @@ TEST_F(Tiers, WhoFailsToBringUpWhatAnotherHasBroughtUpKeepsIt) {
   EXPECT_EQ(fixture.slot_files().size(), 2u);
 }
 
+// What was not found was taken for the copy, and the state was forgotten.
+TEST_F(Tiers, ARamThatIsClearedWhileAStateComesUpLosesNothing) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  reboot();
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) != "rename") return std::nullopt;
+    for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+    return std::nullopt;
+  };
+  {
+    const auto use = store().use(id);
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
+  }
+  files.before = nullptr;
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(disk_files().size(), 2u);
+  const auto use = store().use(id);
+  const auto verified = fixture.await(store().verify_before_restore(id));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_EQ(read_file(disk() + "/" + name_of(id)), read_file(scratch.slots() + "/" + name_of(id)));
+}
+
+TEST_F(Tiers, ACopyInRamThatIsChangedWhileItIsMadeLosesNothing) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  reboot();
+  const std::string path = scratch.slots() + "/" + name_of(id);
+  files.after = [&](int, const char* call) {
+    if (std::string_view(call) == "rename" && fs::exists(path)) write_file(path, "somebody else's");
+  };
+  {
+    const auto use = store().use(id);
+    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
+  }
+  files.after = nullptr;
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(disk_files().size(), 2u);
+  const auto use = store().use(id);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
 }  // namespace
 }  // namespace cairn::test
