@@ -201,7 +201,8 @@ class CheckpointStore {
   Use use(CheckpointId id);
   // Hold a Use meanwhile and until the restore is over. Reads the whole file the first time in this process and whenever
   // size, inode or times differ; else a stat. A bad one is removed, and the Error (corrupt, not_found) says what it was.
-  // Trouble with reading (io), or with the whole directory, removes nothing.
+  // Trouble with reading (io), or with the whole directory, removes nothing; but with tiers what is in RAM, and on disk too, is
+  // replaced whatever is wrong with it.
   // `afresh`: reads it whatever is known of it.
   // With tiers a state that lies on disk alone is brought up, verified on the way; `afresh` reads each copy where it is.
   ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id, bool afresh = false);

@@ -178,20 +178,20 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tie
     co_return verified->outcome;
   }
   const Error error = verified.error();
-  if (error.code != ErrorCode::corrupt && error.code != ErrorCode::not_found) {
-    ++counters_.disk_errors;
-    co_return error;
-  }
+  const bool is_bad = error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found;
   // Who found the same meanwhile has dropped that copy, or replaced it.
   const auto is_believed = [&](const CheckpointRecord& now) {
     return in_slots ? now.in_slots && same_stamps(now.files, record.files, false) : now.on_disk;
   };
+  if (!is_bad) ++counters_.disk_errors;
   if (again != entries_.end() && is_believed(again->second.record)) {
     CheckpointRecord& now = again->second.record;
-    if (in_slots && now.on_disk) {
-      ++counters_.dropped_bad;
+    if (in_slots && now.on_disk) {  // whatever is wrong: what is in RAM can be made anew
+      if (is_bad) ++counters_.dropped_bad;
       leave_slots(id);
       condemned_.back().id = CheckpointId{};  // whoever uses the checkpoint has no use for this file, nor is it to be taken back
+    } else if (!is_bad) {
+      co_return error;
     } else if (!in_slots && now.in_slots) {
       ++counters_.dropped_bad;
       now.on_disk = false;

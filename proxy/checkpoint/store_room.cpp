@@ -30,7 +30,13 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   // With tiers the floor is the disk directory's: the slot directory is RAM set aside for it.
   const std::uint64_t floor_bytes = has_tiers() ? 0 : options_.min_free_bytes;
   for (int round = 0; round < max_rounds; ++round) {
-    const auto job = [this] { return files_.space(options_.slot_dir); };
+    const auto job = [this]() -> Result<DiskSpace> {
+      auto found = files_.space(options_.slot_dir);
+      if (found || found.error().code != ErrorCode::not_found || !has_tiers()) return found;
+      // What is in RAM does not come back by itself, as a disk may.
+      if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
+      return files_.space(options_.slot_dir);
+    };
     auto space = co_await index_pool_.run(job);
     if (!space) {
       ++counters_.disk_errors;

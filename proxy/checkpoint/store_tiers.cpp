@@ -96,11 +96,13 @@ ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
   if (!taken) co_return taken;
 
   const std::string temporary_name = new_base_name() + std::string(saving_suffix);
+  bool ram_is_gone = false;  // no trouble of the disk's
   const auto job = [&]() -> Result<void> {
     auto done = copy_to_disk(files_, slot_path(record.file_name), options_.disk_dir, temporary_name, record);
     if (done || done.error().code != ErrorCode::not_found) return done;
     for (const std::string& directory : {options_.disk_dir, options_.slot_dir}) {
       if (!files_.status(directory + "/" + std::string(lock_file_name))) {
+        ram_is_gone = directory == options_.slot_dir;
         return disk_error(ErrorCode::io, directory + " is not the directory it was");
       }
     }
@@ -117,7 +119,7 @@ ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
       condemn(id, RemovalReason::bad_file);  // it is not what was committed any more
     } else {
       ++counters_.disk_errors;
-      if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);
+      if (!ram_is_gone && copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);
     }
     auto tidied = co_await tidy();
     (void)tidied;  // tried again later

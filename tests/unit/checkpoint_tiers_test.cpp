@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <latch>
+#include <utility>
 
 #include "checkpoint/store.hpp"
 #include "unit/checkpoint_support.hpp"
@@ -485,6 +487,60 @@ TEST_F(Tiers, ACopyInRamThatIsChangedWhileItIsMadeLosesNothing) {
   EXPECT_EQ(disk_files().size(), 2u);
   const auto use = store().use(id);
   EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+}
+
+// With its lock file gone it passed for a directory that is away, and the copies on disk were never tried.
+TEST_F(Tiers, ARamThatWasClearedOrRemovedUnderAStoreIsFilledFromTheDisk) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const auto bring_back = [&] {
+    const auto use = store().use(id);
+    const auto verified = fixture.await(store().verify_before_restore(id));
+    EXPECT_TRUE(verified) << to_string(verified.error());
+    ASSERT_NE(store().find(id), nullptr);
+    EXPECT_EQ(read_file(disk() + "/" + name_of(id)), read_file(scratch.slots() + "/" + name_of(id)));
+  };
+  for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+  bring_back();
+  fs::remove_all(scratch.slots());
+  bring_back();
+  fs::remove_all(scratch.slots());
+  save(2);
+  EXPECT_EQ(fixture.slot_files().size(), 2u);
+  EXPECT_EQ(store().counters().brought_up, 2u);
+  EXPECT_EQ(store().counters().dropped_bad, 0u);
+}
+
+TEST_F(Tiers, AFileInRamThatCannotBeReadIsReplacedByItsCopy) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  fs::last_write_time(scratch.slots() + "/" + name_of(id), fs::file_time_type::clock::now() + std::chrono::hours(1));
+  bool failed = false;
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) != "open" || std::exchange(failed, true)) return std::nullopt;
+    return disk_error(ErrorCode::io, call);
+  };
+  const auto use = store().use(id);
+  const auto verified = fixture.await(store().verify_before_restore(id));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_EQ(store().counters().brought_up, 1u);
+  EXPECT_EQ(store().counters().disk_errors, 1u);
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+}
+
+// It paused the copies of all others.
+TEST_F(Tiers, AStateThatIsGoneFromRamHoldsUpNoCopies) {
+  int said = 0;
+  store().on_copying([&](const Error*) { ++said; });
+  const CheckpointId gone = save(1);
+  for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+  const CheckpointId other = save(2);
+  fixture.now_ms += 1000;
+  store().mark_used(gone);  // so that it comes first
+  EXPECT_EQ(copy_all().error().code, ErrorCode::io);
+  EXPECT_TRUE(store().find(other)->on_disk);
+  EXPECT_NE(store().find(gone), nullptr);
+  EXPECT_EQ(said, 0);
 }
 
 }  // namespace
