@@ -36,10 +36,10 @@ class Descriptor {
   int value_;
 };
 
-Result<Descriptor> open_descriptor(const std::string& path, int flags) {
+Result<Descriptor> open_descriptor(const std::string& path, int flags, mode_t mode = 0600) {
   int value = -1;
   do {
-    value = ::open(path.c_str(), flags | O_CLOEXEC, 0600);
+    value = ::open(path.c_str(), flags | O_CLOEXEC, mode);
   } while (value < 0 && errno == EINTR);
   if (value < 0) return system_error("open", path, errno);
   return Descriptor(value);
@@ -164,7 +164,8 @@ Result<std::unique_ptr<ReadableFile>> PosixFileLayer::open(const std::string& pa
 }
 
 Result<std::unique_ptr<WritableFile>> PosixFileLayer::create(const std::string& path) {
-  auto opened = open_descriptor(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+  // As the backend makes its own: it may be another user's, and is to read these.
+  auto opened = open_descriptor(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
   if (!opened) return opened.error();
   std::unique_ptr<WritableFile> file = std::make_unique<PosixWritable>(std::move(*opened), path);
   return file;

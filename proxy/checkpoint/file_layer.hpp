@@ -65,7 +65,8 @@ class FileLayer {
  public:
   virtual ~FileLayer() = default;
   virtual Result<std::unique_ptr<ReadableFile>> open(const std::string& path) = 0;
-  virtual Result<std::unique_ptr<WritableFile>> create(const std::string& path) = 0;  // io when the name is taken
+  // For all to read whom the umask lets. io when the name is taken.
+  virtual Result<std::unique_ptr<WritableFile>> create(const std::string& path) = 0;
   virtual Result<FileStatus> status(const std::string& path) = 0;  // of a link itself, not of its target
   virtual Result<DiskSpace> space(const std::string& directory) = 0;
   virtual Result<std::unique_ptr<Directory>> open_directory(const std::string& path) = 0;

@@ -2,6 +2,7 @@
 #include "checkpoint/file_layer.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <map>
 
@@ -53,6 +54,24 @@ TEST(PosixDirectory, AFileThatIsGoneMeanwhileIsNotFound) {
   fs::remove(scratch.slots() + "/file");
   EXPECT_EQ((*directory)->status().error().code, ErrorCode::not_found);
   EXPECT_EQ(files.open_directory(scratch.path() + "/none").error().code, ErrorCode::not_found);
+}
+
+// Copies were made for their owner alone: a llama-server of another user could not restore them.
+TEST(PosixFileLayer, WhatIsCreatedIsForAllWhomTheUmaskLets) {
+  const ScratchDirectory scratch;
+  PosixFileLayer files;
+  const auto mode_of = [&](const std::string& name, mode_t mask) -> mode_t {
+    const std::string path = scratch.slots() + "/" + name;
+    const mode_t before = ::umask(mask);
+    EXPECT_TRUE(files.create(path));
+    ::umask(before);
+    struct stat status {};
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status.st_mode & 07777;
+  };
+  EXPECT_EQ(mode_of("open", 0022), 0644u);
+  EXPECT_EQ(mode_of("group", 0027), 0640u);
+  EXPECT_EQ(mode_of("own", 0077), 0600u);
 }
 
 }  // namespace
