@@ -121,7 +121,10 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
         status = 1;
         lines.push_back(fmt::format("{}: bad and dropped: {}", id, std::string_view{object.at("why").as_string()}));
       } else if (good != nullptr) {
-        lines.push_back(fmt::format("{}: good, {:.1f} MiB", id, mib(object.at("bytes"))));
+        const json::value* other = object.if_contains("other_copy");
+        if (other != nullptr) status = 1;
+        lines.push_back(fmt::format("{}: good, {:.1f} MiB{}", id, mib(object.at("bytes")),
+                                    other == nullptr ? "" : fmt::format("; a second copy is bad: {}", std::string_view{other->as_string()})));
       } else {
         lines.push_back(fmt::format("{}: {}", id, method == "DELETE" ? "evicted" : action == "/pin" ? "pinned" : "unpinned"));
       }

@@ -71,6 +71,7 @@ struct VerifyOutcome {
   bool checksum_read = false;  // false: the stat alone said that it is the file verified before
   std::uint64_t bytes = 0;     // read
   double seconds = 0;
+  std::string other_copy;  // of two that were read one is good; what is wrong with the other
 };
 
 struct StoreCounters {

@@ -140,6 +140,7 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
     both.bytes += verified->bytes;
     both.seconds += verified->seconds;
   }
+  if (failed) both.other_copy = failed->context;
   if (find(id) == nullptr || !both.checksum_read) co_return failed.value_or(disk_error(ErrorCode::not_found, "the checkpoint is gone"));
   co_return both;
 }

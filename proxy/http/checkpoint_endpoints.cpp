@@ -104,6 +104,7 @@ Task<OwnAnswer> verify(CheckpointStore& store, CheckpointId id) {
   if (verified) {
     object["bytes"] = verified->bytes;
     object["seconds"] = verified->seconds;
+    if (!verified->other_copy.empty()) object["other_copy"] = verified->other_copy;
   } else {
     object["why"] = verified.error().context;
   }

@@ -181,6 +181,10 @@ def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_p
     assert stack.complete(first).timings["cache_n"] >= len(first) - 1
     assert stack.cairn.status()["store"]["brought_up"] == 1
     wait_until(lambda: tiers() == {"ram+disk"}, "all are in both again")
+    bad = next(path for path in disk.iterdir() if path.suffix == ".state")
+    bad.write_bytes(bytes(bad.stat().st_size))
+    told = [one for one in run(stack, "verify", *where, status=1) if "other_copy" in one]
+    assert len(told) == 1 and told[0]["good"] and "checksum" in told[0]["other_copy"]
 
 
 def test_without_a_server_or_a_store_there_is_an_error(make_stack):

@@ -255,10 +255,27 @@ TEST_F(Tiers, VerifyReadsBothCopiesAndDropsTheBadOne) {
   const auto verified = fixture.await(store().verify_before_restore(id, true));
   ASSERT_TRUE(verified) << to_string(verified.error());
   EXPECT_EQ(verified->bytes, store().find(id)->bytes);  // of the good one
+  EXPECT_NE(verified->other_copy.find("checksum"), std::string::npos) << verified->other_copy;
   EXPECT_FALSE(store().find(id)->on_disk);
   EXPECT_TRUE(store().copies_due());
   ASSERT_TRUE(copy_all());
-  EXPECT_EQ(fixture.await(store().verify_before_restore(id, true))->bytes, 2 * store().find(id)->bytes);
+  const auto again = fixture.await(store().verify_before_restore(id, true));
+  EXPECT_EQ(again->bytes, 2 * store().find(id)->bytes);
+  EXPECT_EQ(again->other_copy, "");
+}
+
+TEST_F(Tiers, VerifyTellsOfACopyThatCannotBeRead) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  int opens = 0;
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) != "open" || ++opens != 3) return std::nullopt;  // the state's and its side file's, and the copy's
+    return disk_error(ErrorCode::io, "open: Input/output error");
+  };
+  const auto verified = fixture.await(store().verify_before_restore(id, true));
+  ASSERT_TRUE(verified) << to_string(verified.error());
+  EXPECT_EQ(verified->other_copy, "open: Input/output error");
+  EXPECT_TRUE(store().find(id)->on_disk);
 }
 
 TEST_F(Tiers, ADiskThatRefusesCopiesStopsNeitherSavesNorRestores) {
