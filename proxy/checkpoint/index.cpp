@@ -304,6 +304,19 @@ Result<void> Index::update_checkpoints(const std::vector<CheckpointRecord>& reco
 
 Result<void> Index::remove_checkpoints(const std::vector<CheckpointId>& ids) {
   if (ids.empty()) return {};
+  Result<void> all = remove(ids, true);
+  if (all || all.error().code != ErrorCode::corrupt) return all;
+  // A damaged page: one by one, whatever can be removed.
+  Result<void> result;
+  for (const CheckpointId& id : ids) {
+    Result<void> done = remove({&id, 1}, true);
+    if (!done && done.error().code == ErrorCode::corrupt) done = remove({&id, 1}, false);
+    if (!done && result) result = done;
+  }
+  return result;
+}
+
+Result<void> Index::remove(std::span<const CheckpointId> ids, bool with_tokens) {
   Transaction transaction(*this);
   if (!transaction.begun()) return transaction.begun();
   for (const CheckpointId id : ids) {
@@ -311,6 +324,7 @@ Result<void> Index::remove_checkpoints(const std::vector<CheckpointId>& ids) {
       Statement write(*this, sql);
       write.integer(static_cast<std::int64_t>(id));
       if (auto done = write.run(); !done) return done;
+      if (!with_tokens) break;
     }
   }
   return transaction.commit();

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -44,6 +45,7 @@ class Index {
   Result<CheckpointId> add_checkpoint(const CheckpointRecord& record, TokenSpan tokens);  // its id is ignored
   // Everything that can change after the commit, in one transaction.
   Result<void> update_checkpoints(const std::vector<CheckpointRecord>& records);
+  // Where a page of theirs is damaged the tokens of a checkpoint may stay: without it they are never asked for.
   Result<void> remove_checkpoints(const std::vector<CheckpointId>& ids);
   Result<Tokens> tokens(CheckpointId id);  // not_found, corrupt
   // Tokens of many checkpoints, in one piece: of short prompts there may be a million.
@@ -67,6 +69,7 @@ class Index {
   class Transaction;
   explicit Index(sqlite3* database) : database_(database) {}
   Result<void> prepare_schema();
+  Result<void> remove(std::span<const CheckpointId> ids, bool with_tokens);
   Result<void> execute(const char* sql);
   Error error(const std::string& doing) const;
   sqlite3_stmt* prepared(const char* sql);

@@ -202,5 +202,41 @@ TEST(Index, AnEntryThatWasTamperedWithIsUnreadable) {
   }
 }
 
+// One damaged page of tokens, and no row of any batch was deleted any more.
+TEST(Index, CheckpointsGoThoughAPageOfTokensIsDamaged) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  std::vector<CheckpointId> ids;
+  const auto tokens_of = [](std::size_t number) { return tokens_of_length(100, static_cast<Token>(number * 1000)); };
+  {
+    auto index = Index::open(path);
+    for (std::size_t i = 0; i < 200; ++i) {
+      CheckpointRecord record = a_record(std::to_string(i), 100);
+      record.resume_positions.clear();
+      auto added = (*index)->add_checkpoint(record, tokens_of(i));
+      ASSERT_TRUE(added);
+      ids.push_back(*added);
+    }
+  }
+  std::string data = read_file(path);
+  const std::size_t at = data.find(encode_tokens(tokens_of(100)));
+  ASSERT_NE(at, std::string::npos);
+  constexpr std::size_t page_bytes = 4096;
+  data.replace(at - at % page_bytes, 12, 12, '\xff');
+  write_file(path, data);
+  auto index = Index::open(path);
+  ASSERT_TRUE(index);
+  const CheckpointId kept = ids.front();
+  ids.erase(ids.begin());
+  const auto removed = (*index)->remove_checkpoints(ids);
+  ASSERT_TRUE(removed) << to_string(removed.error());
+  std::vector<CheckpointId> unreadable;
+  const auto left = all_of(**index, unreadable);
+  ASSERT_TRUE(left);
+  ASSERT_EQ(left->size(), 1u);
+  EXPECT_EQ(left->front().id, kept);
+  EXPECT_EQ(*(*index)->tokens(kept), tokens_of(0));
+}
+
 }  // namespace
 }  // namespace cairn::test
