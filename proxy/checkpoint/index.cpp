@@ -386,4 +386,10 @@ Result<void> Index::put_setting(const std::string& key, const std::string& value
   return write.run();
 }
 
+Result<void> Index::is_in_place() const {
+  int moved = 0;
+  if (sqlite3_file_control(database_, "main", SQLITE_FCNTL_HAS_MOVED, &moved) != SQLITE_OK || moved == 0) return {};
+  return disk_error(ErrorCode::io, std::string(sqlite3_db_filename(database_, "main")) + " is not the file that was opened: restart Cairn");
+}
+
 }  // namespace cairn

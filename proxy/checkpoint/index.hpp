@@ -64,6 +64,9 @@ class Index {
   Result<std::map<std::string, std::string>> settings();
   Result<void> put_setting(const std::string& key, const std::string& value);
 
+  // io when the file was removed or replaced: what is written then is gone with the process.
+  Result<void> is_in_place() const;
+
  private:
   class Statement;
   class Transaction;

@@ -218,7 +218,10 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
     record.pin_label = checkpoint.pin_label.value_or("");
     record.checksum = sealed.checksum;
     record.files = sealed.stamps;
-    const auto insertion = [&] { return index_->add_checkpoint(record, inspected->header.tokens); };
+    const auto insertion = [&]() -> Result<CheckpointId> {
+      if (auto there = index_->is_in_place(); !there) return there.error();
+      return index_->add_checkpoint(record, inspected->header.tokens);
+    };
     auto id = co_await index_pool_.run(insertion);
     good = id.has_value();
     if (good) {

@@ -238,5 +238,21 @@ TEST(Index, CheckpointsGoThoughAPageOfTokensIsDamaged) {
   EXPECT_EQ(*(*index)->tokens(kept), tokens_of(0));
 }
 
+TEST(Index, KnowsThatItsFileWasRemovedOrReplaced) {
+  const ScratchDirectory scratch;
+  const std::string path = scratch.path() + "/index.sqlite";
+  auto index = Index::open(path);
+  ASSERT_TRUE((*index)->add_checkpoint(a_record("one", 400), tokens_of_length(400)));
+  EXPECT_TRUE((*index)->is_in_place());
+  fs::rename(path, path + ".away");
+  EXPECT_EQ((*index)->is_in_place().error().code, ErrorCode::io);
+  write_file(path, "another");
+  const auto replaced = (*index)->is_in_place();
+  ASSERT_FALSE(replaced);
+  EXPECT_EQ(replaced.error().context, path + " is not the file that was opened: restart Cairn");
+  fs::rename(path + ".away", path);
+  EXPECT_TRUE((*index)->is_in_place());
+}
+
 }  // namespace
 }  // namespace cairn::test

@@ -621,6 +621,20 @@ TEST_F(Store, KeepsTheFloorOfFreeDisk) {
   EXPECT_EQ(store().find(id), nullptr);
 }
 
+// Commits seemed to succeed, into a file without a name.
+TEST_F(Store, AnIndexThatWasRemovedUnderAStoreRefusesSavesAndSaysSo) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));
+  std::string said;
+  store().on_saving([&](const Error* trouble) { said = trouble != nullptr ? trouble->context : ""; });
+  fs::remove_all(scratch.state());
+  const auto refused = fixture.save(tokens_of_length(60), 9000);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::io);
+  EXPECT_NE(said.find("index.sqlite is not the file that was opened"), std::string::npos) << said;
+  EXPECT_TRUE(store().saving_waits());
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
 TEST_F(Store, ALoweredBudgetTrimsAtStart) {
   for (int i = 0; i < 4; ++i) ASSERT_TRUE(fixture.save(tokens_of_length(50, i), 9000));
   fixture.options.budget_bytes = 20000;
