@@ -4,6 +4,7 @@
 #include <simdjson.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <unordered_map>
 #include <utility>
@@ -15,6 +16,8 @@ namespace {
 namespace dom = simdjson::dom;
 
 constexpr std::uint32_t mooncake_block = 512;
+constexpr std::uint64_t most_tokens = 1 << 30;  // of a prompt, an answer or a block
+constexpr double longest_s = 1e12;
 
 // What blocks are called: ids mean nothing in another file or session, so each gets numbers of its own, but for those that say
 // they hold everywhere. Where ids are small numbers, as most are, these are made by adding, which is much faster than a table of
@@ -70,7 +73,7 @@ class FileReader {
     Result<void> done = read(text);
     if (!done) return no_trace(fmt::format("{}: {}", path_, done.error().context), done.error().code);
     if (skipped_ > 0) trace_.skipped.push_back(fmt::format("{}: {} of {} lines skipped; the first, {}", path_, skipped_, skipped_ + taken_, first_skipped_));
-    if (odd_requests_ > 0) trace_.skipped.push_back(fmt::format("{}: {} requests without t or in skipped", path_, odd_requests_));
+    if (odd_requests_ > 0) trace_.skipped.push_back(fmt::format("{}: {} requests skipped that have no t or in, or make no sense", path_, odd_requests_));
     return {};
   }
 
@@ -129,13 +132,14 @@ class FileReader {
     if (!document["requests"].get(nested)) {
       std::uint64_t block = 0;
       if (document["block_size"].get(block) || block == 0) return no_trace("a session without block_size");
+      if (block > most_tokens) return no_trace("a block_size of more than 2^30 tokens");
       std::string_view scope;
       everywhere_ = !document["hash_id_scope"].get(scope) && scope == "global";
       numbers_.begin_scope();
       const std::size_t before = trace_.requests.size();
       Result<void> taken = session(nested, static_cast<std::uint32_t>(block), 0);
       everywhere_ = false;
-      if (taken && trace_.requests.size() == before && nested.size() > 0) return no_trace("a session of which no request has t and in");
+      if (taken && trace_.requests.size() == before && nested.size() > 0) return no_trace("a session of which no request can be read");
       return taken;
     }
     double at = 0;
@@ -172,15 +176,18 @@ class FileReader {
         ++odd_requests_;
         continue;
       }
-      latest = at;
       (void)request["out"].get(answer);
-      if (request["hash_ids"].get(ids)) {  // nothing is known of the prompt but its length
-        Result<void> begun = begin(start_s + at, prompt, answer, block);
-        if (!begun) return begun;
+      const std::size_t blocks = trace_.blocks.size(), before = trace_.requests.size();
+      const bool has_ids = !request["hash_ids"].get(ids);  // else nothing is known of the prompt but its length
+      Result<void> taken = has_ids ? add(start_s + at, prompt, answer, ids, block) : begin(start_s + at, prompt, answer, block);
+      if (!taken && taken.error().code == ErrorCode::unsupported) return taken;
+      if (!taken) {
+        trace_.requests.resize(before);
+        trace_.blocks.resize(blocks);
+        ++odd_requests_;
         continue;
       }
-      Result<void> taken = add(start_s + at, prompt, answer, ids, block);
-      if (!taken) return taken;
+      latest = at;
     }
     return {};
   }
@@ -213,8 +220,8 @@ class FileReader {
       return no_trace(fmt::format("blocks of {} tokens, others of {}: simulate them one after the other", block, trace_.block_tokens),
                       ErrorCode::unsupported);
     }
-    constexpr std::uint64_t longest = 1 << 30;
-    if (prompt > longest || answer > longest) return no_trace("a prompt of more than 2^30 tokens");
+    if (prompt > most_tokens || answer > most_tokens) return no_trace("a prompt or an answer of more than 2^30 tokens");
+    if (std::abs(at_s) > longest_s) return no_trace("a time beyond 10^12 s");
     trace_.requests.push_back(TraceRequest{at_s, static_cast<std::uint32_t>(prompt), static_cast<std::uint32_t>(answer), trace_.blocks.size(), 0});
     return {};
   }

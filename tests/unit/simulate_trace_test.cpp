@@ -95,8 +95,22 @@ TEST_F(TraceFiles, OddRequestsOfASessionAreSkippedAndSaid) {
     {"t": 0, "in": 64, "hash_ids": [1]}, {"t": 1, "type": "subagent"}, {"t": 2, "in": 64}]})")});
   ASSERT_TRUE(trace) << trace.error().context;
   EXPECT_EQ(trace->requests.size(), 2u);  // one has a length and no ids
-  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("1 requests without t or in skipped")));
+  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("1 requests skipped")));
   EXPECT_FALSE(read_traces({file("b.json", R"({"block_size": 64, "requests": [{"type": "subagent"}]})")}));
+}
+
+// Likewise one that makes no sense.
+TEST_F(TraceFiles, RequestsOfASessionThatMakeNoSenseAreSkippedAndSaid) {
+  const auto trace = read_traces({file("a.json", R"({"block_size": 64, "requests": [
+    {"t": 0, "in": 64, "hash_ids": [1]}, {"t": 1, "in": 64, "hash_ids": [1, -1]}, {"t": 1, "in": 64, "hash_ids": ["x"]},
+    {"t": 1, "in": 1073741825, "hash_ids": [1]}, {"t": 1e300, "in": 64, "hash_ids": [1]}, {"t": -1e300, "in": 64},
+    {"t": 2, "in": 64, "hash_ids": [1]}, {"t": 1e300, "requests": [{"t": 0, "in": 64}]}]})")});
+  ASSERT_TRUE(trace) << trace.error().context;
+  ASSERT_EQ(trace->requests.size(), 2u);
+  EXPECT_EQ(trace->requests[1].at_s, 2);
+  EXPECT_EQ(trace->blocks.size(), 2u);
+  EXPECT_EQ(blocks(*trace, 0), blocks(*trace, 1));
+  EXPECT_THAT(trace->skipped, ElementsAre(HasSubstr("6 requests skipped")));
 }
 
 TEST_F(TraceFiles, ASubAgentsClockMayBeginWithIt) {
@@ -130,6 +144,9 @@ TEST_F(TraceFiles, WhatIsNoTraceIsSaid) {
       {"{\"timesta\n{\"timestamp\": 1}\n", "neither JSON"},
       {"{\"timestamp\": 1}\n{\"timesta", "line 1: neither hash_ids"},
       {"{\n\"requests\": [\n]}", "block_size"},
+      {R"({"block_size": 4294967296, "requests": [{"t": 0, "in": 64, "hash_ids": [1]}]})", "block_size of more than 2^30"},
+      {R"({"timestamp": 1e300, "input_length": 5, "hash_ids": [1]})", "10^12 s"},
+      {R"({"timestamp": 1e300, "input": "abcdefgh"})", "10^12 s"},
   };
   for (const auto& [text, said] : cases) {
     const std::string path = file("bad", text);
