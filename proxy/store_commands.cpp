@@ -204,7 +204,7 @@ std::vector<CLI::App*> add_store_commands(CLI::App& app, StoreCommand& command) 
   with_ids(add("verify", "read saved states whole (all, or those given) and drop the bad ones"));
   CLI::App* warm = add("warm", "load prompts ahead of time through a running `cairn serve`");
   warm->add_option("file", command.files,
-                   "text, or the JSON body of a chat or completion request; - or none: stdin");
+                   "text, or the JSON body of a request (chat, completion, messages, responses, infill); - or none: stdin");
   return commands;
 }
 

@@ -8,11 +8,13 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <iostream>
 #include <iterator>
 #include <optional>
 #include <utility>
 
+#include "backend/timings.hpp"
 #include "base/wakeup.hpp"
 #include "progress_line.hpp"
 #include "request/cached_backend.hpp"
@@ -44,33 +46,55 @@ struct Request {
   std::string body;
 };
 
-// A request's body keeps its meaning but generates nothing; anything else is a prompt's text.
-Request request_of(const std::string& text) {
+// By the members of its body: the endpoint that takes it, and what limits the answer there. The first that fits.
+struct Form {
+  std::initializer_list<const char*> members;  // all of them
+  const char* path;
+  const char* limit;
+};
+const Form forms[] = {
+    {{"messages", "system"}, "/v1/messages", "max_tokens"},
+    {{"messages"}, "/v1/chat/completions", "max_tokens"},
+    {{"input_prefix"}, "/infill", "n_predict"},
+    {{"input_suffix"}, "/infill", "n_predict"},
+    {{"prompt"}, "/v1/completions", "max_tokens"},
+    {{"input"}, "/v1/responses", "max_output_tokens"},
+};
+
+// A request's body keeps its meaning but generates nothing; what is no JSON object is a prompt's text.
+Result<Request> request_of(const std::string& text) {
   boost::system::error_code bad;
   json::value value = json::parse(text, bad);
   json::object* object = bad ? nullptr : value.if_object();
-  const bool chat = object != nullptr && object->contains("messages");
   Request request;
-  if (chat || (object != nullptr && object->contains("prompt"))) {
-    for (const char* limit : {"max_completion_tokens", "n_predict"}) object->erase(limit);
-    (*object)["max_tokens"] = 0;
-    (*object)["stream"] = false;
-    request.path = chat ? "/v1/chat/completions" : "/v1/completions";
-    request.body = json::serialize(*object);
+  if (object == nullptr) {
+    json::object completion;
+    completion["prompt"] = text;
+    completion["n_predict"] = 0;
+    request.path = "/completion";
+    request.body = json::serialize(completion);
     return request;
   }
-  json::object completion;
-  completion["prompt"] = text;
-  completion["n_predict"] = 0;
-  request.path = "/completion";
-  request.body = json::serialize(completion);
+  const auto fits = [object](const Form& one) {
+    return std::ranges::all_of(one.members, [object](const char* member) { return object->contains(member); });
+  };
+  const auto form = std::ranges::find_if(forms, fits);
+  if (form == std::end(forms)) {
+    return disk_error(ErrorCode::invalid, "is JSON, but no request with a prompt: it has neither messages, prompt, input nor input_prefix");
+  }
+  for (const char* limit : {"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"}) object->erase(limit);
+  (*object)[form->limit] = 0;
+  (*object)["stream"] = false;
+  request.path = form->path;
+  request.body = json::serialize(*object);
   return request;
 }
 
-std::int64_t timing(const json::value& answer, const char* name) {
-  boost::system::error_code missing;
-  const json::value* value = answer.find_pointer(fmt::format("/timings/{}", name), missing);
-  return value != nullptr && value->is_number() ? value->to_number<std::int64_t>() : 0;
+// What an answer says of its prompt.
+Timings told_by(const json::value& answer) {
+  const std::string text = json::serialize(answer);
+  const std::optional<Timings> timings = find_timings(text);
+  return timings ? *timings : find_usage(text, std::nullopt).value_or(Timings{});
 }
 
 bool all_saved(const json::object& model) {
@@ -143,12 +167,14 @@ Task<bool> nothing_is_left(StoreClient& server) {
 ResultTask<json::object> warm_one(StoreClient& server, const std::string& file) {
   const Result<std::string> text = contents(file);
   if (!text) co_return text.error();
-  const Request request = request_of(*text);
+  const Result<Request> request = request_of(*text);
+  if (!request) co_return request.error();
   const std::optional<Saves> before = co_await saves(server);
-  const Result<json::value> answer = co_await server.call("POST", request.path, request.body, longest_prompt);
+  const Result<json::value> answer = co_await server.call("POST", request->path, request->body, longest_prompt);
   if (!answer) co_return answer.error();
-  const std::int64_t computed = timing(*answer, "prompt_n");
-  const std::int64_t reused = timing(*answer, "cache_n");
+  const Timings told = told_by(*answer);
+  const std::int64_t computed = told.prompt_n;
+  const std::int64_t reused = told.cache_n;
   json::object result;
   result["computed_tokens"] = computed;
   result["reused_tokens"] = reused;

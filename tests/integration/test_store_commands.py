@@ -132,6 +132,24 @@ def test_warm_goes_on_after_a_directory(make_stack, tmp_path):
     assert prompt["saved"]
 
 
+def test_warm_sends_a_body_where_it_belongs(make_stack, tmp_path):
+    """What was no chat and had no prompt was warmed as text, and Anthropic's system prompt was dropped."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    messages = {"system": prose(400, 1), "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9, "stream": True}
+    responses = {"instructions": prose(400, 2), "input": "hello", "max_output_tokens": 9}
+    (tmp_path / "messages.json").write_text(json.dumps(messages))
+    (tmp_path / "responses.json").write_text(json.dumps(responses))
+    (tmp_path / "other.json").write_text(json.dumps({"content": prose(100, 3)}))
+    *warmed, other = run(stack, "warm", *(tmp_path / f"{name}.json" for name in ("messages", "responses", "other")), status=1)
+    assert all(result["saved"] and result["computed_tokens"] + result["reused_tokens"] > 400 for result in warmed), warmed
+    assert "no request with a prompt" in other["error"]
+    stack.restart()
+    told = call(stack.cairn_port, "POST", "/v1/messages", {**messages, "stream": False, "max_tokens": 1}).json()["usage"]
+    assert told["cache_read_input_tokens"] > 400 and told["input_tokens"] <= 16, told
+    told = call(stack.cairn_port, "POST", "/v1/responses", {**responses, "max_output_tokens": 1}).json()["usage"]
+    assert told["input_tokens"] - told["input_tokens_details"]["cached_tokens"] <= 16, told
+
+
 def simulate(*arguments):
     command = [cairn_binary(), "simulate", *arguments]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
