@@ -68,27 +68,35 @@ void say_absent(std::uint64_t absent) {
   if (absent > 0) fmt::print(stderr, "cairn: {} more states that the index names are missing, or have another size\n", absent);
 }
 
-// `absent`: how many states, of all, the index names and nobody finds; only where all are asked for.
-ResultTask<std::vector<std::int64_t>> ids_of(StoreClient& store, const StoreCommand& command, std::uint64_t& absent) {
-  if (!command.all && !command.ids.empty()) co_return command.ids;
+struct Chosen {
+  std::vector<std::int64_t> ids;
+  std::uint64_t absent = 0;  // of all that the index names and nobody finds; only where all are asked for
+  std::uint64_t pinned = 0;  // left out: all are to be evicted
+};
+ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
+  if (!command.all && !command.ids.empty()) co_return Chosen{command.ids};
   Result<json::value> answer = co_await store.call("GET", std::string(checkpoints_path));
   if (!answer) co_return answer.error();
-  absent = answer->as_object().at("absent").to_number<std::uint64_t>();
-  std::vector<std::int64_t> ids;
+  Chosen chosen;
+  chosen.absent = answer->as_object().at("absent").to_number<std::uint64_t>();
   for (const json::value& one : answer->as_object().at("checkpoints").as_array()) {
-    ids.push_back(one.as_object().at("id").to_number<std::int64_t>());
+    if (command.all && one.as_object().at("pinned").as_bool()) {
+      ++chosen.pinned;
+    } else {
+      chosen.ids.push_back(one.as_object().at("id").to_number<std::int64_t>());
+    }
   }
-  co_return ids;
+  co_return chosen;
 }
 
 // The same call for each of several; goes on after an error.
 Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
-  std::uint64_t absent = 0;
-  Result<std::vector<std::int64_t>> ids = co_await ids_of(store, command, absent);
-  if (!ids) {
-    fmt::print(stderr, "cairn: {}\n", ids.error().context);
+  const Result<Chosen> chosen = co_await choose(store, command);
+  if (!chosen) {
+    fmt::print(stderr, "cairn: {}\n", chosen.error().context);
     co_return 1;
   }
+  const std::vector<std::int64_t>& ids = chosen->ids;
   std::string body;
   if (action == "/pin" && !command.label.empty()) {
     json::object label;
@@ -98,13 +106,14 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
   json::array answers;
   std::vector<std::string> lines;
   int status = 0;
-  say_absent(absent);
-  if (action == "/verify" && absent > 0) status = 1;
+  say_absent(chosen->absent);
+  if (chosen->pinned > 0) fmt::print(stderr, "cairn: {} pinned {}\n", chosen->pinned, chosen->pinned == 1 ? "state stays" : "states stay");
+  if (action == "/verify" && chosen->absent > 0) status = 1;
   {
-    const ProgressLine progress(ids->size());
-    for (std::size_t i = 0; i < ids->size(); ++i) {
-      const std::int64_t id = (*ids)[i];
-      progress.show(i, fmt::format("{} of {}", i, ids->size()));
+    const ProgressLine progress(ids.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::int64_t id = ids[i];
+      progress.show(i, fmt::format("{} of {}", i, ids.size()));
       Result<json::value> answer = co_await store.call(method, path_of(id, action), body);
       if (!answer) {
         status = 1;
