@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from stack import Cairn, cairn_binary, call, prose, tokens, wait_until
+from test_endpoints import infill_flags, special_tokens  # noqa: F401 (a fixture)
 
 
 def run(stack, *arguments, status=0, stdin=None):
@@ -149,6 +150,16 @@ def test_warm_sends_a_body_where_it_belongs(make_stack, tmp_path):
     assert told["cache_read_input_tokens"] > 400 and told["input_tokens"] <= 16, told
     told = call(stack.cairn_port, "POST", "/v1/responses", {**responses, "max_output_tokens": 1}).json()["usage"]
     assert told["input_tokens"] - told["input_tokens_details"]["cached_tokens"] <= 16, told
+
+
+def test_warm_fills_in(make_stack, special_tokens, tmp_path):  # noqa: F811
+    stack = make_stack("llama", backend_flags=("-np", "2", *infill_flags(special_tokens)))
+    body = {"input_prefix": prose(300, 1), "input_suffix": prose(30, 2), "prompt": "  ", "n_predict": 9}
+    (tmp_path / "infill.json").write_text(json.dumps(body))
+    warmed, = run(stack, "warm", tmp_path / "infill.json")
+    assert warmed["saved"] and warmed["computed_tokens"] > 300, warmed
+    stack.restart()
+    assert stack.ask({**body, "n_predict": 1}, "/infill").computed <= 64
 
 
 def simulate(*arguments):
