@@ -9,13 +9,19 @@ from stack import Cairn, cairn_binary, call, prose, tokens, wait_until
 from test_endpoints import infill_flags, special_tokens  # noqa: F401 (a fixture)
 
 
-def run(stack, *arguments, status=0, stdin=None):
-    """A command's JSON."""
-    command = [cairn_binary(), *arguments, "--json", "--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir,
+def told(stack, *arguments, status=0, stdin=None):
+    """What a command says: on stdout, and on stderr."""
+    command = [cairn_binary(), *arguments, "--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir,
                "--state-dir", stack.state_dir]
     done = subprocess.run([str(part) for part in command], input=stdin, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == status, (arguments, done.stdout, done.stderr)
-    return json.loads(done.stdout) if done.stdout else done.stderr
+    return done.stdout, done.stderr
+
+
+def run(stack, *arguments, status=0, stdin=None):
+    """A command's JSON."""
+    out, err = told(stack, *arguments, "--json", status=status, stdin=stdin)
+    return json.loads(out) if out else err
 
 
 def saved(stack, count):
@@ -55,7 +61,8 @@ def test_list_show_pin_verify_evict(make_stack, serving):
     assert not path.exists(), "a bad state is dropped"
 
     run(stack, "pin", three)
-    assert run(stack, "evict", "--all") == [], "what is pinned is left out, and is no error"
+    out, err = told(stack, "evict", "--all")
+    assert not out and err == "cairn: 1 pinned state stays\n", "what is pinned is left out, and is no error"
     assert [entry["id"] for entry in run(stack, "list")["checkpoints"]] == [three]
     assert not run(stack, "unpin", three)[0]["pinned"]
     run(stack, "evict", "--all")
@@ -146,10 +153,10 @@ def test_warm_sends_a_body_where_it_belongs(make_stack, tmp_path):
     assert all(result["saved"] and result["computed_tokens"] + result["reused_tokens"] > 400 for result in warmed), warmed
     assert "no request with a prompt" in other["error"]
     stack.restart()
-    told = call(stack.cairn_port, "POST", "/v1/messages", {**messages, "stream": False, "max_tokens": 1}).json()["usage"]
-    assert told["cache_read_input_tokens"] > 400 and told["input_tokens"] <= 16, told
-    told = call(stack.cairn_port, "POST", "/v1/responses", {**responses, "max_output_tokens": 1}).json()["usage"]
-    assert told["input_tokens"] - told["input_tokens_details"]["cached_tokens"] <= 16, told
+    usage = call(stack.cairn_port, "POST", "/v1/messages", {**messages, "stream": False, "max_tokens": 1}).json()["usage"]
+    assert usage["cache_read_input_tokens"] > 400 and usage["input_tokens"] <= 16, usage
+    usage = call(stack.cairn_port, "POST", "/v1/responses", {**responses, "max_output_tokens": 1}).json()["usage"]
+    assert usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"] <= 16, usage
 
 
 def test_warm_fills_in(make_stack, special_tokens, tmp_path):  # noqa: F811
@@ -213,8 +220,14 @@ def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_p
     wait_until(lambda: tiers() == {"ram+disk"}, "all are in both again")
     bad = next(path for path in disk.iterdir() if path.suffix == ".state")
     bad.write_bytes(bytes(bad.stat().st_size))
-    told = [one for one in run(stack, "verify", *where, status=1) if "other_copy" in one]
-    assert len(told) == 1 and told[0]["good"] and "checksum" in told[0]["other_copy"]
+    number = run(stack, "list", *where)["checkpoints"][0]["id"]
+    out, _ = told(stack, "verify", number, *where, status=1)
+    assert out.startswith(f"{number}: good, ") and f"; a second copy is bad: {bad} does not match its checksum" in out, out
+    stack.complete(first)
+    wait_until(lambda: tiers() == {"ram+disk"}, "the copy is made anew")
+    bad.write_bytes(bytes(bad.stat().st_size))
+    one, = run(stack, "verify", *where, status=1)
+    assert one["good"] and "checksum" in one["other_copy"]
 
 
 def test_without_a_server_or_a_store_there_is_an_error(make_stack):
