@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/counted.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/store.hpp"
 #include "checkpoint/store_disk.hpp"
@@ -15,19 +16,6 @@ namespace {
 constexpr double guessed_copy_bytes_per_s = 500e6;
 constexpr double guessed_checksum_bytes_per_s = 4e9;
 constexpr int most_tries = 3;
-
-// Counts bytes towards a total while it lives.
-class Counted {
- public:
-  Counted(std::uint64_t& total, std::uint64_t bytes) : total_(total), bytes_(bytes) { total_ += bytes_; }
-  Counted(const Counted&) = delete;
-  Counted& operator=(const Counted&) = delete;
-  ~Counted() { total_ -= bytes_; }
-
- private:
-  std::uint64_t& total_;
-  std::uint64_t bytes_;
-};
 
 // Keeps a state on a list while it lives, unless it stood there before.
 class Listed {

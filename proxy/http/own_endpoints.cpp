@@ -40,7 +40,7 @@ json::object describe(CachedBackend& backend) {
     slot["leased"] = state.leased;
     slot["tokens"] = state.held();
     slot["resume_points"] = state.resume_points.size();
-    slot["unsaved"] = state.unsaved;
+    slot["unsaved"] = state.unsaved || state.saves > 0;
     slots.push_back(std::move(slot));
   }
   status["slots"] = std::move(slots);

@@ -446,7 +446,12 @@ Task<void> CachedBackend::write_back() {
     Result<StartGate> gate = co_await gate_if_needed(stopping_);
     if (!gate) co_return;
     if (!co_await may_touch()) co_return;
-    Result<void> saved = co_await save(state.id, &*gate);
+    // Whoever comes for the slot need not wait for the disk.
+    std::function<void()> give_back = [&gate, &lease] {
+      gate->release();
+      lease->release();
+    };
+    Result<void> saved = co_await save(state.id, std::move(give_back));
     if (!saved) {
       // Trouble with the disk is said once, by the store.
       const bool said = store_->saving_trouble().has_value();

@@ -101,9 +101,9 @@ class CachedBackend {
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
   ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);
-  // Saves what the slot holds. A state that is not worth it, or already saved, is no error. `gate`: given back as soon as the backend
-  // has written the file; null: the caller keeps what it has.
-  ResultTask<void> save(int slot, StartGate* gate = nullptr);
+  // Saves what the slot holds. A state that is not worth it, or already saved, is no error. `on_written`: called when the backend has
+  // written the file, before the disk's part begins: from then on the slot may be given to others.
+  ResultTask<void> save(int slot, std::function<void()> on_written = {});
   // Computes tokens[0, end) in the slot; what it held stays where it fits.
   ResultTask<Timings> prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel);
   // The start gate where the backend needs one, else an empty one.

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/counted.hpp"
 #include "request/cached_backend.hpp"
 
 namespace cairn {
@@ -47,15 +48,17 @@ CheckpointKind CachedBackend::kind_of_states() const {
   return kind_ == MemoryKind::truncatable || kind_ == MemoryKind::exact ? kind_ : CheckpointKind::checkpointed;
 }
 
-ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
+ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written) {
   SlotState& state = slots_.at(slot);
+  const Counted saving(state.saves);
   const std::uint64_t generation = generation_;
+  const std::uint64_t content = state.content;
   const auto asked = std::chrono::steady_clock::now();
   if (keeps_states() && store_->saving_waits()) co_return Result<void>{};  // later
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes, or the disk allows it
   if (!can_save() || state.known.empty() || state.other_weights) co_return Result<void>{};
   const auto if_the_disk_refused = [&](Error error) {
-    if (generation == generation_ && !state.known.empty()) state.unsaved = keeps_states() && store_->saving_waits();
+    if (generation == generation_ && content == state.content && !state.known.empty()) state.unsaved = keeps_states() && store_->saving_waits();
     return error;
   };
   // Another model's state under this namespace would be a wrong answer one day.
@@ -101,7 +104,6 @@ ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
     (void)co_await store_->discard(std::move(*reservation));
     co_return Result<void>{};
   }
-  if (gate != nullptr) gate->release();  // the backend has done its part
   const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
@@ -118,9 +120,10 @@ ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
   checkpoint.saved_bytes = static_cast<std::uint64_t>(saved->bytes);
   checkpoint.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(saved->n_tokens));
   checkpoint.kind = kind_of_states();
+  if (on_written) on_written();
   Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(checkpoint));
   if (!committed) {
-    if (committed.error().code == ErrorCode::corrupt) slots_.forget(slot);  // it held something else
+    if (committed.error().code == ErrorCode::corrupt && content == state.content) slots_.forget(slot);  // it held something else
     co_return if_the_disk_refused(committed.error());
   }
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
@@ -132,7 +135,7 @@ ResultTask<void> CachedBackend::save(int slot, StartGate* gate) {
   if (kind_ == MemoryKind::exact && inside.count > 0) {
     set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
   }
-  if (!was_taken()) {
+  if (!was_taken() && content == state.content) {
     state.doubtful = false;
     state.attempted.reset();
     state.known = committed->tokens;
@@ -230,6 +233,7 @@ void CachedBackend::note_task_started(int slot) {
   SlotState& started = slots_.at(slot);
   started.running = started.leased;
   started.attempted.reset();
+  ++started.content;
   if (!probe_.clears_idle) return;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.

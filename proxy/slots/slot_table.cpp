@@ -23,6 +23,7 @@ void SlotTable::reset(int count) {
 
 void SlotTable::forget(int id) {
   SlotState& slot = at(id);
+  ++slot.content;
   slot.known.clear();
   slot.attempted.reset();
   slot.unknown_tail = 0;
@@ -77,9 +78,12 @@ void SlotTable::believe_lengths(std::span<const Length> lengths) {
     });
     if (there == lengths.end()) continue;
     SlotState& to = at(there->id);
-    const int id = to.id;
+    const int id = to.id, saves = to.saves;
+    const std::uint64_t content = to.content;
     to = from;
     to.id = id;
+    to.saves = saves;
+    to.content = content + 1;
     forget(one.id);
   }
   for (const Length& one : lengths) {

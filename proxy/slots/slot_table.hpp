@@ -37,6 +37,8 @@ struct SlotState {
   bool proven = false;          // an earlier prompt was gone on from to it
   double return_chance = 0.5;   // that its content is asked for again
   bool unsaved = false;         // differs from every saved state, and is worth saving
+  int saves = 0;                // of it under way, the disk's part included, during which it may be used
+  std::uint64_t content = 0;    // counts how often another one began to take its place
   std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back
   double compute_s = 0;         // what computing it took or would take
   std::uint64_t last_used = 0;

@@ -1,6 +1,7 @@
 // Preloaded into a process (LD_PRELOAD), kills it with SIGKILL at its Nth call that changes or syncs a file.
 //   CAIRN_KILL_AT N     which call; 0 or unset: never
 //   CAIRN_KILL_AFTER    set: when the call is done, else before it
+//   CAIRN_HOLD_SYNC FILE  while it is there no file of a state is synced; FILE.held is made when one is to be
 //   CAIRN_KILL_LOG FILE says there which call it was ("17 rename cairn-….saving"), or at exit how many there were ("60 exit")
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -36,6 +37,19 @@ void path_of(int file, char (&path)[256]) {
   std::snprintf(link, sizeof link, "/proc/self/fd/%d", file);
   const ssize_t length = ::readlink(link, path, sizeof path - 1);
   path[length > 0 ? length : 0] = 0;
+}
+
+// A disk as slow as a test wants it.
+void hold_sync(const char* path) {
+  const char* hold = std::getenv("CAIRN_HOLD_SYNC");
+  if (hold == nullptr || std::strstr(path, "/cairn-") == nullptr) return;
+  char held[512];
+  std::snprintf(held, sizeof held, "%s.held", hold);
+  while (::access(hold, F_OK) == 0) {
+    const int file = static_cast<int>(::syscall(SYS_openat, AT_FDCWD, held, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    if (file >= 0) ::close(file);
+    ::usleep(2000);
+  }
 }
 
 template <class Call>
@@ -112,7 +126,13 @@ extern "C" ssize_t write(int file, const void* data, size_t bytes) {
     path_of(file, path);                                                   \
     return counted(#function, path, [&] { return next arguments; });       \
   }
-CAIRN_ON_FILE(int, fsync, (int file), (file))
+extern "C" int fsync(int file) {
+  static const auto next = real<int (*)(int)>("fsync");
+  char path[256];
+  path_of(file, path);
+  hold_sync(path);
+  return counted("fsync", path, [&] { return next(file); });
+}
 CAIRN_ON_FILE(int, fdatasync, (int file), (file))
 CAIRN_ON_FILE(ssize_t, pwrite, (int file, const void* data, size_t bytes, off_t offset), (file, data, bytes, offset))
 CAIRN_ON_FILE(ssize_t, pwrite64, (int file, const void* data, size_t bytes, off64_t offset), (file, data, bytes, offset))

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from stack import first_logprobs, logprob_distance, tokens, wait_until
+from stack import Cairn, first_logprobs, logprob_distance, tokens, wait_until
+from test_kill import kill_library
 
 FLAGS = ("-np", "2")
 
@@ -50,6 +51,30 @@ def test_vanished_slot_directory_loses_nothing(make_stack):
     resumes(stack, "back")
     stack.restart()
     assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
+def test_nobody_waits_for_the_disk_when_a_state_is_written_back(make_stack):
+    """On one slot the next turn waited until the file was synced, with an idle backend."""
+    stack = make_stack("llama", backend_flags=("-np", "1"))
+    stack.cairn.stop()
+    hold = stack.folder / "hold"
+    hold.touch()
+    prefix = ("env", f"LD_PRELOAD={kill_library()}", f"CAIRN_HOLD_SYNC={hold}")
+    stack.cairn = Cairn(stack.cairn_port, stack.backend_port, stack.slot_dir, stack.state_dir, stack.cairn_log, stack.cairn_flags, prefix=prefix)
+    stack.cairn.wait_phase("ready")
+    first = tokens(1000, seed=1)
+    second = first + tokens(500, seed=2)
+    try:
+        stack.complete(first)
+        wait_until((stack.folder / "hold.held").exists, "a state is to be synced")
+        assert stack.complete(second).timings["cache_n"] >= len(first) - 1
+        assert stack.cairn.status()["store"]["checkpoints"] == 0
+    finally:
+        hold.unlink()
+    stack.cairn.settle()
+    # What the slot held when it was saved and what it holds now: both came to the store as they were.
+    stack.restart()
+    assert stack.complete(second).timings["cache_n"] >= len(second) - 1
 
 
 @pytest.fixture
