@@ -52,6 +52,8 @@ class Call:
     body: dict
     connection_closed: threading.Event = field(default_factory=threading.Event)  # by Cairn, before the answer ended
     answered: threading.Event = field(default_factory=threading.Event)
+    held: threading.Event = field(default_factory=threading.Event)  # by the script; which event holds it is settled
+    told_busy: bool = False  # of /slots
     headers: str = ""
 
     @property
@@ -313,6 +315,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def hold(self, event, call):
         """Waits for the event; notices when the other side hangs up."""
+        if event is not None:
+            call.held.set()
         while event is not None and not event.is_set():
             readable, _, _ = select.select([self.connection], [], [], 0.01)
             if readable:
@@ -330,8 +334,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         backend = self.backend
         path = urlsplit(self.path).path
+        call = Call("GET", path, {})
         with backend._lock:
-            backend.calls.append(Call("GET", path, {}))
+            backend.calls.append(call)
         if path == "/health":
             self.reply({"status": "ok"})
         elif path == "/props":
@@ -352,6 +357,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if slot.used:
                     row["n_prompt_tokens"] = len(slot.believed)
                 rows.append(row)
+            call.told_busy = any(row["is_processing"] for row in rows)
             self.reply(rows)
         elif path == "/lora-adapters":
             self.reply(backend.adapters)
@@ -359,6 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(f"llamacpp:prompt_tokens_total {backend.computed}\n".encode())
         else:
             self.refuse("File Not Found", 404, "not_found_error")
+        call.answered.set()
 
     def do_POST(self):
         backend = self.backend
