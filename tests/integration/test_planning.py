@@ -43,7 +43,7 @@ def test_side_jobs_between_turns_cost_a_chat_nothing(make_stack, model, flags):
     messages = [{"role": "system", "content": prose(200, "system")}]
     known = []
     for turn in range(6):
-        messages.append({"role": "user", "content": prose(2400 if turn == 0 else 60 + 20 * turn, f"turn {turn}")})
+        messages.append({"role": "user", "content": prose(2400 if turn == 0 else 500 + 20 * turn, f"turn {turn}")})
         body = {"messages": messages, "max_tokens": 8, "temperature": 0, "seed": 1}
         ids = stack.backend.chat_tokens(body)
         new = len(ids) - max((common(ids, other) for other in known), default=0)
