@@ -204,6 +204,8 @@ TEST_F(SessionTest, SlowHeadsAndBodiesTimeOut) {
   handler_.script = echo;
   Peer peer = client();
   EXPECT_TRUE(peer.at_end());
+  options.session.idle_timeout = std::chrono::seconds(10);  // the others may be slow to begin
+  listen(options);
   peer = client();
   peer.send("GET / HT");
   EXPECT_TRUE(peer.read_all().starts_with("HTTP/1.1 408 "));
