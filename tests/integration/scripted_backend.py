@@ -497,6 +497,7 @@ class _Handler(BaseHTTPRequestHandler):
                    "predicted_n": max(1, predicted), "predicted_ms": 1.0}
         if body.get("stream"):
             self.begin_stream()
+            hold_stream = backend.hold_stream  # the same for all of an answer
             for number, piece in enumerate((text[:8], text[8:])):
                 if by_client and backend.die_after_chunks is not None and number >= backend.die_after_chunks:
                     _cut(self.connection)
@@ -504,7 +505,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if not call.is_piece:
                     self.event({"content": piece, "stop": False})
                 if by_client:
-                    self.hold(backend.hold_stream, call)
+                    self.hold(hold_stream, call)
                     for content in backend.filler if number == 0 else ():
                         self.event({"content": content, "stop": False})
             told = {"timings": timings} if backend.tells_timings or call.is_piece else {}
