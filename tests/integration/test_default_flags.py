@@ -84,6 +84,8 @@ def test_two_conversations(make_stack, model, form):
             stack.restart(first="backend")
         outcome = stack.ask(body, path)
         ours.append(outcome.computed)
+        if index in (half - 2, half - 1):
+            stack.cairn.settle()  # what the restart finds is not to depend on whose request comes next
     print(f"\n{model} {form}, computed a turn\n new        {new}\n alone      {stock}\n with Cairn {ours}")
 
     assert sum(ours[:half]) <= sum(stock[:half]), "before the restart"
