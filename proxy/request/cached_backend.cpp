@@ -364,6 +364,9 @@ Task<void> CachedBackend::save_before_stop(CancelSource& cancel) {
 void CachedBackend::note_foreign_started(bool other_weights) {
   // It may begin later, in a slot that is in use now.
   for (std::size_t i = 0; other_weights && i < slots_.slots().size(); ++i) note_other_weights(static_cast<int>(i));
+  for (SlotState& state : slots_.slots()) {
+    if (!state.leased) state.attempted.reset();  // what is counted there may be this one's
+  }
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // With adapters of its own it leaves our tokens with another model's state behind.
     if (state.running || !(probe_.clears_idle || (other_weights && !state.leased))) continue;
@@ -374,10 +377,15 @@ void CachedBackend::note_foreign_started(bool other_weights) {
 
 void CachedBackend::schedule_write_back() {
   if (write_back_scheduled_ || stopping_.cancelled() || phase_ != BackendPhase::ready) return;
-  const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved || state.attempted != nullptr; });
-  if (!unsaved && (store_ == nullptr || !store_->copies_due())) return;
+  const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved; });
+  if (!unsaved && !breaks_off() && (store_ == nullptr || !store_->copies_due())) return;
   write_back_scheduled_ = true;
   spawn(write_back());
+}
+
+// A task whose client has left is still being computed, as far as we know.
+bool CachedBackend::breaks_off() const {
+  return std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.attempted != nullptr && !state.leased; });
 }
 
 // A client that sends its next request at once should not find the backend saving: what takes long waits as long before it is
@@ -385,7 +393,10 @@ void CachedBackend::schedule_write_back() {
 milliseconds CachedBackend::quiet_before_write_back() const {
   constexpr double longest_s = 3.0;
   constexpr milliseconds while_disk_refuses{5000};
+  // The backend looks for clients that have left when nothing has come back for them, and nobody has asked it anything, for a second.
+  constexpr milliseconds until_it_notices{2000};
   if (store_ != nullptr && store_->saving_waits()) return while_disk_refuses;
+  if (breaks_off()) return std::max(options_.write_back_delay, until_it_notices);
   double save_s = 0;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (!state.unsaved) continue;
@@ -426,14 +437,22 @@ Task<void> CachedBackend::write_back() {
   Wakeup pause(executor_);
   const std::function<void()> wake = [&pause] { pause.notify(); };
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
-  (void)co_await pause.wait_for(quiet_before_write_back());
+  const milliseconds quiet = quiet_before_write_back();
+  (void)co_await pause.wait_for(quiet);
   write_back_scheduled_ = false;
   if (store_ != nullptr && store_->saving_waits()) {
     schedule_write_back();
     co_return;
   }
   if (stopping_.cancelled() || !co_await may_touch()) co_return;
-  if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) co_await find_chosen();
+  if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) {
+    co_await find_chosen();
+    // Behind what is still being computed a save would be put off; and what was just found may ask for more quiet.
+    if (breaks_off() || quiet_before_write_back() > quiet) {
+      schedule_write_back();
+      co_return;
+    }
+  }
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
     // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
     if (scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;

@@ -279,6 +279,7 @@ class CachedBackend {
   Task<bool> phase_change(std::chrono::milliseconds limit, CancelSource& cancel);  // false: there was none
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
+  bool breaks_off() const;
   std::chrono::milliseconds quiet_before_write_back() const;
   Task<void> write_back();
   void set_kind(MemoryKind kind, std::string_view because);

@@ -116,7 +116,8 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   }
   slots_.believe_lengths(lengths);
   for (const int id : broken_off) {
-    if (!std::as_const(slots_).at(id).known.empty()) note_slot_content(id);
+    const SlotState& state = std::as_const(slots_).at(id);
+    if (state.attempted == nullptr && !state.known.empty()) note_slot_content(id);
   }
 }
 
@@ -126,7 +127,11 @@ Task<void> CachedBackend::find_chosen() {
     co_return;
   }
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
-  if (infos) believe(*infos);
+  if (infos) {
+    believe(*infos);
+  } else {
+    for (SlotState& state : slots_.slots()) state.attempted.reset();
+  }
 }
 
 Task<void> CachedBackend::look_at_slots() {

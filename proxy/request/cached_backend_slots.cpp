@@ -120,12 +120,15 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   checkpoint.saved_bytes = static_cast<std::uint64_t>(saved->bytes);
   checkpoint.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(saved->n_tokens));
   checkpoint.kind = kind_of_states();
+  state.attempted.reset();
   if (on_written) on_written();
   Result<CommittedCheckpoint> committed = co_await store_->commit(std::move(*reservation), std::move(checkpoint));
   if (!committed) {
     if (committed.error().code == ErrorCode::corrupt && content == state.content) slots_.forget(slot);  // it held something else
     co_return if_the_disk_refused(committed.error());
   }
+  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, now_ms());
+  for (const CheckpointId old : useless) (void)co_await store_->erase(old);
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   const double in_all_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
   costs_.observe_commit(static_cast<double>(committed->bytes), std::max(0.0, in_all_s - wall_s));
@@ -135,18 +138,20 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   if (kind_ == MemoryKind::exact && inside.count > 0) {
     set_kind(MemoryKind::checkpointed, "its saved files carry context checkpoints");
   }
-  if (!was_taken() && content == state.content) {
-    state.doubtful = false;
-    state.attempted.reset();
-    state.known = committed->tokens;
+  if (was_taken()) co_return Result<void>{};
+  if (content != state.content) {
+    // Its next turn began, or has even ended, meanwhile.
+    state.recoverable = recoverable(state.known);
+    if (state.unsaved && !state.leased) note_slot_content(slot);
+  } else {
+    state.doubtful = state.by_length = false;
+    state.known = std::move(committed->tokens);
     state.unknown_tail = 0;
     state.unsaved = false;
     state.pieces_since_save = 0;
     state.recoverable = static_cast<std::uint32_t>(state.known.size());
     if (kind_ == MemoryKind::checkpointed) state.resume_points = std::move(inside.positions);
   }
-  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, now_ms());
-  for (const CheckpointId old : useless) (void)co_await store_->erase(old);
   co_return Result<void>{};
 }
 
@@ -155,6 +160,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   note_task_started(slot);
   const std::uint64_t generation = generation_;
   state.piece_end = static_cast<std::uint32_t>(tokens.size());
+  const std::uint32_t held_before = state.held();
   const auto began = std::chrono::steady_clock::now();
   Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
   state.running = false;
@@ -166,14 +172,14 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
     cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
     state.unknown_tail = 1;
     state.unsaved = false;
-    if (timings.error().code != ErrorCode::rejected) slots_.note_attempt(slot, tokens);
+    if (timings.error().code != ErrorCode::rejected) slots_.note_attempt(slot, tokens, held_before);
     state.name_space = static_cast<std::int64_t>(probe_.name_space);
     co_return timings.error();
   }
   check_weights(slot, tokens, timings->cache_n);
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
-  state.doubtful = false;
+  state.doubtful = state.by_length = false;
   costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
   costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
   cut_resume_points(state.resume_points, from);
@@ -225,6 +231,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
     // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
     Result<void> saved = co_await save(state.id);
     if (!saved) spdlog::debug("slot {} was not saved before it is cleared: {}", state.id, to_string(saved.error()));
+    if (!saved && saved.error().code == ErrorCode::timeout) co_return;  // it would be asked for ever
     i = 0;
   }
 }

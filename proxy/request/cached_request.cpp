@@ -308,7 +308,8 @@ Task<void> CachedRequest::serve_cached() {
 
   record_.enter(Step::forward);
   if (downstream_.cancel().cancelled()) {
-    note_content();  // the pieces are worth keeping
+    if (record_.pieces > 0 || plan_.source == Source::restore) note_content();  // that is worth keeping
+    else backend_.note_slot_content(slot_);
     co_await fail(downstream_error(ErrorCode::cancelled, "the client left before its answer began"));
     co_return;
   }
@@ -392,6 +393,7 @@ Task<void> CachedRequest::bring_back() {
     if (plan_.source == Source::restore) record_.checkpoint = plan_.checkpoint;
   }
   base_length_ = state.held();
+  base_by_length_ = state.by_length;
   base_common_ = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
 }
 

@@ -65,6 +65,7 @@ class CachedRequest {
   void plan_recompute();
   void account(const std::optional<Timings>& timings, bool computed);
   void note_content();
+  void learn(std::int64_t reused);
   void backend_is_done();
   void account_unpinned(const Timings& timings);
   MissReason explain() const;
@@ -90,6 +91,7 @@ class CachedRequest {
   Lease lease_;
   std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
   std::uint32_t base_length_ = 0;  // how long that state was
+  bool base_by_length_ = false;
   std::int64_t first_reused_ = -1;  // cache_n of the first task of this request
   std::int64_t computed_in_pieces_ = 0;
   bool learned_ = false;

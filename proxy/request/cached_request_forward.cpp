@@ -181,6 +181,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   }
   state.chosen_for_us = !parsed_.takes_slot;
   if (!timings) {
+    const std::uint32_t held_before = state.held();
     const std::size_t common = common_prefix(state.known, prompt_);
     cut_resume_points(state.resume_points, static_cast<std::uint32_t>(common));
     // Once there was an answer the prompt had been computed; progress reports come before that.
@@ -189,7 +190,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     } else {
       // It holds our tokens up to the last piece for certain, and something beyond.
       state.known.resize(common);
-      if (own_weights() && parsed_.takes_slot) backend_.slots().note_attempt(slot_, prompt_);
+      if (own_weights() && parsed_.takes_slot) backend_.slots().note_attempt(slot_, prompt_, held_before);
     }
     state.name_space = name_space();
     state.unknown_tail = 1;
@@ -199,11 +200,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
   // Where the backend chose the slot, little reuse may mean another slot.
   const bool says_something = parsed_.takes_slot || timings->cache_n >= static_cast<std::int64_t>(plan_.base);
-  if (!learned_ && says_something) {
-    learned_ = true;
-    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_,
-                              timings->cache_n);
-  }
+  if (says_something) learn(timings->cache_n);
   record_.reused_tokens = first_reused_;
   record_.computed_tokens = computed_in_pieces_ + timings->prompt_n;
   backend_.costs().observe_prefill(static_cast<double>(timings->cache_n), static_cast<double>(timings->prompt_n),
@@ -243,6 +240,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     backend_.note_prompt(widest_gap(plan_.base, prompt, points), overhead_seconds() / prompt);
   }
   state.known = prompt_;
+  state.by_length = false;
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
   if (own_weights() && backend_.catalogue() != nullptr && timings->predicted_n > 0) {
@@ -251,6 +249,13 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   state.name_space = name_space();
   note_content();
   record_.miss = explain();
+}
+
+// What the first answer says of what we went on from.
+void CachedRequest::learn(std::int64_t reused) {
+  if (std::exchange(learned_, true)) return;
+  if (plan_.source == Source::live && base_by_length_) return;  // a guess that fails proves nothing
+  backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_, reused);
 }
 
 // What the slot holds is of this prompt now.

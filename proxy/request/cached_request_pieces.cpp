@@ -69,11 +69,7 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
   ++record_.pieces;
   computed_in_pieces_ += timings->prompt_n;
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
-  if (!learned_) {
-    learned_ = true;
-    backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_,
-                              timings->cache_n);
-  }
+  learn(timings->cache_n);
   co_return true;
 }
 

@@ -30,8 +30,7 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t o
       if (state.name_space != static_cast<std::int64_t>(backend_.name_space())) continue;
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-      const double bytes = backend_.bytes_of(state);
-      option.ready_s = costs.save_seconds(bytes) + costs.commit_seconds(bytes);
+      option.ready_s = costs.save_seconds(backend_.bytes_of(state));
     } else {
       const auto common = static_cast<std::uint32_t>(common_prefix(*state.target, prompt_));
       const auto is_made = [&] {  // the stop that was asked for, just now

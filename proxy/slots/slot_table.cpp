@@ -26,6 +26,7 @@ void SlotTable::forget(int id) {
   ++slot.content;
   slot.known.clear();
   slot.attempted.reset();
+  slot.by_length = false;
   slot.unknown_tail = 0;
   slot.resume_points.clear();
   slot.unsaved = false;
@@ -34,6 +35,11 @@ void SlotTable::forget(int id) {
   slot.recoverable = 0;
   slot.pieces_since_save = 0;
   slot.compute_s = 0;
+}
+
+void SlotTable::note_attempt(int id, TokenSpan prompt, std::uint32_t held_before) {
+  at(id).attempted = std::make_shared<const Tokens>(prompt.begin(), prompt.end());
+  at(id).held_before = held_before;
 }
 
 void SlotTable::forget_all() {
@@ -45,10 +51,18 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool proce
   if (slot.leased) return false;
   const std::int64_t now = n.value_or(0);  // never used by this process
   if (slot.attempted != nullptr && now > 0 && now >= static_cast<std::int64_t>(slot.known.size())) {
-    const Tokens& prompt = *slot.attempted;
-    const auto there = std::min<std::size_t>(static_cast<std::size_t>(now), prompt.size());
-    slot.known.assign(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(there));
-    slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(there);
+    // As many as before: it never began, as far as can be told.
+    const bool began = now != slot.held_before;
+    if (!began && !processing && slot.known.empty()) {
+      forget(id);
+      return true;
+    }
+    if (began) {
+      const Tokens& prompt = *slot.attempted;
+      slot.known.assign(prompt.begin(), prompt.begin() + std::min<std::ptrdiff_t>(now, static_cast<std::ptrdiff_t>(prompt.size())));
+      slot.by_length = true;
+    }
+    slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(slot.known.size());
     if (!processing) slot.attempted.reset();
     return false;
   }

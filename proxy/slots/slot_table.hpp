@@ -31,6 +31,8 @@ struct SlotState {
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
   std::shared_ptr<const Tokens> attempted;  // the prompt of a task that was broken off: how much of it is there, GET /slots tells
+  std::uint32_t held_before = 0;            // by the slot, before that task: tokens
+  bool by_length = false;       // `known` is what such a task left, judged by its length alone
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
   std::uint32_t pieces_since_save = 0;  // computed into it, each of which leaves context checkpoints
@@ -66,7 +68,7 @@ class SlotTable {
   const SlotState& at(int id) const { return slots_.at(static_cast<std::size_t>(id)); }
 
   // A task with this prompt was broken off there: the slot keeps the part that was computed (build 11669), and GET /slots tells how much.
-  void note_attempt(int id, TokenSpan prompt) { at(id).attempted = std::make_shared<const Tokens>(prompt.begin(), prompt.end()); }
+  void note_attempt(int id, TokenSpan prompt, std::uint32_t held_before);
   // The slot holds nothing we know of.
   void forget(int id);
   void forget_all();

@@ -110,21 +110,35 @@ TEST(SlotTable, ATaskThatWasBrokenOffLeftAsMuchAsTheBackendSays) {
   SlotTable table(1);
   SlotState& slot = table.at(0);
   fill(slot, 100, 1);
-  table.note_attempt(0, counting(1000));
+  table.note_attempt(0, counting(1000), 101);
   EXPECT_FALSE(table.believe_length(0, 640, true));  // it has not noticed yet, and goes on
   EXPECT_EQ(slot.known, counting(640));
   EXPECT_EQ(slot.unknown_tail, 0u);
   EXPECT_FALSE(table.believe_length(0, 900));
   EXPECT_EQ(slot.known, counting(900));
   EXPECT_EQ(slot.attempted, nullptr);
-  table.note_attempt(0, counting(1000));
+  table.note_attempt(0, counting(1000), 900);
   EXPECT_FALSE(table.believe_length(0, 1003));  // and three of an answer
   EXPECT_EQ(slot.known, counting(1000));
   EXPECT_EQ(slot.unknown_tail, 3u);
-  table.note_attempt(0, counting(1200));
+  table.note_attempt(0, counting(1200), 1003);
   EXPECT_TRUE(table.believe_length(0, 20));  // somebody else's
   EXPECT_TRUE(is_empty(slot));
   EXPECT_EQ(slot.attempted, nullptr);
+}
+
+TEST(SlotTable, ATaskThatNeverBeganHasLeftWhatWasThere) {
+  SlotTable table(2);
+  SlotState& slot = table.at(0);
+  fill(slot, 20, 1);
+  table.note_attempt(0, counting(1000), 800);
+  EXPECT_FALSE(table.believe_length(0, 800));
+  EXPECT_EQ(slot.known, counting(20));
+  EXPECT_EQ(slot.unknown_tail, 780u);
+  EXPECT_FALSE(slot.by_length);
+  table.note_attempt(1, counting(1000), 800);  // of which nothing is known any more
+  EXPECT_TRUE(table.believe_length(1, 800));
+  EXPECT_TRUE(is_empty(table.at(1)));
 }
 
 TEST(SlotTable, ASlotInUseIsNotJudged) {
