@@ -264,10 +264,17 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   co_return std::move(committed);
 }
 
-ResultTask<void> CheckpointStore::discard(Reservation reservation) {
+ResultTask<void> CheckpointStore::discard(Reservation reservation, bool may_come) {
+  constexpr std::int64_t ten_minutes_ms = 600'000;
+  if (may_come && !reservation.temporary_name_.empty()) strays_.push_back({reservation.temporary_name_, now_unix_ms() + ten_minutes_ms});
   reservation.release();
   auto tidied = co_await tidy();
   co_return tidied;
+}
+
+bool CheckpointStore::strays_may_come() const {
+  const std::int64_t now = now_unix_ms();
+  return std::ranges::any_of(strays_, [now](const Stray& stray) { return stray.until_unix_ms > now; });
 }
 
 // ---- what may change

@@ -192,8 +192,10 @@ class CheckpointStore {
   // Takes the file saved under the reservation's name: checks its tokens and size, makes it durable, gives it its final
   // name and its entry. On any error the file is gone, and the reservation with it. corrupt: not what was expected.
   ResultTask<CommittedCheckpoint> commit(Reservation reservation, NewCheckpoint checkpoint);
-  // Deletes the temporary file now instead of later.
-  ResultTask<void> discard(Reservation reservation);
+  // Deletes the temporary file now instead of later. `may_come`: nobody knows whether the backend will still write it, so for ten
+  // minutes it is deleted again with each piece of work (flush() is one).
+  ResultTask<void> discard(Reservation reservation, bool may_come = false);
+  bool strays_may_come() const;
 
   // nullptr when there is none (or no longer). Valid until the next co_await or non-const member.
   const CheckpointRecord* find(CheckpointId id) const;
@@ -317,6 +319,11 @@ class CheckpointStore {
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
   std::set<CheckpointId> copying_;  // down
+  struct Stray {
+    std::string file_name;
+    std::int64_t until_unix_ms = 0;
+  };
+  std::vector<Stray> strays_;
   std::vector<Condemned> condemned_;
   std::multiset<std::string> deleting_;  // paths on their way out on the index thread
   Pace checksums_, copies_up_;

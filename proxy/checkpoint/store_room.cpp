@@ -188,6 +188,8 @@ ResultTask<void> CheckpointStore::tidy() {
     Result<void> rows, changed;
     std::vector<Result<void>> files;
   };
+  for (const Stray& stray : strays_) condemn_file(stray.file_name);
+  std::erase_if(strays_, [now = now_unix_ms()](const Stray& stray) { return stray.until_unix_ms <= now; });
   std::vector<Condemned> taken;
   std::vector<Condemned> waiting;
   Work work;

@@ -280,6 +280,8 @@ class CachedBackend {
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
   bool breaks_off() const;
+  void sweep_strays();
+  Task<void> sweep();
   std::chrono::milliseconds quiet_before_write_back() const;
   Task<void> write_back();
   void set_kind(MemoryKind kind, std::string_view because);
@@ -301,6 +303,7 @@ class CachedBackend {
   std::optional<Result<InfillLayout>> infill_layout_;
   CostModel costs_;
 
+  bool sweeping_ = false;
   BackendPhase phase_ = BackendPhase::connecting;
   std::string trouble_;
   ProbeResult probe_;

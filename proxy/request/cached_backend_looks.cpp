@@ -143,6 +143,23 @@ Task<void> CachedBackend::look_at_slots() {
   schedule_write_back();
 }
 
+void CachedBackend::sweep_strays() {
+  if (store_ != nullptr && store_->strays_may_come() && !std::exchange(sweeping_, true)) spawn(sweep());
+}
+
+// Files of saves that nobody waits for any more.
+Task<void> CachedBackend::sweep() {
+  constexpr std::chrono::seconds longest{60};
+  for (std::chrono::seconds wait{1}; store_->strays_may_come() && !stopping_.cancelled(); wait = std::min(wait * 2, longest)) {
+    Wakeup pause(executor_);
+    const std::function<void()> wake = [&pause] { pause.notify(); };
+    const CancelSource::Registration registration = stopping_.on_cancel(wake);
+    (void)co_await pause.wait_for(wait);
+    (void)co_await store_->flush();
+  }
+  sweeping_ = false;
+}
+
 // llama-server would put a slot action off until that request ends, and what it has put off besides for longer: ending an action, it
 // does not begin the next of those (seen with build 11669).
 Task<bool> CachedBackend::taken(int slot) {

@@ -88,7 +88,8 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   const auto began = std::chrono::steady_clock::now();
   Result<SlotAction> saved = co_await api_.save(slot, name, *background_);
   if (!saved) {
-    (void)co_await store_->discard(std::move(*reservation));
+    (void)co_await store_->discard(std::move(*reservation), may_write_yet(saved.error()));
+    sweep_strays();
     if (saved.error().code == ErrorCode::unsupported) saving_off_ = true;
     // 500 "Unable to save slot": its disk is full, read-only or not there.
     if (saved.error().code == ErrorCode::rejected && saved.error().status >= 500) store_->note_save_refused(saved.error());

@@ -106,7 +106,7 @@ ResultTask<TinySave> tiny_save(LlamaApi& api, CheckpointStore& store, BlockingPo
   const std::string name = reservation->temporary_name();
   Result<SlotAction> saved = co_await api.save(slot, name, cancel);
   if (!saved) {
-    (void)co_await store.discard(std::move(*reservation));
+    (void)co_await store.discard(std::move(*reservation), may_write_yet(saved.error()));
     if (is_disk_trouble(saved.error())) store.note_save_refused(saved.error());
     co_return saved.error();
   }

@@ -21,6 +21,11 @@ enum class ServerKind {
   swap,    // llama-swap: nothing either
 };
 
+// A save that ended so may have begun in the backend all the same, which writes the file when it comes to it.
+inline bool may_write_yet(const Error& error) {
+  return error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported && error.code != ErrorCode::refused;
+}
+
 // Whether another probe of the same process could end otherwise.
 enum class LookAgain {
   never,   // it cannot, or it says that it will not

@@ -586,6 +586,22 @@ TEST_F(Store, AFileThatIsDeletedAtOnceNeedsNoRoomInTheBudgetAndDrivesNothingOut)
   EXPECT_EQ(fixture.await(store().reserve_scratch(30000)).error().code, ErrorCode::no_space);
 }
 
+TEST_F(Store, AFileThatTheBackendWritesAfterItsSaveWasGivenUpIsDeleted) {
+  ASSERT_TRUE(fixture.open());
+  auto reservation = fixture.await(store().reserve(9000));
+  ASSERT_TRUE(reservation);
+  const std::string path = scratch.slots() + "/" + reservation->temporary_name();
+  ASSERT_TRUE(fixture.await(store().discard(std::move(*reservation), true)));
+  EXPECT_TRUE(store().strays_may_come());
+  for (int i = 0; i < 2; ++i) {
+    write_file(path, "late");
+    ASSERT_TRUE(fixture.await(store().flush()));
+    EXPECT_FALSE(fs::exists(path));
+  }
+  fixture.now_ms += 601'000;
+  EXPECT_FALSE(store().strays_may_come());
+}
+
 TEST_F(Store, AFileLargerThanItsReservationMustFitToo) {
   fixture.options.budget_bytes = 20000;
   ASSERT_TRUE(fixture.open());
