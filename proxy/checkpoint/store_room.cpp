@@ -188,7 +188,10 @@ ResultTask<void> CheckpointStore::tidy() {
     Result<void> rows, changed;
     std::vector<Result<void>> files;
   };
-  for (const Stray& stray : strays_) condemn_file(stray.file_name);
+  for (const Stray& stray : strays_) {
+    const auto is_it = [&](const Condemned& one) { return !one.on_disk && one.file_name == stray.file_name; };
+    if (std::ranges::none_of(condemned_, is_it)) condemn_file(stray.file_name);
+  }
   std::erase_if(strays_, [now = now_unix_ms()](const Stray& stray) { return stray.until_unix_ms <= now; });
   std::vector<Condemned> taken;
   std::vector<Condemned> waiting;

@@ -222,8 +222,8 @@ Task<bool> CachedBackend::look() {
   }
   if (shared_ == nullptr) became(BackendPhase::probing, "");
   Result<ProbeResult> probed = co_await probe_backend(api_, store_, pool_, wanted_ > 0, stopping_);
+  sweep_strays();
   if (!probed) {
-    sweep_strays();
     const bool wants_key = probed.error().status == 401 || probed.error().status == 403;
     became(BackendPhase::connecting, wants_key ? "it wants a key for Cairn's own calls (backend_api_key, --backend-api-key); until then requests "
                                                  "are passed on uncached"

@@ -117,7 +117,8 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   slots_.believe_lengths(lengths);
   for (const int id : broken_off) {
     const SlotState& state = std::as_const(slots_).at(id);
-    if (state.attempted == nullptr && !state.known.empty()) note_slot_content(id);
+    // At the end there is no later.
+    if (!state.known.empty() && (state.attempted == nullptr || stopping_.cancelled())) note_slot_content(id);
   }
 }
 
@@ -129,7 +130,7 @@ Task<void> CachedBackend::find_chosen() {
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
   if (infos) {
     believe(*infos);
-  } else {
+  } else if (!is_late(infos.error())) {
     for (SlotState& state : slots_.slots()) state.attempted.reset();
   }
 }

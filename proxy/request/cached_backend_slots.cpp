@@ -145,7 +145,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     state.recoverable = recoverable(state.known);
     if (state.unsaved && !state.leased) note_slot_content(slot);
   } else {
-    state.doubtful = state.by_length = false;
+    state.doubtful = state.by_length = state.unresolved = false;
     state.known = std::move(committed->tokens);
     state.unknown_tail = 0;
     state.unsaved = false;
@@ -180,7 +180,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   check_weights(slot, tokens, timings->cache_n);
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
-  state.doubtful = state.by_length = false;
+  state.doubtful = state.by_length = state.unresolved = false;
   costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
   costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
   cut_resume_points(state.resume_points, from);
@@ -240,6 +240,8 @@ Task<void> CachedBackend::save_idle_slots(int except) {
 void CachedBackend::note_task_started(int slot) {
   SlotState& started = slots_.at(slot);
   started.running = started.leased;
+  // Where nobody has seen the end of a task that was broken off, what is counted later may be its doing.
+  started.unresolved = started.unresolved || started.attempted != nullptr;
   started.attempted.reset();
   ++started.content;
   if (!probe_.clears_idle) return;

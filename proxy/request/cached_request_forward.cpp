@@ -187,6 +187,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     // Once there was an answer the prompt had been computed; progress reports come before that.
     if (computed) {
       state.known = prompt_;
+      state.by_length = state.unresolved = false;
     } else {
       // It holds our tokens up to the last piece for certain, and something beyond.
       state.known.resize(common);
@@ -240,7 +241,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     backend_.note_prompt(widest_gap(plan_.base, prompt, points), overhead_seconds() / prompt);
   }
   state.known = prompt_;
-  state.by_length = false;
+  state.by_length = state.unresolved = false;
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
   if (own_weights() && backend_.catalogue() != nullptr && timings->predicted_n > 0) {

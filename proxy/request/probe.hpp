@@ -23,6 +23,7 @@ enum class ServerKind {
 
 // A save that ended so may have begun in the backend all the same, which writes the file when it comes to it.
 inline bool may_write_yet(const Error& error) {
+  if (error.status == 502 || error.status == 504) return true;  // a proxy between has given up
   return error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported && error.code != ErrorCode::refused;
 }
 

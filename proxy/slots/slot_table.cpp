@@ -26,7 +26,7 @@ void SlotTable::forget(int id) {
   ++slot.content;
   slot.known.clear();
   slot.attempted.reset();
-  slot.by_length = false;
+  slot.by_length = slot.unresolved = false;
   slot.unknown_tail = 0;
   slot.resume_points.clear();
   slot.unsaved = false;
@@ -38,6 +38,7 @@ void SlotTable::forget(int id) {
 }
 
 void SlotTable::note_attempt(int id, TokenSpan prompt, std::uint32_t held_before) {
+  if (at(id).unresolved) return;
   at(id).attempted = std::make_shared<const Tokens>(prompt.begin(), prompt.end());
   at(id).held_before = held_before;
 }

@@ -32,6 +32,7 @@ struct SlotState {
   Tokens known;                 // ids of its first tokens
   std::shared_ptr<const Tokens> attempted;  // the prompt of a task that was broken off: how much of it is there, GET /slots tells
   std::uint32_t held_before = 0;            // by the slot, before that task: tokens
+  bool unresolved = false;      // nor was it known what an earlier one had left: the length tells nothing
   bool by_length = false;       // `known` is what such a task left, judged by its length alone
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside

@@ -141,6 +141,21 @@ TEST(SlotTable, ATaskThatNeverBeganHasLeftWhatWasThere) {
   EXPECT_TRUE(is_empty(table.at(1)));
 }
 
+TEST(SlotTable, BehindATaskWhoseEndNobodySawTheLengthTellsNothing) {
+  SlotTable table(1);
+  SlotState& slot = table.at(0);
+  fill(slot, 20, 1);
+  slot.unresolved = true;
+  table.note_attempt(0, counting(1000), 21);
+  EXPECT_EQ(slot.attempted, nullptr);
+  EXPECT_FALSE(table.believe_length(0, 700));
+  EXPECT_EQ(slot.known, counting(20));
+  table.forget(0);
+  table.note_attempt(0, counting(1000), 0);
+  EXPECT_FALSE(table.believe_length(0, 700));
+  EXPECT_EQ(slot.known, counting(700));
+}
+
 TEST(SlotTable, ASlotInUseIsNotJudged) {
   SlotTable table(1);
   fill(table.at(0), 100);
