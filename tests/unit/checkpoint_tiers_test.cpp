@@ -42,6 +42,17 @@ class Tiers : public ::testing::Test {
     }
     return names;
   }
+  // As before a restore.
+  Result<VerifyOutcome> verify(CheckpointId id) {
+    const auto use = store().use(id);
+    return fixture.await(store().verify_before_restore(id));
+  }
+  void clear_ram() {
+    for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+  }
+  void expect_same_copies(CheckpointId id) {
+    EXPECT_EQ(read_file(disk() + "/" + name_of(id)), read_file(scratch.slots() + "/" + name_of(id)));
+  }
   void reboot() {
     fixture.store.reset();
     fs::remove_all(scratch.slots());
@@ -353,10 +364,7 @@ TEST_F(Tiers, AVanishedDiskDirectoryForgetsNothing) {
   ASSERT_TRUE(copy_all());
   reboot();
   fs::rename(disk(), disk() + ".away");
-  {
-    const auto use = store().use(id);
-    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
-  }
+  EXPECT_EQ(verify(id).error().code, ErrorCode::io);
   EXPECT_NE(store().find(id), nullptr);
   fs::rename(disk() + ".away", disk());
   const auto use = store().use(id);
@@ -471,20 +479,16 @@ TEST_F(Tiers, ARamThatIsClearedWhileAStateComesUpLosesNothing) {
   reboot();
   files.before = [&](int, const char* call) -> std::optional<Error> {
     if (std::string_view(call) != "rename") return std::nullopt;
-    for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+    clear_ram();
     return std::nullopt;
   };
-  {
-    const auto use = store().use(id);
-    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
-  }
+  EXPECT_EQ(verify(id).error().code, ErrorCode::io);
   files.before = nullptr;
   ASSERT_NE(store().find(id), nullptr);
   EXPECT_EQ(disk_files().size(), 2u);
-  const auto use = store().use(id);
-  const auto verified = fixture.await(store().verify_before_restore(id));
+  const auto verified = verify(id);
   ASSERT_TRUE(verified) << to_string(verified.error());
-  EXPECT_EQ(read_file(disk() + "/" + name_of(id)), read_file(scratch.slots() + "/" + name_of(id)));
+  expect_same_copies(id);
 }
 
 TEST_F(Tiers, ACopyInRamThatIsChangedWhileItIsMadeLosesNothing) {
@@ -495,15 +499,11 @@ TEST_F(Tiers, ACopyInRamThatIsChangedWhileItIsMadeLosesNothing) {
   files.after = [&](int, const char* call) {
     if (std::string_view(call) == "rename" && fs::exists(path)) write_file(path, "somebody else's");
   };
-  {
-    const auto use = store().use(id);
-    EXPECT_EQ(fixture.await(store().verify_before_restore(id)).error().code, ErrorCode::io);
-  }
+  EXPECT_EQ(verify(id).error().code, ErrorCode::io);
   files.after = nullptr;
   ASSERT_NE(store().find(id), nullptr);
   EXPECT_EQ(disk_files().size(), 2u);
-  const auto use = store().use(id);
-  EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
+  EXPECT_TRUE(verify(id));
 }
 
 // With its lock file gone it passed for a directory that is away, and the copies on disk were never tried.
@@ -511,13 +511,12 @@ TEST_F(Tiers, ARamThatWasClearedOrRemovedUnderAStoreIsFilledFromTheDisk) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());
   const auto bring_back = [&] {
-    const auto use = store().use(id);
-    const auto verified = fixture.await(store().verify_before_restore(id));
+    const auto verified = verify(id);
     EXPECT_TRUE(verified) << to_string(verified.error());
     ASSERT_NE(store().find(id), nullptr);
-    EXPECT_EQ(read_file(disk() + "/" + name_of(id)), read_file(scratch.slots() + "/" + name_of(id)));
+    expect_same_copies(id);
   };
-  for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+  clear_ram();
   bring_back();
   fs::remove_all(scratch.slots());
   bring_back();
@@ -552,7 +551,7 @@ TEST_F(Tiers, AStateThatIsGoneFromRamHoldsUpNoCopies) {
   int said = 0;
   store().on_copying([&](const Error*) { ++said; });
   const CheckpointId gone = save(1);
-  for (const auto& entry : fs::directory_iterator(scratch.slots())) fs::remove(entry.path());
+  clear_ram();
   const CheckpointId other = save(2);
   fixture.now_ms += 1000;
   store().mark_used(gone);  // so that it comes first
