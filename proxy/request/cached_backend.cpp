@@ -433,13 +433,17 @@ void CachedBackend::add_stop_credit(double seconds) {
   stop_credit_s_ = std::clamp(stop_credit_s_ + seconds, 0.0, most_stops * costs_.boundary_seconds());
 }
 
-Task<void> CachedBackend::write_back() {
-  // First a moment of quiet: the next request may come at once.
+Task<void> CachedBackend::rest(milliseconds limit) {
   Wakeup pause(executor_);
   const std::function<void()> wake = [&pause] { pause.notify(); };
   const CancelSource::Registration registration = stopping_.on_cancel(wake);
+  (void)co_await pause.wait_for(limit);
+}
+
+Task<void> CachedBackend::write_back() {
+  // First a moment of quiet: the next request may come at once.
   const milliseconds quiet = quiet_before_write_back();
-  (void)co_await pause.wait_for(quiet);
+  co_await rest(quiet);
   write_back_scheduled_ = false;
   if (store_ != nullptr && store_->saving_waits()) {
     schedule_write_back();

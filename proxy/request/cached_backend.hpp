@@ -98,6 +98,7 @@ class CachedBackend {
 
   // What a restore of the state has to read first is read (its checksum; from the disk tier, a copy), and what is bad dropped.
   ResultTask<void> read_ahead(CheckpointId checkpoint);
+
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
   ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);
@@ -280,6 +281,7 @@ class CachedBackend {
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
   bool breaks_off() const;
+  Task<void> rest(std::chrono::milliseconds limit);  // less when we stop
   void sweep_strays();
   Task<void> sweep();
   std::chrono::milliseconds quiet_before_write_back() const;

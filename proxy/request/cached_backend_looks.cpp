@@ -152,10 +152,7 @@ void CachedBackend::sweep_strays() {
 Task<void> CachedBackend::sweep() {
   constexpr std::chrono::seconds longest{60};
   for (std::chrono::seconds wait{1}; store_->strays_may_come() && !stopping_.cancelled(); wait = std::min(wait * 2, longest)) {
-    Wakeup pause(executor_);
-    const std::function<void()> wake = [&pause] { pause.notify(); };
-    const CancelSource::Registration registration = stopping_.on_cancel(wake);
-    (void)co_await pause.wait_for(wait);
+    co_await rest(wait);
     (void)co_await store_->flush();
   }
   sweeping_ = false;
