@@ -15,6 +15,16 @@ REPLAYS = (  # name, form, target, sessions
 )
 
 
+def replay_of(text):
+    """One of REPLAYS' rows, from what --replay says."""
+    who, form, *numbers = text.split(",")
+    skipped, files, prompts, characters = map(int, numbers)
+    target = {"swe": 1.05, "magagent": 1.06}.get(who)
+    if target is None or form not in PATHS:
+        raise ValueError(text)
+    return f"{who} {form} {','.join(numbers)}", form, target, (getattr(sessions, who), files, prompts, characters, skipped)
+
+
 def replay(stack, form, texts):
     """All that both lives of the backend computed."""
     computed = 0
@@ -36,10 +46,10 @@ def run(options):
     section.table("replay", "model", "prompts", "prompt tokens", "least possible", "direct", "Cairn",
                   "direct / least", "Cairn / least", "target")
     for model in options.model or ("granitehybrid",):
-        for name, form, target, (wanted, files, prompts, characters) in REPLAYS:
+        for name, form, target, (wanted, files, prompts, characters, *skipped) in options.replay or REPLAYS:
             if options.quick:
                 files, prompts = 3, 4
-            found = sessions.recorded(wanted, files, prompts, characters)
+            found = sessions.recorded(wanted, files, prompts, characters, *skipped)
             if found is None:
                 name = f"made up instead of {name}"
             texts = in_turn(found) if found else made_up(files, prompts)

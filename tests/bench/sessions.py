@@ -11,13 +11,13 @@ def folder():
     return Path(os.environ.get("CAIRN_TRACES") or REPOSITORY.parent / "shared/traces") / "agents"
 
 
-def recorded(wanted, files, prompts, characters):
-    """Of each of the first `files` whose name is `wanted`, the prompts of more than 400 characters in time order, the first
+def recorded(wanted, files, prompts, characters, skipped=0):
+    """Of each of the first `files` whose name is `wanted`, some skipped, the prompts of more than 400 characters in time order, the first
     few, cut. None where there are no traces."""
     if not folder().is_dir():
         return None
     sessions = []
-    for name in sorted(filter(wanted, os.listdir(folder())))[:files]:
+    for name in sorted(filter(wanted, os.listdir(folder())))[skipped:skipped + files]:
         rows = [json.loads(line) for line in (folder() / name).read_text(encoding="utf-8").splitlines()]
         rows.sort(key=lambda row: row["timestamp"])
         texts = [row["input"][:characters] for row in rows if len(row["input"]) > 400]
