@@ -365,6 +365,7 @@ Task<void> CachedBackend::save_before_stop(CancelSource& cancel) {
 void CachedBackend::note_foreign_started(bool other_weights) {
   // It may begin later, in a slot that is in use now.
   for (std::size_t i = 0; other_weights && i < slots_.slots().size(); ++i) note_other_weights(static_cast<int>(i));
+  slots_.forget_placed();
   for (SlotState& state : slots_.slots()) {
     if (!state.leased) state.attempted.reset();  // what is counted there may be this one's
   }

@@ -189,8 +189,8 @@ class CachedBackend {
   };
   InBackendCache in_backend_cache(TokenSpan prompt) const;
   void note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points);
-  // A request whose slot the backend chose reused so many tokens of its prompt.
-  void forget_taken_from_cache(TokenSpan prompt, std::int64_t reused);
+  // A request whose slot the backend chose reused so many tokens of its prompt. Returns the resume points that came with them.
+  std::vector<std::uint32_t> take_from_backend_cache(TokenSpan prompt, std::int64_t reused);
   // It gave `reused` where `promised` were believed to be there.
   void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
   // How long a request has a slot, on the average.

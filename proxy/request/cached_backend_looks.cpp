@@ -114,7 +114,12 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (state.attempted != nullptr && !state.leased) broken_off.push_back(state.id);
   }
-  slots_.believe_lengths(lengths);
+  for (const int id : slots_.believe_lengths(lengths)) {
+    const SlotState& state = std::as_const(slots_).at(id);
+    // That it holds this is said again when another task clears the slot.
+    std::erase_if(backend_cache_, [&](const Cleared& cleared) { return cleared.tokens == state.known; });
+    note_slot_content(id);
+  }
   for (const int id : broken_off) {
     const SlotState& state = std::as_const(slots_).at(id);
     // At the end there is no later.
@@ -124,9 +129,8 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
 
 // Where tasks ran whose slot the backend chose, and how far those came that were broken off, unless that is known already.
 Task<void> CachedBackend::find_chosen() {
-  if (std::ranges::none_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.chosen_for_us || state.attempted != nullptr; })) {
-    co_return;
-  }
+  const bool moved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.chosen_for_us || state.attempted != nullptr; });
+  if (!moved && !slots_.looks_for_placed()) co_return;
   Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
   if (infos) {
     believe(*infos);
@@ -136,8 +140,10 @@ Task<void> CachedBackend::find_chosen() {
 }
 
 Task<void> CachedBackend::look_at_slots() {
-  // While something runs is not the moment to ask; a slot that was overwritten shows when it is next used.
-  if (phase_ == BackendPhase::ready && scheduler_.leased() == 0 && foreign_ == 0 && co_await may_touch()) {
+  // While something runs is not the moment to ask; a slot that was overwritten shows when it is next used. But the next restore must not
+  // go where the backend has placed something.
+  const bool quiet = scheduler_.leased() == 0 || slots_.looks_for_placed();
+  if (phase_ == BackendPhase::ready && quiet && foreign_ == 0 && co_await may_touch()) {
     Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
     if (infos) believe(*infos);
   }

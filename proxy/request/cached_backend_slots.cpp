@@ -245,6 +245,7 @@ void CachedBackend::note_task_started(int slot) {
   started.attempted.reset();
   ++started.content;
   if (!probe_.clears_idle) return;
+  slots_.forget_placed();
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.
     if (state.id == slot || state.running) continue;
@@ -284,10 +285,15 @@ CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) 
   return best;
 }
 
-void CachedBackend::forget_taken_from_cache(TokenSpan prompt, std::int64_t reused) {
+std::vector<std::uint32_t> CachedBackend::take_from_backend_cache(TokenSpan prompt, std::int64_t reused) {
   // What it brings back it takes out of there.
+  std::vector<std::uint32_t> points;
   const auto taken = std::ranges::max_element(backend_cache_, {}, [&](const Cleared& cleared) { return common_prefix(cleared.tokens, prompt); });
-  if (taken != backend_cache_.end() && reused > 0 && static_cast<std::int64_t>(common_prefix(taken->tokens, prompt)) >= reused) backend_cache_.erase(taken);
+  if (taken == backend_cache_.end() || reused <= 0 || static_cast<std::int64_t>(common_prefix(taken->tokens, prompt)) < reused) return points;
+  points = std::move(taken->resume_points);
+  cut_resume_points(points, static_cast<std::uint32_t>(reused));
+  backend_cache_.erase(taken);
+  return points;
 }
 
 void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_t reused) {

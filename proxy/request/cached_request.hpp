@@ -65,6 +65,7 @@ class CachedRequest {
   void plan_recompute();
   void account(const std::optional<Timings>& timings, bool computed);
   void note_content();
+  double chance_to_return() const;  // of this prompt's conversation
   void learn(std::int64_t reused);
   void backend_is_done();
   void account_unpinned(const Timings& timings);

@@ -262,11 +262,15 @@ void CachedRequest::learn(std::int64_t reused) {
 // What the slot holds is of this prompt now.
 void CachedRequest::note_content() {
   SlotState& state = backend_.slots().at(slot_);
+  state.proven = known_.continues;
+  state.return_chance = chance_to_return();
+  backend_.note_slot_content(slot_);
+}
+
+double CachedRequest::chance_to_return() const {
   // A conversation that has gone on once goes on again.
   constexpr double conversation = 0.95;
-  state.proven = known_.continues;
-  state.return_chance = known_.continues ? conversation : backend_.return_chance();
-  backend_.note_slot_content(slot_);
+  return known_.continues ? conversation : backend_.return_chance();
 }
 
 // The backend chose the slot: what it reused tells whether its cache held what we believed.
@@ -275,11 +279,16 @@ void CachedRequest::account_unpinned(const Timings& timings) {
   record_.computed_tokens = timings.prompt_n;
   if (backend_.generation() != generation_) return;
   backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
-  backend_.forget_taken_from_cache(prompt_, timings.cache_n);
-  std::vector<std::uint32_t> points;
+  std::vector<std::uint32_t> points = backend_.take_from_backend_cache(prompt_, timings.cache_n);
   add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
                           backend_.options().ubatch_tokens);
-  backend_.note_backend_cache(prompt_, std::move(points));  // the next task's start clears it
+  thin_resume_points(points);
+  if (timings.cache_n + timings.prompt_n == static_cast<std::int64_t>(prompt_.size())) {
+    SlotTable::Placed placed{prompt_, 0, points, known_.continues, chance_to_return(), name_space()};
+    placed.unknown_tail = timings.predicted_n > 1 ? static_cast<std::uint32_t>(timings.predicted_n - 1) : 0;
+    backend_.slots().note_placed(std::move(placed));
+  }
+  backend_.note_backend_cache(prompt_, std::move(points));  // where the next task's start clears it before we have seen its slot
   record_.miss = explain();
 }
 

@@ -34,7 +34,6 @@ void SlotTable::forget(int id) {
   slot.chosen_for_us = false;
   slot.recoverable = 0;
   slot.pieces_since_save = 0;
-  slot.compute_s = 0;
 }
 
 void SlotTable::note_attempt(int id, TokenSpan prompt, std::uint32_t held_before) {
@@ -45,6 +44,7 @@ void SlotTable::note_attempt(int id, TokenSpan prompt, std::uint32_t held_before
 
 void SlotTable::forget_all() {
   for (SlotState& slot : slots_) forget(slot.id);
+  forget_placed();
 }
 
 bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool processing) {
@@ -82,9 +82,28 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool proce
   return wrong;
 }
 
-void SlotTable::believe_lengths(std::span<const Length> lengths) {
+std::vector<int> SlotTable::believe_lengths(std::span<const Length> lengths) {
   const auto unexpected = [this](const Length& one) { return one.tokens.value_or(0) != at(one.id).held(); };
   const auto ours = [this](const Length& one) { return one.id >= 0 && one.id < static_cast<int>(count_) && !at(one.id).leased; };
+  std::vector<int> found;
+  for (Placed& placed : std::exchange(placed_, {})) {
+    const std::size_t held = placed.known.size() + placed.unknown_tail;
+    const auto there = std::find_if(lengths.begin(), lengths.end(), [&](const Length& one) {
+      return ours(one) && !at(one.id).other_weights && unexpected(one) && !one.processing && one.tokens == static_cast<std::int64_t>(held);
+    });
+    if (there == lengths.end()) continue;
+    forget(there->id);
+    SlotState& to = at(there->id);
+    to.known = std::move(placed.known);
+    to.unknown_tail = placed.unknown_tail;
+    to.by_length = true;
+    to.resume_points = std::move(placed.resume_points);
+    to.proven = placed.proven;
+    to.return_chance = placed.return_chance;
+    to.name_space = placed.name_space;
+    touch(to.id);
+    found.push_back(to.id);
+  }
   for (const Length& one : lengths) {
     if (!ours(one) || !std::exchange(at(one.id).chosen_for_us, false) || !unexpected(one)) continue;
     const SlotState& from = at(one.id);
@@ -99,11 +118,13 @@ void SlotTable::believe_lengths(std::span<const Length> lengths) {
     to.id = id;
     to.saves = saves;
     to.content = content + 1;
+    to.by_length = true;
     forget(one.id);
   }
   for (const Length& one : lengths) {
     if (ours(one)) believe_length(one.id, one.tokens, one.processing);
   }
+  return found;
 }
 
 void add_piece_resume_points(std::vector<std::uint32_t>& points, std::uint32_t from, std::uint32_t to,

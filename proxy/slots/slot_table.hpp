@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "plan/memory_kind.hpp"
@@ -33,7 +34,7 @@ struct SlotState {
   std::shared_ptr<const Tokens> attempted;  // the prompt of a task that was broken off: how much of it is there, GET /slots tells
   std::uint32_t held_before = 0;            // by the slot, before that task: tokens
   bool unresolved = false;      // nor was it known what an earlier one had left: the length tells nothing
-  bool by_length = false;       // `known` is what such a task left, judged by its length alone
+  bool by_length = false;       // `known` is what some task left, judged by its length alone
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
   std::uint32_t pieces_since_save = 0;  // computed into it, each of which leaves context checkpoints
@@ -43,7 +44,6 @@ struct SlotState {
   int saves = 0;                // of it under way, the disk's part included, during which it may be used
   std::uint64_t content = 0;    // counts how often another one began to take its place
   std::uint32_t recoverable = 0;  // tokens of it that saved states could bring back
-  double compute_s = 0;         // what computing it took or would take
   std::uint64_t last_used = 0;
   std::int64_t name_space = 0;  // whose tokens these are; a request of another namespace sees an empty slot
 
@@ -70,6 +70,20 @@ class SlotTable {
 
   // A task with this prompt was broken off there: the slot keeps the part that was computed (build 11669), and GET /slots tells how much.
   void note_attempt(int id, TokenSpan prompt, std::uint32_t held_before);
+  // What a task left whose slot the backend chose: which slot that was, GET /slots tells.
+  struct Placed {
+    Tokens known;
+    std::uint32_t unknown_tail = 0;
+    std::vector<std::uint32_t> resume_points;
+    bool proven = false;
+    double return_chance = 0.5;
+    std::int64_t name_space = 0;
+  };
+  void note_placed(Placed content) { placed_.push_back(std::move(content)); }
+  bool looks_for_placed() const { return !placed_.empty(); }
+  // Other tasks have begun since: it may have been overwritten, or cleared.
+  void forget_placed() { placed_.clear(); }
+
   // The slot holds nothing we know of.
   void forget(int id);
   void forget_all();
@@ -82,12 +96,13 @@ class SlotTable {
     bool processing = false;  // there may be more of them soon
   };
   // The same for all that were listed. A task whose slot the backend chose may have run elsewhere: where another slot holds just as
-  // many tokens as that task left, unlike before, the belief moves there.
-  void believe_lengths(std::span<const Length> lengths);
+  // many tokens as that task left, unlike before, the belief moves there. Returns the slots where what was placed has been found.
+  std::vector<int> believe_lengths(std::span<const Length> lengths);
   void touch(int id) { at(id).last_used = ++clock_; }
 
  private:
   std::vector<SlotState> slots_;  // never reallocated, never shrunk
+  std::vector<Placed> placed_;
   std::size_t count_ = 0;
   std::uint64_t clock_ = 0;
 };

@@ -1,6 +1,8 @@
 """Two growing conversations in turn on a backend with its default flags, where it clears idle slots: the trap for a proxy
 that pins slots. Against the same backend alone, before and after a restart of everything."""
 
+import re
+
 import pytest
 
 from stack import common, prose, tokens
@@ -111,3 +113,35 @@ def test_two_conversations_that_together_exceed_the_context(make_stack, model):
     print(f"\n{model}, computed: {computed}")
     for later in computed[len(talks):]:
         assert later <= more + 16, computed
+
+
+@pytest.mark.parametrize("model", ["llama", "granitehybrid"])
+def test_what_the_backend_placed_is_not_overwritten_by_a_restore(make_stack, model):
+    """Which slot the backend chose was not known: the next restore went into that very slot, the one unused for longest to both,
+    and the conversation there, which no other task had moved to the backend's RAM cache yet, was lost (21,744 tokens computed anew)."""
+    more = 60  # new tokens a turn
+    stack = make_stack(model)
+    assert stack.cairn.status()["backend"]["clears_idle_slots"]
+    talk, tools = tokens(3000, "talk"), tokens(1000, "tools")
+
+    def turn(prompt):
+        return stack.ask({"prompt": prompt, "n_predict": 8, "temperature": 0}, "/completion").computed
+
+    def side_job(number):
+        return turn(tools + tokens(more, f"job {number}"))
+
+    turn(tools)
+    stack.cairn.settle()
+    stack.cairn_flags += ("--min-free", "1000TiB")  # nothing is saved any more
+    stack.restart()
+    turn(talk)
+    computed = []
+    for number in range(1, 6):
+        jobs = side_job(number)
+        talk += tokens(more, f"turn {number}")
+        computed.append((turn(talk), jobs))
+    plans = re.findall(r"POST /completion .*plan=(\w+)", stack.cairn.log.read_text(encoding="utf-8"))
+    print(f"\n{model}, computed (turn, side job): {computed}; {plans}")
+    assert "backend" in plans and "restore" in plans, plans
+    for turns, jobs in computed:
+        assert turns <= more + 16 and jobs <= more + 16, computed

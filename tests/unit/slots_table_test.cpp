@@ -24,11 +24,10 @@ void fill(SlotState& slot, std::size_t known, std::uint32_t tail = 0) {
   slot.resume_points = {10, 50};
   slot.unsaved = true;
   slot.recoverable = 7;
-  slot.compute_s = 3;
 }
 
 bool is_empty(const SlotState& slot) {
-  return slot.held() == 0 && slot.resume_points.empty() && !slot.unsaved && slot.recoverable == 0 && slot.compute_s == 0;
+  return slot.held() == 0 && slot.resume_points.empty() && !slot.unsaved && slot.recoverable == 0;
 }
 
 TEST(SlotTable, BeginsWithEmptySlots) {
@@ -257,6 +256,53 @@ TEST(SlotTable, ATaskWhoseSlotTheBackendChoseIsFoundByItsLength) {
   EXPECT_EQ(table.at(2).unknown_tail, 7u);
   EXPECT_TRUE(table.at(2).unsaved);
   EXPECT_FALSE(table.at(2).chosen_for_us);
+}
+
+SlotTable::Placed placed(std::uint32_t tokens, std::uint32_t tail) {
+  SlotState like;
+  fill(like, tokens, tail);
+  return SlotTable::Placed{like.known, tail, {10}, true, 0.9, 7};
+}
+
+TEST(SlotTable, WhatTheBackendPlacedIsFoundByItsLength) {
+  SlotTable table(4);
+  fill(table.at(0), 107);  // as long, and where it was
+  table.at(2).leased = true;
+  table.note_placed(placed(100, 7));
+  const SlotTable::Length lengths[] = {{0, 107}, {1, std::nullopt}, {2, 107}, {3, 107}, {9, 107}};
+  EXPECT_THAT(table.believe_lengths(lengths), ElementsAre(3));
+  EXPECT_FALSE(table.looks_for_placed());
+  EXPECT_EQ(table.at(0).known.size(), 107u);
+  EXPECT_TRUE(is_empty(table.at(2))) << "somebody else's";
+  const SlotState& found = table.at(3);
+  EXPECT_EQ(found.known.size(), 100u);
+  EXPECT_EQ(found.unknown_tail, 7u);
+  EXPECT_TRUE(found.by_length) << "a guess that fails is to prove nothing";
+  EXPECT_THAT(found.resume_points, ElementsAre(10));
+  EXPECT_TRUE(found.proven);
+  EXPECT_EQ(found.return_chance, 0.9);
+  EXPECT_EQ(found.name_space, 7);
+  EXPECT_GT(found.last_used, 0u);
+}
+
+TEST(SlotTable, WhatTheBackendPlacedIsNotGuessed) {
+  const auto found = [](SlotTable::Length length, bool other_weights = false) {
+    SlotTable table(1);
+    table.at(0).other_weights = other_weights;
+    table.note_placed(placed(100, 7));
+    const bool any = !table.believe_lengths(std::span(&length, 1)).empty();
+    EXPECT_FALSE(table.looks_for_placed()) << "a later look would find another task";
+    return any;
+  };
+  EXPECT_TRUE(found({0, 107}));
+  EXPECT_FALSE(found({0, 106}));
+  EXPECT_FALSE(found({0, 107, true})) << "it goes on there";
+  EXPECT_FALSE(found({0, 107}, true));
+  SlotTable table(1);
+  table.note_placed(placed(100, 7));
+  table.forget_placed();  // other tasks have begun
+  const SlotTable::Length length{0, 107};
+  EXPECT_THAT(table.believe_lengths(std::span(&length, 1)), IsEmpty());
 }
 
 TEST(SlotTable, NoBeliefMovesToASlotThatOtherAdaptersMayHaveUsed) {
