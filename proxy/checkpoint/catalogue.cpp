@@ -20,6 +20,7 @@ CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     : store_(store), max_tree_tokens_(max_tree_tokens) {
   store_.on_removed([this](const CheckpointRecord& record, RemovalReason reason) {
+    ++removals_;
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });

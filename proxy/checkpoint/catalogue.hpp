@@ -82,6 +82,7 @@ class Catalogue {
   // A saved state can be resumed exactly at the end of `tokens`.
   bool has_state_at(NamespaceId name_space, TokenSpan tokens) const;
 
+  std::uint64_t removals() const { return removals_; }  // of states, since we started
   // A state that was evicted would have spared more than `beyond` tokens of the prompt.
   bool evicted_beyond(NamespaceId name_space, TokenSpan prompt, std::uint32_t beyond) const {
     return evicted_.would_have_served(name_space, prompt, beyond);
@@ -104,6 +105,7 @@ class Catalogue {
   StateWorth worth(const CheckpointRecord& record) const;
   void remember_evicted(const CheckpointRecord& record);
 
+  std::uint64_t removals_ = 0;
   struct Place {
     NamespaceId name_space{};
     NodeId leaf = PrefixTree::kNone;

@@ -101,7 +101,7 @@ std::optional<Plan> make_plan(const PlanInput& input) {
     Plan live;
     live.source = slot.usable > 0 ? Source::live : Source::recompute;
     live.base = slot.usable;
-    live.expected_s = costs.prefill_seconds(slot.usable, input.prompt);
+    live.expected_s = slot.wait_s + costs.prefill_seconds(slot.usable, input.prompt);
     live.reason = slot.usable > 0 ? "the slot holds it" : "nothing holds it";
     consider(live, slot, overwrite_loss(input, slot, slot.usable));
   }
@@ -115,9 +115,9 @@ std::optional<Plan> make_plan(const PlanInput& input) {
       plan.source = Source::restore;
       plan.checkpoint = option.checkpoint;
       plan.base = option.usable;
-      plan.expected_s = option.ready_s + restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
+      plan.expected_s = slot.wait_s + option.ready_s + restore_s + rest_s + (slot.clean ? 0.0 : costs.prefill_seconds(0, 1));
       // Whatever is lost with the slot is lost either way: this very slot would answer sooner from what it holds.
-      if (plan.expected_s >= costs.prefill_seconds(slot.usable, input.prompt)) continue;
+      if (plan.expected_s >= slot.wait_s + costs.prefill_seconds(slot.usable, input.prompt)) continue;
       plan.reason = "a saved state reaches further";
       Loss loss = overwrite_loss(input, slot, 0);
       loss.seconds += restore_s * input.running;

@@ -25,6 +25,7 @@ struct SlotOption {
   double return_chance = 0.5;      // that what it holds is asked for again
   bool proven = false;             // it has been gone on from before: no mere chance
   std::uint64_t last_used = 0;     // a counter: smaller is longer ago
+  double wait_s = 0;               // until the backend begins what it is sent: it still computes for a client that has left
 };
 
 // A saved state that shares a prefix with the prompt.

@@ -246,7 +246,8 @@ Task<bool> CachedBackend::look() {
   }
   costs_.expect_context_checkpoints(probe_.context_checkpoint_bytes);
   saving_off_ = false;
-  broken_promises_ = 0;
+  broken_promises_ = rewinds_in_vain_ = pieces_in_vain_ = 0;
+  pieces_from_ = {};
   strikes_.clear();
   latest_gaps_.clear();
   backend_cache_.clear();
@@ -314,12 +315,29 @@ void CachedBackend::suspect_down() {
 
 std::string CachedBackend::rates_key() const { return fmt::format("rates:{}", static_cast<std::int64_t>(probe_.name_space)); }
 
+void CachedBackend::note_begun() {
+  if (present_ > 0 || foreign_ > 0) return;
+  pauses_.note(std::chrono::duration<double>(std::chrono::steady_clock::now() - idle_since_).count());
+}
+
+CachedBackend::Presence::Presence(CachedBackend& backend) : backend_(&backend) {
+  backend.note_begun();
+  ++backend.present_;
+}
+
+CachedBackend::Presence::~Presence() {
+  backend_->idle_since_ = std::chrono::steady_clock::now();
+  if (--backend_->present_ == 0) backend_->schedule_write_back();
+}
+
 CachedBackend::Foreign::Foreign(CachedBackend& backend) : backend_(&backend) {
+  backend.note_begun();
   ++backend.foreign_;
   ++backend.foreign_epoch_;
 }
 
 CachedBackend::Foreign::~Foreign() {
+  backend_->idle_since_ = std::chrono::steady_clock::now();
   if (--backend_->foreign_ == 0) {
     for (SlotState& state : backend_->slots_.slots()) state.taken = false;
   }
@@ -391,9 +409,11 @@ bool CachedBackend::breaks_off() const {
 }
 
 // A client that sends its next request at once should not find the backend saving: what takes long waits as long before it is
-// begun.
+// begun, and where requests come in a rhythm, until that is over.
 milliseconds CachedBackend::quiet_before_write_back() const {
   constexpr double longest_s = 3.0;
+  constexpr double noticed_s = 0.5;
+  constexpr double bearable_share = 0.03;  // of the time that requests take
   constexpr milliseconds while_disk_refuses{5000};
   // The backend looks for clients that have left when nothing has come back for them, and nobody has asked it anything, for a second.
   constexpr milliseconds until_it_notices{2000};
@@ -404,7 +424,9 @@ milliseconds CachedBackend::quiet_before_write_back() const {
     if (!state.unsaved) continue;
     save_s = std::max(save_s, save_seconds(state) + costs_.commit_seconds(bytes_of(state)));
   }
-  return std::max(options_.write_back_delay, milliseconds{static_cast<int>(std::min(save_s, longest_s) * 1000)});
+  double quiet_s = std::min(save_s, longest_s);
+  if (save_s > noticed_s) quiet_s = pauses_.quiet_before(quiet_s, save_s, bearable_share * lease_s_);
+  return std::max(options_.write_back_delay, milliseconds{static_cast<int>(quiet_s * 1000)});
 }
 
 double CachedBackend::return_chance() {
@@ -442,16 +464,21 @@ Task<void> CachedBackend::rest(milliseconds limit) {
 }
 
 Task<void> CachedBackend::write_back() {
-  // First a moment of quiet: the next request may come at once.
-  const milliseconds quiet = quiet_before_write_back();
-  co_await rest(quiet);
+  // First a moment of quiet since the last request: the next may come at once.
+  milliseconds quiet{};
+  for (milliseconds left{1}; left.count() > 0 && !stopping_.cancelled();) {
+    quiet = quiet_before_write_back();
+    const auto past = std::chrono::steady_clock::now() - idle_since_;
+    left = std::chrono::ceil<milliseconds>(quiet - past);
+    if (left.count() > 0) co_await rest(left);
+  }
   write_back_scheduled_ = false;
   if (store_ != nullptr && store_->saving_waits()) {
     schedule_write_back();
     co_return;
   }
   if (stopping_.cancelled() || !co_await may_touch()) co_return;
-  if (scheduler_.leased() == 0 && foreign_ == 0 && phase_ == BackendPhase::ready) {
+  if (nobody_is_about() && phase_ == BackendPhase::ready) {
     co_await find_chosen();
     // Behind what is still being computed a save would be put off; and what was just found may ask for more quiet.
     if (breaks_off() || quiet_before_write_back() > quiet) {
@@ -460,8 +487,8 @@ Task<void> CachedBackend::write_back() {
     }
   }
   for (std::size_t i = 0; i < slots_.slots().size(); ++i) {
-    // A save stalls every slot of the backend: only while nobody is served. The last lease to end brings us back.
-    if (scheduler_.leased() > 0 || scheduler_.waiting() > 0 || foreign_ > 0 || phase_ != BackendPhase::ready) co_return;
+    // A save stalls every slot of the backend: only while nobody is served. The last request to end brings us back.
+    if (!nobody_is_about() || phase_ != BackendPhase::ready) co_return;
     const SlotState& state = slots_.slots()[i];
     if (!state.unsaved || !can_save()) continue;
     std::optional<Lease> lease = scheduler_.try_acquire(state.id);

@@ -26,6 +26,7 @@
 #include "checkpoint/store.hpp"
 #include "plan/admission.hpp"
 #include "plan/cost_model.hpp"
+#include "plan/pauses.hpp"
 #include "plan/planner.hpp"
 #include "request/derivations.hpp"
 #include "request/generation_suffix.hpp"
@@ -114,9 +115,9 @@ class CachedBackend {
   // A task has started: on such a backend every other idle slot is empty now.
   void note_task_started(int slot);
   // An answer of `slot` reported that it reused `reused` of `base` tokens expected from `source`; `common` is what the
-  // prompt and the state shared, `state_length` how long that state was.
+  // prompt and the state shared, `state_length` how long that state was; `alone`: no request that may use any slot was about.
   void learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
-                        std::uint32_t state_length, std::int64_t reused);
+                        std::uint32_t state_length, std::int64_t reused, bool alone);
   // Of a slot; the greatest number there is where it is not told.
   std::uint32_t context_tokens() const;
   // The best saved states for a prompt, at most `most`; without those that could not be read lately.
@@ -132,6 +133,12 @@ class CachedBackend {
   bool lacks_room(int slot, std::uint32_t tokens, bool beside_running_only) const;
   bool can_empty() const;  // at once, and without anything that survives it
   bool had_foreign() const { return foreign_epoch_ > 0; }  // a request that the backend placed, since we started
+  std::uint64_t foreign_epoch() const { return foreign_epoch_; }
+  // There are more tasks about than slots: one that is put off gets whichever slot comes free, be it for a moment between two pieces.
+  bool foreign_may_wait() const { return foreign_ > 0 && scheduler_.leased() + foreign_ > slots_.slots().size(); }
+  // A prompt was computed in pieces. `lost`: what they had left was not there for the next one.
+  void note_pieces(bool lost);
+  bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }
   // A request with adapters of its own runs in the slot.
   void note_other_weights(int slot);
   // A request of the model's own reused `reused` tokens of `prompt` in the slot, before the belief about it is renewed: more than was
@@ -208,10 +215,10 @@ class CachedBackend {
   // Cached requests between their first byte and their last.
   class Presence {
    public:
-    explicit Presence(CachedBackend& backend) : backend_(&backend) { ++backend.present_; }
+    explicit Presence(CachedBackend& backend);
     Presence(const Presence&) = delete;
     Presence& operator=(const Presence&) = delete;
-    ~Presence() { --backend_->present_; }
+    ~Presence();
 
    private:
     CachedBackend* backend_;
@@ -226,6 +233,8 @@ class CachedBackend {
   CostModel& costs() { return costs_; }
   const CostModel& costs() const { return costs_; }
   double bytes_of(const SlotState& state) const;  // in a file
+  // Counts on no state any more that has been removed.
+  void believe_removals();
   // Saving it while somebody waits costs less than losing it would.
   bool worth_a_stall(const SlotState& state, double chance_lost = 1.0) const;
   Catalogue* catalogue() { return catalogue_; }
@@ -280,6 +289,8 @@ class CachedBackend {
   Task<bool> phase_change(std::chrono::milliseconds limit, CancelSource& cancel);  // false: there was none
   void became(BackendPhase phase, std::string trouble);
   void schedule_write_back();
+  bool nobody_is_about() const { return present_ == 0 && foreign_ == 0 && scheduler_.leased() == 0 && scheduler_.waiting() == 0; }
+  void note_begun();  // a request, before it is counted
   bool breaks_off() const;
   Task<void> rest(std::chrono::milliseconds limit);  // less when we stop
   void sweep_strays();
@@ -346,11 +357,17 @@ class CachedBackend {
   double lease_s_ = 0;
   double stop_credit_s_ = 0;
   int present_ = 0;
+  Pauses pauses_;
+  std::chrono::steady_clock::time_point idle_since_ = std::chrono::steady_clock::now();  // no request since
+  std::uint64_t removals_seen_ = 0;
   bool checking_ = false;
   Condition checked_{executor_};   // a look at the slots has ended
   Condition released_{executor_};  // a slot's lease has
   std::optional<NamespaceId> costs_of_;  // whose costs were learned
   int restores_in_vain_ = 0;             // one after the other
+  int rewinds_in_vain_ = 0;              // of a memory that is believed to be truncatable
+  int pieces_in_vain_ = 0;               // prompts whose pieces were lost, one after the other
+  std::chrono::steady_clock::time_point pieces_from_{};  // no pieces before
 };
 
 }  // namespace cairn

@@ -46,6 +46,8 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   Tokens tokens = catalogue_->tokens_of(id);
   if (tokens.size() != token_count) co_return internal_error("a checkpoint without its path in the tree");
 
+  // A client that has left meanwhile does not cost the slot what it holds.
+  if (cancel.cancelled()) co_return upstream_error(ErrorCode::cancelled, "the client left before the state was put in");
   slots_.forget(slot);
   const std::uint64_t generation = generation_;
   const std::uint64_t foreign_epoch = foreign_epoch_;
@@ -88,6 +90,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   store_->mark_used(id);
   state.known = std::move(tokens);
   state.unknown_tail = 0;
+  state.tail_counted = true;
   state.resume_points = std::move(resume_points);
   state.unsaved = false;
   state.pieces_since_save = 0;

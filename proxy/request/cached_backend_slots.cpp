@@ -148,6 +148,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     state.doubtful = state.by_length = state.unresolved = false;
     state.known = std::move(committed->tokens);
     state.unknown_tail = 0;
+    state.tail_counted = true;
     state.unsaved = false;
     state.pieces_since_save = 0;
     state.recoverable = static_cast<std::uint32_t>(state.known.size());
@@ -172,6 +173,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
     state.known.resize(std::min<std::size_t>(common, expected_base));
     cut_resume_points(state.resume_points, static_cast<std::uint32_t>(state.known.size()));
     state.unknown_tail = 1;
+    state.tail_counted = false;
     state.unsaved = false;
     if (timings.error().code != ErrorCode::rejected) slots_.note_attempt(slot, tokens, held_before);
     state.name_space = static_cast<std::int64_t>(probe_.name_space);
@@ -189,6 +191,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   state.pieces_since_save = from > 0 ? state.pieces_since_save + 1 : 1;
   state.known.assign(tokens.begin(), tokens.end());
   state.unknown_tail = 0;
+  state.tail_counted = true;
   state.name_space = static_cast<std::int64_t>(probe_.name_space);
   slots_.touch(slot);
   co_return timings;
@@ -306,6 +309,24 @@ void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_
   }
 }
 
+void CachedBackend::believe_removals() {
+  if (catalogue_ == nullptr || std::exchange(removals_seen_, catalogue_->removals()) == catalogue_->removals()) return;
+  for (const SlotState& state : std::as_const(slots_).slots()) {
+    if (!state.leased && state.saves == 0 && state.recoverable > 0 && recoverable(state.known) < state.recoverable) note_slot_content(state.id);
+  }
+}
+
+void CachedBackend::note_pieces(bool lost) {
+  constexpr int enough = 2;
+  constexpr std::chrono::minutes without{10};
+  pieces_in_vain_ = lost ? pieces_in_vain_ + 1 : 0;
+  if (pieces_in_vain_ < enough) return;
+  pieces_in_vain_ = 0;
+  pieces_from_ = std::chrono::steady_clock::now() + without;
+  spdlog::warn("what pieces of a prompt had left was not there for the next piece, twice: for {} minutes prompts are computed whole. "
+               "Does somebody use the backend directly? -np N keeps what idle slots hold", without.count());
+}
+
 void CachedBackend::note_slot_content(int slot) {
   SlotState& state = slots_.at(slot);
   state.recoverable = recoverable(state.known);
@@ -350,11 +371,13 @@ std::uint32_t CachedBackend::recoverable(TokenSpan tokens) const {
 }
 
 void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std::uint32_t base, std::uint32_t common,
-                                     std::uint32_t state_length, std::int64_t reused) {
+                                     std::uint32_t state_length, std::int64_t reused, bool alone) {
   if ((source != Source::live && source != Source::restore) || reused < 0) return;
   constexpr std::int64_t tolerance = 8;
+  const bool rewound = common < state_length;
   if (reused + tolerance >= static_cast<std::int64_t>(base)) {
     broken_promises_ = 0;
+    if (rewound) rewinds_in_vain_ = 0;
     if (source == Source::restore) {
       strikes_.erase(checkpoint);
       restores_in_vain_ = 0;
@@ -367,8 +390,8 @@ void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std
     }
     return;
   }
-  // On a backend that clears slots, or beside requests that may use any slot, an empty slot proves nothing.
-  if (reused == 0 && (foreign_ > 0 || source == Source::live)) return;
+  // Beside requests that may use any slot nothing is proved, nor by a slot that is empty: others may have cleared it.
+  if (!alone || (reused == 0 && source == Source::live)) return;
   if (source == Source::restore && reused == 0 && common >= state_length && ++restores_in_vain_ == most_restores_in_vain) {
     spdlog::warn("restored states are not reused by this backend at all: nothing is saved or restored until it is started anew; "
                  "a newer llama-server (b11669 is known to work) would mend it");
@@ -379,10 +402,11 @@ void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std
     strikes_.erase(checkpoint);
     if (store_->find(checkpoint) != nullptr) spawn(drop(checkpoint));
   }
-  const bool rewound = common < state_length;
   if (!rewound) return;
   if (kind_ == MemoryKind::truncatable) {
-    set_kind(MemoryKind::checkpointed, "a state could not be cut back");
+    // Somebody who speaks to the backend directly may have been in the slot. What the model's file says is beyond doubt.
+    constexpr int enough = 2;
+    if (!probe_.kind_certain && ++rewinds_in_vain_ == enough) set_kind(MemoryKind::checkpointed, "states could not be cut back");
   } else if (kind_ == MemoryKind::checkpointed && reused == 0 && ++broken_promises_ >= broken_promises_to_change_kind) {
     set_kind(MemoryKind::exact, "context checkpoints did not come back; --ctx-checkpoints 32 or a newer llama-server would mend it");
   }
@@ -396,7 +420,7 @@ void CachedBackend::set_kind(MemoryKind kind, std::string_view because) {
   if (kind == kind_) return;
   spdlog::warn("the backend's memory is {}, not {}: {}", to_string(kind), to_string(kind_), because);
   kind_ = kind;
-  broken_promises_ = 0;
+  broken_promises_ = rewinds_in_vain_ = 0;
   keep_facts();
 }
 

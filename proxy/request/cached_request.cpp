@@ -344,11 +344,21 @@ Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
 // The restore step: what the slot holds is saved if the plan says so, and the state put in.
 Task<void> CachedRequest::bring_back() {
   const SlotState& state = backend_.slots().at(slot_);
+  // Nothing is moved for a client that has left: whoever owns what the slot holds would miss it.
+  const auto left = [this] { return downstream_.cancel().cancelled(); };
+  if (left()) {
+    plan_recompute();
+    co_return;
+  }
   if (plan_.save_first && state.unsaved) {
     record_.enter(Step::save);
     Result<void> saved = co_await backend_.save(slot_);
     if (!saved) spdlog::debug("slot {} was not saved before it is overwritten: {}", slot_, to_string(saved.error()));
     plan_in_our_slot();  // the new state may serve this prompt, or have taken the place of the one that was to be restored
+  }
+  if (left()) {
+    plan_recompute();
+    co_return;
   }
   // The backend keeps some of its context checkpoints only: the early ones are brought into a file before it drops them. Where prompts
   // go back to one place again and again, each replaces those of the one before.
@@ -394,6 +404,8 @@ Task<void> CachedRequest::bring_back() {
   }
   base_length_ = state.held();
   base_by_length_ = state.by_length;
+  base_epoch_ = backend_.foreign_epoch();
+  base_beside_foreign_ = backend_.foreign() > 0;
   base_common_ = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
 }
 

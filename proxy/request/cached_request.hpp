@@ -67,6 +67,7 @@ class CachedRequest {
   void note_content();
   double chance_to_return() const;  // of this prompt's conversation
   void learn(std::int64_t reused);
+  void note_pieces(std::int64_t reused);
   void backend_is_done();
   void account_unpinned(const Timings& timings);
   MissReason explain() const;
@@ -93,11 +94,14 @@ class CachedRequest {
   std::uint32_t base_common_ = 0;  // what the prompt and the state that it goes on from share
   std::uint32_t base_length_ = 0;  // how long that state was
   bool base_by_length_ = false;
+  std::uint64_t base_epoch_ = 0;      // of requests that may use any slot, when we went on from it,
+  bool base_beside_foreign_ = false;  // or one ran
   std::int64_t first_reused_ = -1;  // cache_n of the first task of this request
   std::int64_t computed_in_pieces_ = 0;
   bool learned_ = false;
   std::vector<std::uint32_t> kept_stops_;
   std::vector<std::uint32_t> stops_made_;
+  bool pieces_lost_ = false;  // somebody cleared or took the slot between two of them
   double inline_saves_s_ = 0;
   bool restore_failed_ = false;
 };

@@ -127,7 +127,10 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     if (leased && status / 100 == 2) {
       account(seen.tail().timings(), computed);
       SlotState& state = backend_.slots().at(slot_);
-      if (!whole) state.unknown_tail = std::max(state.unknown_tail, 1U);  // counts that came before the end say nothing of it
+      if (!whole) {  // counts that came before the end say nothing of it
+        state.unknown_tail = std::max(state.unknown_tail, 1U);
+        state.tail_counted = false;
+      }
     } else if (leased && record_.pieces > 0 && backend_.generation() == generation_) {
       note_content();
     }
@@ -195,13 +198,11 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     }
     state.name_space = name_space();
     state.unknown_tail = 1;
+    state.tail_counted = false;
     note_content();
     return;
   }
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
-  // Where the backend chose the slot, little reuse may mean another slot.
-  const bool says_something = parsed_.takes_slot || timings->cache_n >= static_cast<std::int64_t>(plan_.base);
-  if (says_something) learn(timings->cache_n);
   record_.reused_tokens = first_reused_;
   record_.computed_tokens = computed_in_pieces_ + timings->prompt_n;
   backend_.costs().observe_prefill(static_cast<double>(timings->cache_n), static_cast<double>(timings->prompt_n),
@@ -221,6 +222,11 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     state.unknown_tail = prompt;
     return;
   }
+  // Where the backend chose the slot, little reuse may mean another slot.
+  const bool says_something = parsed_.takes_slot || timings->cache_n >= static_cast<std::int64_t>(plan_.base);
+  if (says_something) learn(timings->cache_n);
+  note_pieces(timings->cache_n);
+  if (!stops_made_.empty()) backend_.note_pieces(pieces_lost_);
   if (is_derived(parsed_.form)) backend_.derivations().agreed(parsed_.form);
   if (own_weights()) backend_.check_weights(slot_, prompt_, timings->cache_n);
   cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
@@ -244,6 +250,7 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   state.by_length = state.unresolved = false;
   // The last generated token is not in the state.
   state.unknown_tail = timings->predicted_n > 1 ? static_cast<std::uint32_t>(timings->predicted_n - 1) : 0;
+  state.tail_counted = true;
   if (own_weights() && backend_.catalogue() != nullptr && timings->predicted_n > 0) {
     backend_.catalogue()->answered(backend_.name_space(), prompt_, static_cast<std::uint32_t>(timings->predicted_n));
   }
@@ -256,7 +263,16 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
 void CachedRequest::learn(std::int64_t reused) {
   if (std::exchange(learned_, true)) return;
   if (plan_.source == Source::live && base_by_length_) return;  // a guess that fails proves nothing
-  backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_, reused);
+  const std::uint64_t own = foreign_ ? 1 : 0;
+  const bool alone = !base_beside_foreign_ && backend_.foreign() == own && backend_.foreign_epoch() == base_epoch_ + own;
+  backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_, reused, alone);
+}
+
+// Whether what its pieces have left was still there for the next one.
+void CachedRequest::note_pieces(std::int64_t reused) {
+  if (stops_made_.empty()) return;
+  constexpr std::int64_t tolerance = 16;
+  pieces_lost_ = pieces_lost_ || reused + tolerance < static_cast<std::int64_t>(stops_made_.back());
 }
 
 // What the slot holds is of this prompt now.
@@ -295,6 +311,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
 MissReason CachedRequest::explain() const {
   // New: beyond what any earlier prompt shared. A few tokens either way are no miss.
   constexpr std::int64_t tolerance = 16;
+  if (pieces_lost_) return MissReason::broken_promise;
   if (!own_weights()) return MissReason::none;  // nothing is kept of what was known
   const auto could = static_cast<std::int64_t>(std::min<std::size_t>(known_.matched_tokens, prompt_.size() - 1));
   if (record_.reused_tokens + tolerance >= could) return could == 0 ? MissReason::new_prompt : MissReason::none;

@@ -70,6 +70,7 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
   computed_in_pieces_ += timings->prompt_n;
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
   learn(timings->cache_n);
+  note_pieces(timings->cache_n);
   co_return true;
 }
 
@@ -91,6 +92,8 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
     const std::vector<Stop> stops = admit(admission(done));
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
+    // What has put itself in between would do so again.
+    if (pieces_lost_ || !backend_.pieces_hold() || backend_.foreign_may_wait()) break;
     const Stop stop = stops.front();
     if (would_keep_silent(done, stop.at)) break;
     if (!co_await compute_piece(stop.at, done)) co_return;

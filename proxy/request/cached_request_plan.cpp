@@ -50,6 +50,9 @@ std::vector<WaitOption> CachedRequest::waits_worth(bool patient, std::uint32_t o
         const double has_been_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - state.leased_at).count();
         constexpr double least_share = 0.25;
         if (backend_.lease_seconds() <= has_been_s) continue;  // nobody knows
+        // A guess: it may cost a tenth of what it would spare.
+        constexpr double staked = 0.1;
+        if (record_.seconds_in(Step::acquire) > staked * costs.prefill_seconds(own_base, std::max(own_base, option.usable))) continue;
         option.ready_s = std::max(backend_.lease_seconds() - has_been_s, backend_.lease_seconds() * least_share);
       }
     }
@@ -90,6 +93,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     return std::nullopt;
   }
   if (backend_.slots().slots().empty()) return std::nullopt;
+  backend_.believe_removals();
   const auto prompt = static_cast<std::uint32_t>(prompt_.size());
   const std::int64_t space = name_space();
   std::vector<SlotOption> options;
@@ -109,6 +113,10 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.proven = state.proven;
     option.clean = backend_.probe().state_version >= 4;
     option.last_used = state.last_used;
+    // It notices that a client has left after a second of silence, and then ends its batch (of 2,048 tokens by default).
+    constexpr double until_noticed_s = 1.0;
+    constexpr double batch = 2048;
+    if (state.attempted != nullptr && !state.leased) option.wait_s = until_noticed_s + backend_.costs().prefill_seconds(0, batch);
     if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
       const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
       option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);

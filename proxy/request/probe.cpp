@@ -157,6 +157,7 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   Result<GgufMetadata> metadata = co_await pool.run(read);
   if (metadata && !metadata->recurrent && metadata->sliding_window == 0) {
     probe.kind_because = fmt::format("the model file says {}: full attention", metadata->architecture);
+    probe.kind_certain = true;
     probe.state_bytes_a_token = static_cast<double>(tiny_bytes) / fingerprint_tokens;
     co_return MemoryKind::truncatable;
   }
@@ -207,6 +208,7 @@ Task<bool> is_llama_swap(LlamaApi& api, CancelSource& cancel) {
 std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
   json::object facts;
   facts["kind"] = to_string(kind);
+  facts["kind_certain"] = probe.kind_certain && kind == MemoryKind::truncatable;
   facts["build"] = probe.props.build_info;
   facts["total_slots"] = probe.props.total_slots;
   facts["state_version"] = probe.state_version;
@@ -355,6 +357,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
           build->get_string() == probe.props.build_info) {
         probe.kind = memory_kind_from_string(std::string_view{kind->get_string()});
         probe.kind_because = "remembered";
+        const json::value* certain = object.if_contains("kind_certain");
+        probe.kind_certain = certain != nullptr && certain->is_bool() && certain->get_bool();
         // Somebody may have followed our advice to switch context checkpoints on: worth looking again.
         if (probe.kind == MemoryKind::exact) probe.kind = MemoryKind::unknown;
       }

@@ -47,6 +47,7 @@ struct ProbeResult {
   std::uint32_t state_version = 0;  // of its saved files; below 4 they carry no context checkpoints
   MemoryKind kind = MemoryKind::unknown;
   std::string kind_because;
+  bool kind_certain = false;  // the model's file says so: no answer proves otherwise
   NamespaceId name_space{};
   std::string lora;         // JSON of GET /lora-adapters
   std::string identity;     // JSON: what must be equal for a state to fit

@@ -28,6 +28,7 @@ void SlotTable::forget(int id) {
   slot.attempted.reset();
   slot.by_length = slot.unresolved = false;
   slot.unknown_tail = 0;
+  slot.tail_counted = false;
   slot.resume_points.clear();
   slot.unsaved = false;
   slot.doubtful = false;
@@ -64,6 +65,7 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool proce
       slot.by_length = true;
     }
     slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(slot.known.size());
+    slot.tail_counted = false;
     if (!processing) slot.attempted.reset();
     return false;
   }
@@ -73,7 +75,9 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool proce
   }
   // More than we know of, with our tokens possibly in front, cannot be told from another prompt altogether: the backend
   // compares tokens itself, so believing in the known part risks only time. Fewer means it was cleared or replaced.
-  if (now > slot.held() && !slot.known.empty()) {
+  constexpr std::int64_t miscounted = 16;  // tokens, by some other build than those we know
+  if (now > slot.held() && !slot.known.empty() && (!slot.tail_counted || now <= slot.held() + miscounted)) {
+    slot.by_length = true;
     slot.unknown_tail = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(slot.known.size());
     return false;
   }
@@ -96,6 +100,7 @@ std::vector<int> SlotTable::believe_lengths(std::span<const Length> lengths) {
     SlotState& to = at(there->id);
     to.known = std::move(placed.known);
     to.unknown_tail = placed.unknown_tail;
+    to.tail_counted = true;
     to.by_length = true;
     to.resume_points = std::move(placed.resume_points);
     to.proven = placed.proven;

@@ -36,6 +36,7 @@ struct SlotState {
   bool unresolved = false;      // nor was it known what an earlier one had left: the length tells nothing
   bool by_length = false;       // `known` is what some task left, judged by its length alone
   std::uint32_t unknown_tail = 0;  // tokens after them whose ids we do not know (a generated answer)
+  bool tail_counted = false;       // the backend has said how many: a slot that holds many more holds another prompt
   std::vector<std::uint32_t> resume_points;  // ascending; context checkpoints believed to be inside
   std::uint32_t pieces_since_save = 0;  // computed into it, each of which leaves context checkpoints
   bool proven = false;          // an earlier prompt was gone on from to it

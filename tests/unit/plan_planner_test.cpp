@@ -84,6 +84,23 @@ TEST(Planner, AFewTokensBeyondTheSharedPrefixAreNotSavedFirst) {
   EXPECT_FALSE(plan->save_first);
 }
 
+// A slot whose client had left was the cheapest to take: the next prompt waited there, beside an idle one, for whatever that client had asked for.
+TEST(Planner, WhereTheBackendStillComputesForNobodyIsWaitedForOnlyWhereThatPays) {
+  Input input;
+  input.prompt = 1000;
+  input.slots = {slot(0, 0, 0, 0, 1), slot(1, 0, 3000, 3000, 2)};
+  EXPECT_EQ(make_plan(input.view())->slot, 0) << "empty";
+  input.slots[0].wait_s = 2;
+  EXPECT_EQ(make_plan(input.view())->slot, 1) << "its state can be brought back";
+  input.slots[0].usable = input.slots[0].held = 900;
+  EXPECT_EQ(make_plan(input.view())->slot, 1) << "0.1 s after two seconds";
+  input.prompt = 5000;
+  input.slots[0].usable = input.slots[0].held = 4900;
+  const Plan plan = *make_plan(input.view());
+  EXPECT_EQ(plan.slot, 0);
+  EXPECT_GE(plan.expected_s, 2);
+}
+
 TEST(Planner, NoSlotNoPlan) {
   Input input;
   input.prompt = 100;

@@ -258,6 +258,22 @@ TEST(SlotTable, ATaskWhoseSlotTheBackendChoseIsFoundByItsLength) {
   EXPECT_FALSE(table.at(2).chosen_for_us);
 }
 
+TEST(SlotTable, ASlotThatGrewUnaskedHoldsAnotherPrompt) {
+  const auto known = [](bool counted, std::int64_t now) {
+    SlotTable table(1);
+    fill(table.at(0), 100, 7);
+    table.at(0).tail_counted = counted;
+    table.believe_length(0, now);
+    EXPECT_EQ(table.at(0).by_length, !table.at(0).known.empty() && now != 107) << "what it is judged by proves nothing";
+    return table.at(0).known.size();
+  };
+  EXPECT_EQ(known(true, 107), 100u);
+  EXPECT_EQ(known(true, 110), 100u) << "a build that counts otherwise";
+  EXPECT_EQ(known(true, 500), 0u) << "somebody else's: a saved state would be passed over for it";
+  EXPECT_EQ(known(false, 500), 100u) << "an answer that nobody has counted";
+  EXPECT_EQ(known(true, 106), 0u);
+}
+
 SlotTable::Placed placed(std::uint32_t tokens, std::uint32_t tail) {
   SlotState like;
   fill(like, tokens, tail);
