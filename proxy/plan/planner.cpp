@@ -58,20 +58,20 @@ double backend_copy_seconds(const CostModel& costs, std::uint32_t tokens, std::u
 }
 
 // Before it computes another prompt in a slot, llama-server copies what the slot holds into its RAM cache (--cache-ram), if the prompt
-// shares less than half of it, also where the request names the slot; and only requests that name none get it back (build 11669).
+// shares less than half of it, and brings back from there what serves the prompt better; also where the request names the slot, if that is
+// not empty (build 11669).
 bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_t base) {
   constexpr std::uint32_t handful = 16;  // tokens: whoever has switched that cache off loses no more
   constexpr double pays_from_s = 0.01;   // a request more, and an estimate
   // While others compute, the request more would wait for their batch.
   if (!input.can_empty || input.running > 0 || base > handful || base * 2 >= slot.held) return false;
+  // It may lie there, and comes into no empty slot.
+  if (input.known > base + handful) return false;
   const CostModel& costs = *input.costs;
   const double copy_s = backend_copy_seconds(costs, slot.held, slot.context_checkpoints);
-  double worth_s = 0;
-  if (input.backend_cache_used) {
-    double otherwise_s = costs.prefill_seconds(slot.recoverable, slot.held);
-    if (slot.recoverable > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints));
-    worth_s = slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
-  }
+  double otherwise_s = costs.prefill_seconds(slot.recoverable, slot.held);
+  if (slot.recoverable > 0) otherwise_s += costs.restore_seconds(costs.state_bytes(slot.recoverable, slot.context_checkpoints));
+  const double worth_s = slot.return_chance * std::max(0.0, std::min(otherwise_s, costs.prefill_seconds(0, slot.held)) - copy_s);
   return copy_s > worth_s + pays_from_s;
 }
 

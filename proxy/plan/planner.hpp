@@ -55,7 +55,7 @@ struct PlanInput {
   std::uint32_t waiting = 0;               // requests that wait for a slot: a save puts each of them off
   bool can_save = false;
   bool can_empty = false;           // a slot can be emptied without its state's going to the backend's RAM cache
-  bool backend_cache_used = false;  // what goes there can come back: to requests that the backend places
+  std::uint32_t known = 0;          // tokens of it that some earlier prompt began with, wherever their state is now
 };
 
 enum class Source { live, restore, recompute, wait, backend };

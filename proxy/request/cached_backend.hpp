@@ -132,7 +132,7 @@ class CachedBackend {
   // they do on default flags (a unified KV cache) and with --kv-unified.
   bool lacks_room(int slot, std::uint32_t tokens, bool beside_running_only) const;
   bool can_empty() const;  // at once, and without anything that survives it
-  bool had_foreign() const { return foreign_epoch_ > 0; }  // a request that the backend placed, since we started
+  // Grows with each request that may use any slot.
   std::uint64_t foreign_epoch() const { return foreign_epoch_; }
   // There are more tasks about than slots: one that is put off gets whichever slot comes free, be it for a moment between two pieces.
   bool foreign_may_wait() const { return foreign_ > 0 && scheduler_.leased() + foreign_ > slots_.slots().size(); }

@@ -146,7 +146,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   input.costs = &backend_.costs();
   input.can_save = backend_.can_save();
   input.can_empty = own_weights() && parsed_.takes_slot && backend_.can_empty();
-  input.backend_cache_used = backend_.probe().clears_idle || backend_.had_foreign();
+  input.known = known_.matched_tokens;
   for (const SlotState& state : std::as_const(backend_.slots()).slots()) input.running += state.running ? 1 : 0;
   const std::size_t waiting = backend_.scheduler().waiting();
   input.waiting = static_cast<std::uint32_t>(slot_ < 0 && waiting > 0 ? waiting - 1 : waiting);  // others than this one

@@ -145,3 +145,27 @@ def test_what_the_backend_placed_is_not_overwritten_by_a_restore(make_stack, mod
     assert "backend" in plans and "restore" in plans, plans
     for turns, jobs in computed:
         assert turns <= more + 16 and jobs <= more + 16, computed
+
+
+@pytest.mark.parametrize("model", ["llama", "granitehybrid"])
+def test_the_backends_ram_cache_serves_pinned_prompts_too(make_stack, model):
+    """Three conversations over two slots, and nothing can be saved: alone the backend brings each one's state back from its RAM cache
+    (--cache-ram, 8 GiB by default), also into slots that requests name. Cairn empties slots of large states first, where that copies in vain."""
+    def costs(stack):
+        if stack.with_cairn:
+            stack.cairn_flags += ("--min-free", "1000TiB")
+            stack.restart()
+        talks = [tokens(700, f"talk {number}") for number in range(3)]
+        computed = []
+        for turn in range(3):
+            for number, talk in enumerate(talks):
+                computed.append(stack.ask({"prompt": talk, "n_predict": 8, "temperature": 0}, "/completion").computed)
+                talk += tokens(60, f"{number} {turn}")
+        return computed
+
+    alone = make_stack(model, name="alone", backend_flags=("-np", "2"), with_cairn=False)
+    stock = costs(alone)
+    alone.close()
+    ours = costs(make_stack(model, name="cairn", backend_flags=("-np", "2")))
+    print(f"\n{model}: alone {stock}, with Cairn {ours}")
+    assert sum(ours[3:]) <= sum(stock[3:]) + 16 * len(ours[3:])

@@ -38,7 +38,7 @@ struct Input {
   std::uint32_t cache_context_checkpoints = 0;
   std::uint32_t running = 0;
   bool can_empty = false;
-  bool backend_cache_used = false;
+  std::uint32_t known = 0;
   PlanInput view() const {
     PlanInput input;
     input.prompt = prompt;
@@ -51,7 +51,7 @@ struct Input {
     input.costs = &costs;
     input.can_save = can_save;
     input.can_empty = can_empty;
-    input.backend_cache_used = backend_cache_used;
+    input.known = known;
     return input;
   }
 };
@@ -272,7 +272,7 @@ class PlannerProperties : public ::testing::Test {
       input.slots.push_back(one);
     }
     input.can_empty = below(2);
-    input.backend_cache_used = below(2);
+    input.known = below(30'000);
     for (std::uint32_t i = below(4); i > 0; --i) input.restores.push_back(saved(100 + i, below(input.prompt), log_uniform(1e4, 1e10)));
     return input;
   }
@@ -375,21 +375,22 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
   struct Row {
     const char* why;
     std::uint32_t usable, held, recoverable;
-    bool can_empty, cache_used;
+    bool can_empty;
+    std::uint32_t known;
     double return_chance;
     bool emptied;
   };
   const Row rows[] = {
-      {"nothing in common", 0, 20000, 0, true, false, 0.5, true},
-      {"a few tokens in common", 3, 20000, 20000, true, false, 0.5, true},
-      {"more than a handful of tokens in common", 17, 20000, 20000, true, false, 0.5, false},
-      {"most in common: nothing is copied", 15000, 20000, 20000, true, false, 0.5, false},
-      {"a small state", 0, 1000, 0, true, false, 0.5, false},
-      {"an empty slot", 0, 0, 0, true, false, 0.5, false},
-      {"an older build", 0, 20000, 0, false, false, 0.5, false},
-      {"the copy may come back, and nothing else would", 0, 20000, 0, true, true, 0.5, false},
-      {"the copy may come back, but hardly will", 0, 20000, 0, true, true, 0.01, true},
-      {"the copy may come back, but so would the file", 0, 20000, 20000, true, true, 0.1, true},
+      {"nothing in common, and it hardly comes back", 0, 20000, 0, true, 0, 0.01, true},
+      {"a few tokens in common, and the file would come back, too", 3, 20000, 20000, true, 3, 0.1, true},
+      {"more than a handful of tokens in common", 17, 20000, 20000, true, 17, 0.1, false},
+      {"most in common: nothing is copied", 15000, 20000, 20000, true, 15000, 0.1, false},
+      {"a small state", 0, 1000, 0, true, 0, 0.01, false},
+      {"an empty slot", 0, 0, 0, true, 0, 0.01, false},
+      {"an older build", 0, 20000, 0, false, 0, 0.01, false},
+      {"it may come back, and nothing else would bring it", 0, 20000, 0, true, 0, 0.5, false},
+      {"a template's beginning was seen before", 0, 20000, 20000, true, 16, 0.1, true},
+      {"the cache may hold this very prompt, and brings it into no empty slot", 0, 20000, 20000, true, 17, 0.1, false},
   };
   for (const Row& row : rows) {
     Input input;
@@ -399,7 +400,7 @@ TEST(Planner, ASlotIsEmptiedWhereItsStateWouldBeCopiedInVain) {
     input.slots = {slot(0, row.usable, row.held, row.recoverable)};
     input.slots[0].return_chance = row.return_chance;
     input.can_empty = row.can_empty;
-    input.backend_cache_used = row.cache_used;
+    input.known = row.known;
     const std::optional<Plan> plan = make_plan(input.view());
     ASSERT_TRUE(plan);
     EXPECT_EQ(plan->empty_first, row.emptied) << row.why;
