@@ -138,7 +138,8 @@ void add_simulate_flags(CLI::App& command, SimulateFlags& flags) {
   command.add_option("--budget", flags.budgets, "80GiB,... or shares of what all distinct tokens take (5%,10%,25%,50%,100%)")->delimiter(',');
   command.add_option("--model-profile", flags.profile,
                      "hybrid-3b-h100, dense-3b-h100, or key=number,...: kind (truncatable, checkpointed, exact), bytes_a_token (20e3), "
-                     "bytes_a_state (62e6), interval_tokens (0), prefill_tokens_per_s (500), restore_bytes_per_s (1.5e9), save_bytes_per_s (1e9)");
+                     "bytes_a_state (62e6), interval_tokens (0), prefill_tokens_per_s (500), restore_bytes_per_s (1.5e9), save_bytes_per_s (1e9), save_fixed_s (0.01, of each save). "
+                     "Time saved is that of computing without a cache, less computing, restoring and saving with it");
   command.add_option("--policy", flags.policies, "value (what Cairn does), lru, gdsf, marconi; several to compare")
       ->delimiter(',')
       ->check(CLI::IsMember({"value", "lru", "gdsf", "marconi"}));

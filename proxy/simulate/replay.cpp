@@ -14,8 +14,8 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 Replay::Replay(const Trace& trace, const SimulationOptions& options, std::uint64_t budget_bytes, EvictionPolicy& policy, const Learned& learned)
     : trace_(trace), options_(options), budget_bytes_(budget_bytes), policy_(policy), learned_(learned), profile_(options.profile), victims_(policy_, *this) {
   const std::string rates = fmt::format(
-      R"({{"prefill":[{:.6g},0,0],"save":[0,{:.6g}],"restore":[0,{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})", 1 / profile_.prefill_tokens_per_s,
-      1 / profile_.save_bytes_per_s, 1 / profile_.restore_bytes_per_s, profile_.bytes_a_state, profile_.bytes_a_token, profile_.bytes_a_state);
+      R"({{"prefill":[{:.6g},0,0],"save":[{:.6g},{:.6g}],"restore":[0,{:.6g}],"state":[{:.6g},{:.6g},{:.6g}]}})", 1 / profile_.prefill_tokens_per_s,
+      profile_.save_fixed_s, 1 / profile_.save_bytes_per_s, 1 / profile_.restore_bytes_per_s, profile_.bytes_a_state, profile_.bytes_a_token, profile_.bytes_a_state);
   (void)costs_.load(rates);
 }
 
@@ -140,8 +140,13 @@ void Replay::save(TokenSpan prompt) {
   }
   if (!saved) return;
   if (budget_bytes_ > 0) admit(incoming);
-  result_.written_bytes += incoming.bytes;
+  count_written(incoming.bytes);
   ++result_.saves;
+}
+
+void Replay::count_written(std::uint64_t bytes) {
+  result_.written_bytes += bytes;
+  result_.written_s += costs_.save_seconds(static_cast<double>(bytes));
 }
 
 // A whole state of so many blocks, from now.
@@ -213,7 +218,7 @@ bool Replay::make_room(Held& incoming, std::uint64_t others, std::uint32_t known
       if (keep > 0 && keep < victim.blocks) {
         cut(victim, keep);
         if (look_at(victim, now_ms()).tokens_per_s > 0) {
-          result_.written_bytes += victim.bytes;
+          count_written(victim.bytes);
           ++result_.cuts;
           break;
         }

@@ -66,6 +66,7 @@ class Replay final : private WorthOverTime {
   void admit(const Held& incoming);
   bool make_room(Held& incoming, std::uint64_t others, std::uint32_t known);
   void cut(Held& held, std::uint32_t blocks);
+  void count_written(std::uint64_t bytes);
 
   bool cuts() const;
   std::uint64_t bytes_of(std::uint32_t blocks, std::size_t resume_points = 1) const;

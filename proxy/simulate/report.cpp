@@ -16,9 +16,9 @@ double share(const SimulationReport& report, const SimulationResult& result) {
 }
 
 std::string row(const SimulationReport& report, std::string_view policy, std::string_view budget, const SimulationResult& result) {
-  return fmt::format("{:<10} {:>12} {:>9.3f} {:>13.3f} {:>18} {:>13.1f} {:>10} {:>13.0f}\n", policy, budget, result.hit_rate(), share(report, result),
+  return fmt::format("{:<10} {:>12} {:>9.3f} {:>13.3f} {:>18} {:>13.1f} {:>10} {:>13.0f} {:>13.0f}\n", policy, budget, result.hit_rate(), share(report, result),
                      result.prompt_tokens - result.reused_tokens, static_cast<double>(result.written_bytes) / gib, result.evictions,
-                     result.saved_s());
+                     result.written_s, result.saved_s());
 }
 
 std::string escaped(std::string_view text) {
@@ -34,9 +34,10 @@ std::string escaped(std::string_view text) {
 std::string json_of(const SimulationResult& result) {
   return fmt::format(
       R"("hit_rate":{:.6f},"recomputed_tokens":{},"reused_tokens":{},"written_bytes":{},"saves":{},"evictions":{},"cuts":{},"superseded":{},)"
-      R"("held_bytes":{},"cold_seconds":{:.3f},"computed_seconds":{:.3f},"restore_seconds":{:.3f},"saved_seconds":{:.3f})",
+      R"("held_bytes":{},"cold_seconds":{:.3f},"computed_seconds":{:.3f},"restore_seconds":{:.3f},"save_seconds":{:.3f},"saved_seconds":{:.3f})",
       result.hit_rate(), result.prompt_tokens - result.reused_tokens, result.reused_tokens, result.written_bytes, result.saves, result.evictions,
-      result.cuts, result.superseded, result.held_bytes, result.cold_s, result.computed_s, result.restored_s, result.saved_s());
+      result.cuts, result.superseded, result.held_bytes, result.cold_s, result.computed_s, result.restored_s, result.written_s,
+      result.saved_s());
 }
 
 }  // namespace
@@ -44,8 +45,8 @@ std::string json_of(const SimulationResult& result) {
 std::string to_table(const SimulationReport& report) {
   std::string out = fmt::format("{} requests in {:.0f} s, {} prompt tokens, {} distinct\n\n", report.unbounded.requests, report.span_s,
                                 report.unbounded.prompt_tokens, report.distinct_tokens);
-  out += fmt::format("{:<10} {:>12} {:>9} {:>13} {:>18} {:>13} {:>10} {:>13}\n", "policy", "budget", "hit rate", "of unbounded", "recomputed tokens",
-                     "written GiB", "evictions", "saved s");
+  out += fmt::format("{:<10} {:>12} {:>9} {:>13} {:>18} {:>13} {:>10} {:>13} {:>13}\n", "policy", "budget", "hit rate", "of unbounded", "recomputed tokens",
+                     "written GiB", "evictions", "writing s", "saved s");
   for (const SimulationReport::Run& run : report.runs) {
     out += row(report, run.policy, fmt::format("{:.2f} GiB", static_cast<double>(run.budget_bytes) / gib), run.result);
   }

@@ -101,6 +101,7 @@ Result<ModelProfile> parse_profile(std::string_view text) {
     else if (key == "prefill_tokens_per_s") profile.prefill_tokens_per_s = number;
     else if (key == "restore_bytes_per_s") profile.restore_bytes_per_s = number;
     else if (key == "save_bytes_per_s") profile.save_bytes_per_s = number;
+    else if (key == "save_fixed_s") profile.save_fixed_s = number;
     else return wrong(fmt::format("no key '{}'", key));
   }
   return profile;

@@ -26,6 +26,7 @@ struct ModelProfile {
   double prefill_tokens_per_s = 500;
   double restore_bytes_per_s = 1.5e9;
   double save_bytes_per_s = 1e9;
+  double save_fixed_s = 0.01;         // of each save, whatever its bytes
 };
 
 // "hybrid-30b" and the like, or "key=value,..." with the names above over those of the default; see --help.
@@ -51,9 +52,10 @@ struct SimulationResult {
   std::uint64_t held_bytes = 0;  // at the end
   double computed_s = 0;         // prefill, with the cache
   double restored_s = 0;
+  double written_s = 0;          // saving; llama-server does nothing else meanwhile
   double cold_s = 0;             // prefill, without any
   double hit_rate() const { return prompt_tokens == 0 ? 0 : static_cast<double>(reused_tokens) / static_cast<double>(prompt_tokens); }
-  double saved_s() const { return cold_s - computed_s - restored_s; }
+  double saved_s() const { return cold_s - computed_s - restored_s - written_s; }  // below 0: it costs more than it spares
   bool operator==(const SimulationResult&) const = default;
 };
 

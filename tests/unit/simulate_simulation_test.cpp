@@ -296,6 +296,28 @@ TEST(Simulation, WhatIsDearerToRestoreIsComputed) {
   EXPECT_EQ(simulate(trace, options, lru).reused_tokens, 0u);
 }
 
+// The pace of saving changed nothing, and the time saved never paid for it.
+TEST(Simulation, WhatIsWrittenTakesTime) {
+  Trace trace;
+  for (int turn = 1; turn <= 4; ++turn) {
+    Tokens prompt;
+    for (int i = 0; i < 10 * turn; ++i) prompt.push_back(i);
+    add(trace, turn, prompt);
+  }
+  SimulationOptions options = options_of(MemoryKind::truncatable, 0);
+  options.profile.save_bytes_per_s = 100;
+  options.profile.save_fixed_s = 2;
+  LruPolicy lru;
+  const SimulationResult slow = simulate(trace, options, lru);
+  ASSERT_EQ(slow.saves, 4u);
+  EXPECT_NEAR(slow.written_s, 4 * 2 + static_cast<double>(slow.written_bytes) / 100, 1e-3);
+  EXPECT_DOUBLE_EQ(slow.saved_s(), slow.cold_s - slow.computed_s - slow.restored_s - slow.written_s);
+  options.profile.save_bytes_per_s = 1;
+  const SimulationResult slower = simulate(trace, options, lru);
+  EXPECT_EQ(slower.reused_tokens, slow.reused_tokens);
+  EXPECT_LT(slower.saved_s(), 0) << "it costs more than it spares";
+}
+
 TEST(Simulation, CheckpointedStatesServeTheirResumePoints) {
   Trace trace;
   Tokens prompt{1, 2, 3, 4, 5, 6, 7, 8};
@@ -332,6 +354,9 @@ TEST(SimulationReports, TableJsonAndChartSayTheSame) {
   EXPECT_EQ(report.distinct_tokens, 100u);
   report.unbounded = simulate(trace, options_of(MemoryKind::truncatable, 0), lru);
   report.runs.push_back({"lru", 5000, simulate(trace, options_of(MemoryKind::truncatable, 5000), lru)});
+  report.unbounded.written_s = 4711;
+  EXPECT_THAT(to_table(report), testing::HasSubstr(" 4711 "));
+  EXPECT_THAT(to_json(report), testing::HasSubstr(R"("save_seconds":4711.000)"));
   EXPECT_THAT(to_table(report), testing::HasSubstr("0.495"));  // one token of the second prompt is computed
   EXPECT_THAT(to_json(report), testing::HasSubstr(R"("hit_rate":0.495000)"));
   const std::string chart = to_svg(report, "a < b");
