@@ -14,6 +14,7 @@
 #include "backend/gguf_metadata.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/state_file.hpp"
+#include "request/weights_sample.hpp"
 
 namespace cairn {
 
@@ -338,13 +339,19 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   // Layout of the memory: number of layers, types of the KV cache, version of the file.
   identity["state_bytes"] = tiny->bytes;
   identity["state_version"] = tiny->version;
+  // The behaviour below tells strangers apart, not two of a kind (another quantization run, one more step of training).
+  const std::string model_path = probe.props.model_path;
+  const auto sample = [model_path] { return sample_weights(model_path); };
+  const std::optional<std::string> weights = co_await pool.run(sample);
+  if (weights) identity["weights"] = *weights;
   probe.identity = json::serialize(identity);
 
-  const std::string packed = pack_logprobs(*top);
+  std::string reference;  // of a known one: what its states were made with, however many small steps lie between
   bool known = false;
   for (const auto& [id, record] : store->namespaces()) {
     if (record.identity != probe.identity || !same_behaviour(unpack_logprobs(record.probe), *top)) continue;
     known = true;
+    reference = record.probe;
     probe.name_space = id;
     probe.facts = record.facts;
     boost::system::error_code error;
@@ -372,7 +379,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     probe.facts = make_facts(probe, probe.kind);
   }
   if (!known) {
-    Result<NamespaceId> added = co_await store->add_namespace(probe.identity, packed, probe.facts);
+    Result<NamespaceId> added = co_await store->add_namespace(probe.identity, pack_logprobs(*top), probe.facts);
     if (!added) {
       probe.can_save = false;
       probe.look_again = LookAgain::often;
@@ -381,7 +388,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     }
     probe.name_space = *added;
   } else {
-    (void)co_await store->update_namespace(probe.name_space, probe.identity, packed, probe.facts);
+    (void)co_await store->update_namespace(probe.name_space, probe.identity, std::move(reference), probe.facts);
   }
   co_return probe;
 }

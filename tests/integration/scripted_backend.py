@@ -82,7 +82,7 @@ def render(body):
 
 class ScriptedBackend:
     def __init__(self, port, slot_dir, *, slots=1, state_version=2, weights="a", clears_idle=False,
-                 keeps_checkpoints=True, n_ctx=32768, tls=None, cell="i"):
+                 keeps_checkpoints=True, n_ctx=32768, tls=None, cell="i", drift=0.0):
         self.port = port
         self.slot_dir = Path(slot_dir) if slot_dir else None
         self.state_version = state_version
@@ -92,6 +92,7 @@ class ScriptedBackend:
         self.n_ctx = n_ctx
         self.adapters = []  # as GET and POST /lora-adapters have them; what is computed with others is another state
         self.cell = cell  # how a token's state is packed: as another type of the KV cache would be
+        self.drift = drift  # of the log-probabilities, as weights that differ a little have
         self.process = uuid.uuid4().hex
         self.slots = [Slot(number) for number in range(slots)]
         self.calls = []
@@ -530,4 +531,4 @@ class _Handler(BaseHTTPRequestHandler):
     def top(self, real, count):
         seed = int(digest(self.backend.weights, real), 16)
         return [{"id": (seed + 37 * rank) % VOCABULARY, "token": "x", "bytes": [120],
-                 "logprob": -0.5 * (rank + 1) - (seed >> 8) % 1000 / 2000.0} for rank in range(count)]
+                 "logprob": -0.5 * (rank + 1) - (seed >> 8) % 1000 / 2000.0 - self.backend.drift} for rank in range(count)]

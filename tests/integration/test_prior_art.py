@@ -392,6 +392,17 @@ def test_another_kv_type_under_the_same_name(rig, away):
     assert spaces[0] == spaces[2] != spaces[1]
 
 
+def test_small_steps_between_weights_do_not_add_up(rig):
+    """Each start's answers became what the next ones were compared with, though the states were those of the first."""
+    spaces = []
+    for drift in (0, 0.02, 0.04, 0.02):
+        rig.start(state_version=4, drift=drift)
+        spaces.append(rig.cairn.status()["backend"]["namespace"])
+        rig.cairn.stop()
+        rig.backend.stop()
+    assert spaces[0] == spaces[1] == spaces[3] != spaces[2], spaces
+
+
 def test_another_context_under_the_same_name(rig):
     """A state of more tokens than the new context has room for; it fits again when the context is what it was."""
     rig.start(state_version=4)

@@ -1,10 +1,11 @@
 """What a prompt costs after both processes were restarted, in tokens that the backend computes in all."""
 
+import shutil
 import threading
 
 import pytest
 
-from stack import KINDS, call, quick_run, tokens
+from stack import KINDS, call, model_path, quick_run, tokens
 
 NO_CONTEXT_CHECKPOINTS = ("--ctx-checkpoints", "0")
 
@@ -26,6 +27,36 @@ def test_long_prompt_comes_back(make_stack, model, flags, most):
     print(f"{model} {' '.join(flags)}: {cold.computed} computed cold ({cold.seconds:.1f} s), {warm.computed} after the "
           f"restart ({warm.seconds:.1f} s), {stack.probe_tokens} by the probe before it")
     assert warm.computed <= most
+
+
+def test_a_few_other_weights_under_the_same_name_are_another_model(make_stack, tmp_path, monkeypatch):
+    """Its answers differ by less than those of the same weights on two machines: states of the one were put into the other."""
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(model_path("llama"), models)
+    monkeypatch.setenv("CAIRN_MODELS", str(models))
+    model = models / "llama.gguf"
+    first = tokens(1000, seed=1)
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    stack.complete(first)
+    spaces = []
+
+    def restart_with(data):
+        spaces.append(stack.cairn.status()["backend"]["namespace"])
+        stack.stop()
+        model.write_bytes(data)
+        stack.start()
+
+    before = model.read_bytes()
+    after = bytearray(before)
+    for low_byte in range(len(after) - 512, len(after), 4):
+        after[low_byte] ^= 1
+    restart_with(after)
+    assert stack.complete(first).timings["cache_n"] == 0, "a state of other weights was restored"
+    restart_with(before)
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1, "its own state fits again"
+    spaces.append(stack.cairn.status()["backend"]["namespace"])
+    assert spaces[0] == spaces[2] != spaces[1], spaces
 
 
 EACH = [(kind, flags) for kind in KINDS for flags in ((), NO_CONTEXT_CHECKPOINTS)]
