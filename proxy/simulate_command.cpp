@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <boost/json.hpp>
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -22,7 +23,7 @@ namespace cairn {
 
 namespace {
 
-Error no_budget(std::string what) {
+Error invalid(std::string what) {
   Error error = internal_error(std::move(what));
   error.code = ErrorCode::invalid;
   return error;
@@ -32,12 +33,12 @@ Error no_budget(std::string what) {
 Result<std::uint64_t> budget_of(const std::string& text, double distinct_bytes) {
   if (text.empty() || text.back() != '%') {
     Result<std::uint64_t> bytes = parse_size(text);
-    if (bytes && *bytes == 0) return no_budget(fmt::format("'{}' leaves no room for any state", text));
+    if (bytes && *bytes == 0) return invalid(fmt::format("'{}' leaves no room for any state", text));
     return bytes;
   }
   char* rest = nullptr;
   const double percent = std::strtod(text.c_str(), &rest);
-  if (*rest != '%' || !std::isfinite(percent) || percent <= 0) return no_budget(fmt::format("'{}' is no share", text));
+  if (*rest != '%' || !std::isfinite(percent) || percent <= 0) return invalid(fmt::format("'{}' is no share", text));
   constexpr double most = 1e18;
   return static_cast<std::uint64_t>(std::clamp(distinct_bytes * percent / 100, 1.0, most));
 }
@@ -115,11 +116,17 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
   if (!trace) return trace.error();
   for (const std::string& skipped : trace->skipped) fmt::print(stderr, "cairn: {}\n", skipped);
 
+  if (trace->requests.empty()) {
+    Error error = invalid("the trace holds no requests");
+    error.code = ErrorCode::not_found;
+    return error;
+  }
+
   // Neither waits for the other. Unbounded, any policy would do.
   std::future<SimulationResult> unbounded = std::async(std::launch::async, [&] { return simulate(*trace, options, *make_policy("lru")); });
   SimulationReport report;
   report.distinct_tokens = distinct_tokens(*trace);
-  if (!trace->requests.empty()) report.span_s = trace->requests.back().at_s;
+  report.span_s = trace->requests.back().at_s;
   budgets = budgets_of(flags, static_cast<double>(report.distinct_tokens) * options.profile.bytes_a_token);
   for (const std::string& name : flags.policies) {
     for (const std::uint64_t budget : *budgets) report.runs.push_back(SimulationReport::Run{name, budget, {}});
@@ -152,8 +159,11 @@ void add_simulate_flags(CLI::App& command, SimulateFlags& flags) {
 int run_simulate(const SimulateFlags& flags) {
   Result<SimulationReport> report = simulate_all(flags);
   if (!report) {
-    fmt::print(stderr, "cairn: {}\n", report.error().context);
-    return 2;
+    boost::json::object told;
+    told["error"] = report.error().context;
+    if (flags.json) fmt::print("{}\n", boost::json::serialize(told));
+    else fmt::print(stderr, "cairn: {}\n", report.error().context);
+    return report.error().code == ErrorCode::not_found ? 1 : 2;
   }
   fmt::print("{}", flags.json ? to_json(*report) + "\n" : to_table(*report));
   if (flags.svg_path.empty()) return 0;

@@ -64,12 +64,28 @@ void print_fields(const json::object& object) {
   }
 }
 
+// Where whoever asked looks for it. The status to exit with.
+int failed(const Error& error, const StoreCommand& command) {
+  if (command.as_json) {
+    json::object told;
+    told["error"] = error.context;
+    print_json(told);
+  } else {
+    fmt::print(stderr, "cairn: {}\n", error.context);
+  }
+  return 1;
+}
+
+std::string absent_states(std::uint64_t absent) {
+  return fmt::format("{} more states that the index names are missing, or have another size", absent);
+}
 void say_absent(std::uint64_t absent) {
-  if (absent > 0) fmt::print(stderr, "cairn: {} more states that the index names are missing, or have another size\n", absent);
+  if (absent > 0) fmt::print(stderr, "cairn: {}\n", absent_states(absent));
 }
 
 struct Chosen {
   std::vector<std::int64_t> ids;
+  bool listed = false;       // all that there were a moment ago: one that is gone is no mistake
   std::uint64_t absent = 0;  // of all that the index names and nobody finds; only where all are asked for
   std::uint64_t pinned = 0;  // left out: all are to be evicted
 };
@@ -78,6 +94,7 @@ ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
   Result<json::value> answer = co_await store.call("GET", std::string(checkpoints_path));
   if (!answer) co_return answer.error();
   Chosen chosen;
+  chosen.listed = true;
   chosen.absent = answer->as_object().at("absent").to_number<std::uint64_t>();
   for (const json::value& one : answer->as_object().at("checkpoints").as_array()) {
     if (command.all && one.as_object().at("pinned").as_bool()) {
@@ -92,10 +109,7 @@ ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
 // The same call for each of several; goes on after an error.
 Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
   const Result<Chosen> chosen = co_await choose(store, command);
-  if (!chosen) {
-    fmt::print(stderr, "cairn: {}\n", chosen.error().context);
-    co_return 1;
-  }
+  if (!chosen) co_return failed(chosen.error(), command);
   const std::vector<std::int64_t>& ids = chosen->ids;
   std::string body;
   if (action == "/pin" && !command.label.empty()) {
@@ -115,6 +129,15 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
       const std::int64_t id = ids[i];
       progress.show(i, fmt::format("{} of {}", i, ids.size()));
       Result<json::value> answer = co_await store.call(method, path_of(id, action), body);
+      constexpr int not_found = 404;
+      if (!answer && chosen->listed && answer.error().status == not_found) {
+        lines.push_back(fmt::format("{}: gone meanwhile", id));
+        json::object gone;
+        gone["id"] = id;
+        gone["gone"] = true;
+        answers.push_back(std::move(gone));
+        continue;
+      }
       if (!answer) {
         status = 1;
         lines.push_back(fmt::format("{}: {}", id, answer.error().context));
@@ -140,6 +163,17 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
       answers.push_back(std::move(*answer));
     }
   }
+  if (chosen->absent > 0) {
+    json::object absent;
+    absent["absent"] = chosen->absent;
+    if (action == "/verify") absent["error"] = absent_states(chosen->absent);
+    answers.push_back(std::move(absent));
+  }
+  if (chosen->pinned > 0) {
+    json::object pinned;
+    pinned["pinned"] = chosen->pinned;
+    answers.push_back(std::move(pinned));
+  }
   if (command.as_json) {
     print_json(answers);
   } else {
@@ -151,10 +185,7 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
 Task<int> read(StoreClient& store, const std::string& name, const StoreCommand& command) {
   const std::string path = name == "list" ? std::string(checkpoints_path) : path_of(command.ids.front());
   Result<json::value> answer = co_await store.call("GET", path);
-  if (!answer) {
-    fmt::print(stderr, "cairn: {}\n", answer.error().context);
-    co_return 1;
-  }
+  if (!answer) co_return failed(answer.error(), command);
   if (name == "list") say_absent(answer->as_object().at("absent").to_number<std::uint64_t>());
   if (command.as_json) {
     print_json(*answer);
@@ -177,10 +208,7 @@ Task<int> run(const std::string& name, const Config& config, const StoreCommand&
   } else {
     connected = co_await store.connect();
   }
-  if (!connected) {
-    fmt::print(stderr, "cairn: {}\n", connected.error().context);
-    co_return 1;
-  }
+  if (!connected) co_return failed(connected.error(), command);
   if (needs_backend) co_return co_await warm(store, command.files, command.as_json);
   if (name == "list" || name == "show") co_return co_await read(store, name, command);
   if (name == "evict") co_return co_await for_each_id(store, command, "DELETE", "");

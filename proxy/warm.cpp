@@ -199,6 +199,7 @@ Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool 
       const Result<json::object> warmed = co_await warm_one(server, names[i]);
       if (warmed) {
         result.insert(warmed->begin(), warmed->end());
+        if (!warmed->at("saved").as_bool()) status = 1;
       } else {
         result["error"] = warmed.error().context;
         status = 1;

@@ -1,12 +1,19 @@
 """The commands about saved states, with a Cairn that serves and without, and the same over HTTP."""
 
+import http.server
 import json
 import subprocess
+import threading
 
 import pytest
 
 from stack import Cairn, cairn_binary, call, prose, tokens, wait_until
 from test_endpoints import infill_flags, special_tokens  # noqa: F401 (a fixture)
+
+
+def command_of(*arguments):
+    command = [cairn_binary(), *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
 
 
 def told(stack, *arguments, status=0, stdin=None):
@@ -61,6 +68,7 @@ def test_list_show_pin_verify_evict(make_stack, serving):
     assert not path.exists(), "a bad state is dropped"
 
     run(stack, "pin", three)
+    assert run(stack, "evict", "--all") == [{"pinned": 1}]
     out, err = told(stack, "evict", "--all")
     assert not out and err == "cairn: 1 pinned state stays\n", "what is pinned is left out, and is no error"
     assert [entry["id"] for entry in run(stack, "list")["checkpoints"]] == [three]
@@ -68,7 +76,49 @@ def test_list_show_pin_verify_evict(make_stack, serving):
     run(stack, "evict", "--all")
     assert run(stack, "list")["checkpoints"] == []
     assert [path.name for path in stack.slot_dir.iterdir()] == ["cairn.lock"]
-    assert "there is no checkpoint" in run(stack, "show", one, status=1)
+    assert "there is no checkpoint" in run(stack, "show", one, status=1)["error"]
+
+
+def test_verify_says_in_json_what_is_missing(make_stack):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 2)
+    stack.cairn.stop()
+    sorted(stack.slot_dir.glob("*.state"))[0].unlink()
+    good, absent = run(stack, "verify", status=1)
+    assert good["good"] and absent["absent"] == 1 and "missing" in absent["error"]
+
+
+def test_verify_of_all_takes_no_evicted_state_for_a_bad_one(tmp_path):
+    """One that a busy server evicted between the list and its turn made the command end with 1."""
+    class Server(http.server.BaseHTTPRequestHandler):
+        def answer(self, status, value):
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.answer(200, {"absent": 0, "checkpoints": [{"id": 1, "pinned": False}, {"id": 2, "pinned": False}]})
+
+        def do_POST(self):
+            if self.path == "/cairn/checkpoints/1/verify":
+                self.answer(404, {"error": {"message": "there is no checkpoint 1"}})
+            else:
+                self.answer(200, {"id": 2, "good": True, "bytes": 1, "seconds": 0.0})
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        listen = ("--listen", f"127.0.0.1:{server.server_port}")
+        for json_flag, said in (((), "1: gone meanwhile\n2: good"), (("--json",), '[{"id":1,"gone":true},{"id":2,"good":true')):
+            done = command_of("verify", *json_flag, *listen)
+            assert done.returncode == 0 and done.stdout.startswith(said), done
+        named = command_of("verify", 1, *listen)
+        assert named.returncode == 1 and "there is no checkpoint" in named.stdout, "one that was asked for is missed"
+        server.shutdown()
 
 
 def test_over_http_mistakes_are_named(make_stack):
@@ -113,7 +163,8 @@ def test_warm_says_saved_of_nothing_else(make_stack, tmp_path):
     (tmp_path / "long.txt").write_text(prose(3000, 2))
 
     def warm(*names):
-        return [result["saved"] for result in run(stack, "warm", *(tmp_path / name for name in names))]
+        results = json.loads(command_of("warm", *(tmp_path / name for name in names), "--json", "--listen", f"127.0.0.1:{stack.cairn_port}").stdout)
+        return [result["saved"] for result in results]
     assert warm("few.txt", "prompt.txt", "few.txt") == [False, True, False], "a few tokens are never saved"
     assert warm("prompt.txt") == [True], "it was saved already"
     stack.cairn_flags = (*stack.cairn_flags, "--budget", "5MiB")
@@ -128,7 +179,8 @@ def test_warm_without_a_store_has_saved_nothing(make_stack, tmp_path):
     stack.cairn.stop()
     stack.cairn = Cairn(stack.cairn_port, stack.backend_port, None, None, stack.cairn_log)
     stack.cairn.wait_phase("plain")
-    assert [result["saved"] for result in run(stack, "warm", tmp_path / "prompt.txt", tmp_path / "prompt.txt")] == [False, False]
+    assert [result["saved"] for result in run(stack, "warm", tmp_path / "prompt.txt", tmp_path / "prompt.txt", status=1)] == [False, False]
+    assert told(stack, "warm", tmp_path / "prompt.txt", status=1)[0].endswith("; not saved\n"), "and ends so"
 
 
 def test_warm_goes_on_after_a_directory(make_stack, tmp_path):
@@ -170,8 +222,16 @@ def test_warm_fills_in(make_stack, special_tokens, tmp_path):  # noqa: F811
 
 
 def simulate(*arguments):
-    command = [cairn_binary(), "simulate", *arguments]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+    return command_of("simulate", *arguments)
+
+
+def test_simulate_says_when_there_is_nothing_to_replay(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    trace.touch()
+    done = simulate("--trace", trace)
+    assert done.returncode == 1 and done.stderr == "cairn: the trace holds no requests\n" and not done.stdout, done
+    done = simulate("--trace", trace, "--json")
+    assert done.returncode == 1 and json.loads(done.stdout) == {"error": "the trace holds no requests"}, done
 
 
 def test_simulate_refuses_a_budget_of_nothing(tmp_path):
@@ -210,7 +270,7 @@ def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_p
     wait_until(lambda: tiers() == {"ram+disk"}, "the state is copied")
     stack.stop()
     assert tiers() == {"ram+disk"}, "the command finds them, too"
-    assert "must name it" in run(stack, "list", status=1), "to look without disk_dir must not forget what lies there"
+    assert "must name it" in run(stack, "list", status=1)["error"], "to look without disk_dir must not forget what lies there"
     for path in stack.slot_dir.iterdir():
         path.unlink()
     assert tiers() == {"disk"}
