@@ -2,13 +2,17 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <cerrno>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -108,6 +112,59 @@ Task<bool> check_backend(const BackendConfig& config, std::shared_ptr<const TlsC
   co_return works;
 }
 
+// `cairn serve` makes a directory that is missing; not here, where another user may look. Empty: it can be written.
+std::string not_writable(const std::string& directory) {
+  std::error_code unknown;
+  std::filesystem::path path = std::filesystem::absolute(directory, unknown);
+  while (!std::filesystem::exists(path, unknown) && path.has_relative_path()) path = path.parent_path();
+  if (::access(path.c_str(), W_OK | X_OK) == 0) return {};
+  return fmt::format("{}: {}", path.string(), std::generic_category().message(errno));
+}
+
+struct CheckedStore {
+  std::unique_ptr<CheckpointStore> store;  // null: saving cannot be tried
+  bool works = true;
+};
+
+// Nothing there is changed: a server with another budget, or one that knows the index, is not to find its states gone.
+Task<CheckedStore> check_store(const Config& config, FileLayer& files, BlockingPool& pool) {
+  CheckedStore checked;
+  StoreOptions options = store_options(config);
+  options.look_only = true;
+  options.may_have_no_index = true;
+  Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
+  if (!opened && opened.error().code == ErrorCode::invalid) {
+    advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
+    co_return checked;
+  }
+  if (!opened) {
+    const std::string& found = opened.error().context;
+    const bool in_index = found.starts_with("index: ") && opened.error().code != ErrorCode::io;
+    advice(fmt::format("slot_dir or state_dir: {}{}", found,
+                       in_index ? "; cairn serve would set that index aside and delete all saved states" : ""));
+    checked.works = false;
+    co_return checked;
+  }
+  checked.store = std::move(*opened);
+  const StoreCounters counters = checked.store->counters();
+  line("saved states", fmt::format("{}, {} MiB of {} MiB", counters.files, counters.bytes >> 20, config.budget_bytes >> 20));
+  if (counters.bytes > config.budget_bytes) advice("cairn serve would evict what is over this budget");
+  if (counters.absent_entries > 0) {
+    advice(fmt::format("{} more states that the index names are missing, or have another size", counters.absent_entries));
+  }
+  for (const auto& [name, directory] : {std::pair{"state_dir", &config.state_dir}, std::pair{"disk_dir", &config.disk_dir}}) {
+    const std::string why = directory->empty() ? std::string{} : not_writable(*directory);
+    if (why.empty()) continue;
+    advice(fmt::format("{} cannot be written: {}", name, why));
+    checked.works = false;
+  }
+  if (!config.disk_dir.empty() && !files.status(config.slot_dir)) {
+    advice("slot_dir is missing, so that saving is not tried: cairn serve makes it");
+    checked.store = nullptr;
+  }
+  co_return checked;
+}
+
 Task<int> run(const Config& config) {
   const auto executor = co_await boost::asio::this_coro::executor;
   fmt::print("configuration\n");
@@ -132,17 +189,9 @@ Task<int> run(const Config& config) {
     advice("without slot_dir and state_dir nothing is saved: give --slot-dir and --state-dir");
     works = false;
   } else {
-    Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(store_options(config), files, pool);
-    if (opened) {
-      store = std::move(*opened);
-      const StoreCounters counters = store->counters();
-      line("saved states", fmt::format("{}, {} MiB of {} MiB", counters.files, counters.bytes >> 20, counters.budget_bytes >> 20));
-    } else if (opened.error().code == ErrorCode::invalid) {
-      advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
-    } else {
-      advice(fmt::format("slot_dir or state_dir: {}", opened.error().context));
-      works = false;
-    }
+    CheckedStore checked = co_await check_store(config, files, pool);
+    store = std::move(checked.store);
+    works = checked.works;
   }
 
   for (const BackendConfig& backend : all_backends(config)) {

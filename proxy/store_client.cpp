@@ -4,7 +4,6 @@
 
 #include <boost/json.hpp>
 
-#include <limits>
 #include <utility>
 
 #include "http/checkpoint_endpoints.hpp"
@@ -22,8 +21,6 @@ ResultTask<void> StoreClient::connect() {
     co_return connect_to_server();
   }
   StoreOptions options = store_options(config_);
-  options.budget_bytes = std::numeric_limits<std::uint64_t>::max();  // to look at the states must not evict any
-  options.ram_budget_bytes = options.budget_bytes;
   options.look_only = true;
   Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files_, pool_);
   if (opened) {

@@ -120,22 +120,24 @@ class Index::Transaction {
   Result<void> begun_;
 };
 
-Result<std::unique_ptr<Index>> Index::open(const std::string& path) {
+Result<std::unique_ptr<Index>> Index::open(const std::string& path, Missing missing) {
   sqlite3* database = nullptr;
-  const int code = sqlite3_open_v2(path.c_str(), &database,
-                                   SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
+  const int create = missing == Missing::create ? SQLITE_OPEN_CREATE : 0;
+  const int code = sqlite3_open_v2(path.c_str(), &database, SQLITE_OPEN_READWRITE | create | SQLITE_OPEN_NOMUTEX, nullptr);
   std::unique_ptr<Index> index(new Index(database));
   if (code != SQLITE_OK) return index->error("open " + path);
-  if (auto done = index->prepare_schema(); !done) return done.error();
+  if (auto done = index->prepare_schema(missing); !done) return done.error();
   return index;
 }
+
+Result<std::unique_ptr<Index>> Index::open_empty() { return open(":memory:"); }
 
 Index::~Index() {
   for (const auto& [sql, statement] : statements_) sqlite3_finalize(statement);
   sqlite3_close(database_);
 }
 
-Result<void> Index::prepare_schema() {
+Result<void> Index::prepare_schema(Missing missing) {
   sqlite3_extended_result_codes(database_, 1);
   sqlite3_busy_timeout(database_, 2000);
   std::int64_t version = 0;
@@ -150,6 +152,7 @@ Result<void> Index::prepare_schema() {
                                                   std::to_string(index_format_version) +
                                                   ", which this Cairn knows");
   }
+  if (version == 0 && missing == Missing::not_found) return disk_error(ErrorCode::not_found, "index: it has no tables");
   // WAL with FULL: a commit is on disk when it returns, for one fsync of a few KB next to the fsync of a state of tens of
   // megabytes. NORMAL would lose the last commits in a power cut, and the sweep would then delete their files.
   for (const char* pragma : {"PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"}) {

@@ -29,8 +29,10 @@ inline constexpr int index_format_version = 1;
 
 class Index {
  public:
-  // Opens or creates it. A newer format is refused and not touched.
-  static Result<std::unique_ptr<Index>> open(const std::string& path);
+  // A newer format is refused and not touched. One without tables, which a start that was broken off left, counts as missing.
+  enum class Missing { create, not_found };
+  static Result<std::unique_ptr<Index>> open(const std::string& path, Missing missing = Missing::create);
+  static Result<std::unique_ptr<Index>> open_empty();  // in memory
   ~Index();
   Index(const Index&) = delete;
   Index& operator=(const Index&) = delete;
@@ -71,7 +73,7 @@ class Index {
   class Statement;
   class Transaction;
   explicit Index(sqlite3* database) : database_(database) {}
-  Result<void> prepare_schema();
+  Result<void> prepare_schema(Missing missing);
   Result<void> remove(std::span<const CheckpointId> ids, bool with_tokens);
   Result<void> execute(const char* sql);
   Error error(const std::string& doing) const;

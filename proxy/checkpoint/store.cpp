@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include "checkpoint/index.hpp"
@@ -85,6 +86,10 @@ CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, Blockin
                                  std::unique_ptr<EvictionPolicy> policy)
     : options_(std::move(options)), files_(files), disk_pool_(disk_pool), policy_(std::move(policy)) {
   if (policy_ == nullptr) policy_ = std::make_unique<ValuePolicy>();
+  if (options_.look_only) {
+    options_.budget_bytes = options_.ram_budget_bytes = std::numeric_limits<std::uint64_t>::max();
+    options_.min_free_bytes = 0;
+  }
   counters_.budget_bytes = options_.budget_bytes;
   if (has_tiers()) counters_.ram_budget_bytes = options_.ram_budget_bytes;
 }
@@ -98,8 +103,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
       new CheckpointStore(std::move(options), files, disk_pool, std::move(policy)));
   CheckpointStore& self = *store;
   const auto job = [&self] {
-    const StoreDirectories directories{self.options_.slot_dir, self.options_.state_dir, self.options_.disk_dir};
-    return load_and_sweep(self.files_, directories, self.options_.look_only, self.entries_);
+    return load_and_sweep(self.files_, self.options_, self.entries_);
   };
   auto loaded = co_await self.index_pool_.run(job);
   if (!loaded) co_return loaded.error();
@@ -333,6 +337,12 @@ ResultTask<NamespaceId> CheckpointStore::add_namespace(std::string identity_json
                                                        std::string facts_json) {
   NamespaceRecord record{NamespaceId{}, std::move(identity_json), std::move(probe), std::move(facts_json),
                          now_unix_ms(), now_unix_ms()};
+  if (options_.look_only) {
+    record.id = NamespaceId{namespaces_.empty() ? 1 : static_cast<std::int64_t>(namespaces_.rbegin()->first) + 1};
+    const NamespaceId id = record.id;
+    namespaces_.emplace(id, std::move(record));
+    co_return id;
+  }
   const auto job = [&] { return index_->add_namespace(record); };
   auto id = co_await index_pool_.run(job);
   if (!id) {
@@ -353,6 +363,7 @@ ResultTask<void> CheckpointStore::update_namespace(NamespaceId id, std::string i
   record.probe = std::move(probe);
   record.facts = std::move(facts_json);
   record.last_seen_unix_ms = now_unix_ms();
+  if (options_.look_only) co_return Result<void>{};
   const NamespaceRecord copy = record;
   const auto job = [&] { return index_->update_namespace(copy); };
   auto done = co_await index_pool_.run(job);

@@ -39,7 +39,10 @@ struct StoreOptions {
   std::uint64_t min_free_bytes = 0;    // of the slot directory's disk; with tiers of the disk directory's
   double low_water = 1.0;              // of the budget: what an eviction trims to; below 1 not every save evicts
   bool verify_checksums = true;      // false: only size, inode and times are looked at before a restore
-  bool look_only = false;            // opening sets nothing aside, forgets and sweeps nothing: for a command that comes by
+  // For a command that comes by: opening makes, sets aside, forgets and sweeps nothing, nothing is evicted whatever the limits
+  // above say, and namespaces are known in memory alone. Where there is no index: `not_found`.
+  bool look_only = false;
+  bool may_have_no_index = false;    // to look: as if it were an empty one
   std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
 };
 

@@ -32,7 +32,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   for (int round = 0; round < max_rounds; ++round) {
     const auto job = [this]() -> Result<DiskSpace> {
       auto found = files_.space(options_.slot_dir);
-      if (found || found.error().code != ErrorCode::not_found || !has_tiers()) return found;
+      if (found || found.error().code != ErrorCode::not_found || !has_tiers() || options_.look_only) return found;
       // What is in RAM does not come back by itself, as a disk may.
       if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
       return files_.space(options_.slot_dir);
@@ -49,6 +49,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
                                                 std::to_string(needed) + " are needed");
     if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
     free_before = space->free_bytes;
+    if (options_.look_only) break;
     const std::uint64_t missing = needed - space->free_bytes;
     if (has_tiers()) {
       auto left = co_await leave_slots(missing);

@@ -182,7 +182,7 @@ class Found {
   std::string path_;
   bool on_disk_ = false;
   std::pmr::vector<File> files_{&populated_memory()};
-  std::pmr::vector<File>::iterator next_;  // of keep()
+  std::pmr::vector<File>::iterator next_ = files_.begin();  // of keep()
 };
 
 // ---- index
@@ -207,8 +207,7 @@ struct Read {
 };
 
 // corrupt, unsupported: it must be set aside.
-Result<Read> read_index(const std::string& path, Loaded& loaded, CheckpointEntries& checkpoints) {
-  auto index = Index::open(path);
+Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, CheckpointEntries& checkpoints) {
   if (!index) return index.error();
   auto namespaces = (*index)->namespaces();
   if (!namespaces) return namespaces.error();
@@ -234,13 +233,25 @@ Result<Read> read_index(const std::string& path, Loaded& loaded, CheckpointEntri
 }
 
 // What the lock file beside the states says: the directory of the index that knows them. Empty when it tells nothing.
-std::string read_owner(FileLayer& files, const std::string& lock_file) {
+std::string read_note(FileLayer& files, const std::string& lock_file) {
   constexpr std::size_t longest_path = 4096;
   const auto file = files.open(lock_file);
   if (!file || (*file)->size_bytes() > longest_path) return {};
   std::string owner((*file)->size_bytes(), '\0');
   const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(owner)));
   return read && *read == owner.size() ? owner : std::string{};
+}
+
+std::string lock_file_in(const std::string& directory) { return directory + "/" + std::string(lock_file_name); }
+
+// To look, one that is missing is not made: whoever came after could perhaps not open it.
+Result<std::unique_ptr<FileLock>> lock_directory(FileLayer& files, const std::string& directory, bool look_only) {
+  const std::string path = lock_file_in(directory);
+  if (look_only) {
+    const auto there = files.status(path);
+    if (!there && there.error().code == ErrorCode::not_found) return std::unique_ptr<FileLock>{};
+  }
+  return files.lock(path);
 }
 
 // As a lock file says it: the same however it was written.
@@ -273,8 +284,9 @@ bool believed_away(const Loaded& loaded, bool strange, bool found_any, int& star
 
 }  // namespace
 
-Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& directories, bool look_only, CheckpointEntries& checkpoints) {
-  const auto& [slot_dir, state_dir, disk_dir] = directories;
+Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, CheckpointEntries& checkpoints) {
+  const std::string &slot_dir = options.slot_dir, &state_dir = options.state_dir, &disk_dir = options.disk_dir;
+  const bool look_only = options.look_only;
   Loaded loaded;
   const bool tiers = !disk_dir.empty();
   Found slots(slot_dir, false), disk(disk_dir, true);
@@ -283,40 +295,53 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   const std::string lasting_lock = lasting.lock_file();
   const auto lock_seen = files.status(lasting_lock);
   const bool no_lock = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
-  if (auto made = files.make_directory(state_dir); !made) return made.error();
-  if (tiers) {
-    // After a reboot the RAM is empty.
-    for (const std::string& directory : {disk_dir, slot_dir}) {
-      if (auto made = files.make_directory(directory); !made) return made.error();
-    }
+  const std::string own_index = path_of_index(state_dir);
+  const auto no_store = [&] { return disk_error(ErrorCode::not_found, "no store in " + state_dir + ": there is no index.sqlite"); };
+  const bool no_index = look_only && !has_index(files, state_dir);
+  if (no_index && !options.may_have_no_index) return no_store();
+  std::vector<std::string> made_when_missing;
+  if (!look_only) made_when_missing.push_back(state_dir);
+  // After a reboot the RAM is empty.
+  if (!look_only && tiers) made_when_missing.insert(made_when_missing.end(), {disk_dir, slot_dir});
+  for (const std::string& directory : made_when_missing) {
+    if (auto made = files.make_directory(directory); !made) return made.error();
   }
-  auto state_lock = files.lock(state_dir + "/" + std::string(lock_file_name));
+  auto state_lock = lock_directory(files, state_dir, look_only);
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
-  auto slot_lock = files.lock(slots.lock_file());
+  auto slot_lock = lock_directory(files, slot_dir, look_only);
   // In a slot directory that we cannot write we can at least restore.
   if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
   if (tiers) {
-    auto disk_lock = files.lock(disk.lock_file());
+    auto disk_lock = lock_directory(files, disk_dir, look_only);
     if (!disk_lock) return disk_lock.error();
     loaded.disk_lock = std::move(*disk_lock);
   }
 
   // Now that nobody else sweeps or saves there. With a million states each of the two takes a second or two: side by side.
   const auto look = [&]() -> Result<void> {
-    auto looked = slots.look(files);
-    return looked && tiers ? disk.look(files) : looked;
+    for (Found* found : {&slots, &disk}) {
+      if (found == &disk && !tiers) break;
+      auto looked = found->look(files);
+      if (!looked && !(look_only && looked.error().code == ErrorCode::not_found)) return looked;
+    }
+    return {};
   };
   // Where no thread can be had, one after the other.
   auto looking = std::async(std::launch::async | std::launch::deferred, look);
   const std::string index_path = index_in(state_dir);
-  auto read = read_index(index_path, loaded, checkpoints);
+  const auto missing_index = look_only ? Index::Missing::not_found : Index::Missing::create;
+  auto read = read_index(no_index ? Index::open_empty() : Index::open(index_path, missing_index), loaded, checkpoints);
   // Before anything is set aside or swept: every entry would seem to have lost its file.
   if (auto looked = looking.get(); !looked) return looked.error();
   if (!read && !look_only && (read.error().code == ErrorCode::corrupt || read.error().code == ErrorCode::unsupported)) {
     if (auto aside = set_index_aside(files, index_path, read.error(), loaded.index_damage); !aside) return aside.error();
-    read = read_index(index_path, loaded, checkpoints);
+    read = read_index(Index::open(index_path), loaded, checkpoints);
+  }
+  if (!read && look_only && read.error().code == ErrorCode::not_found) {
+    if (!options.may_have_no_index) return no_store();
+    read = read_index(Index::open_empty(), loaded, checkpoints);
   }
   if (!read) return read.error();
 
@@ -354,13 +379,11 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   }
   if (look_only) {
     loaded.absent_entries = missing.size();
-    if (no_lock) (void)files.remove(lasting_lock);  // for whoever starts there
     return loaded;
   }
-  const std::string own_index = path_of_index(state_dir);
   for (const Found* found : {&slots, &disk}) {
     if (found->kept_any() || !found->any_state()) continue;
-    const std::string owner = read_owner(files, found->lock_file());
+    const std::string owner = read_note(files, found->lock_file());
     if (owner == own_index || !has_index(files, owner)) continue;
     return disk_error(ErrorCode::unsupported,
                       "the states in " + found->path() + " belong to the index in " + owner + ": state_dir must name it, or it must be deleted");
@@ -387,7 +410,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& director
   if (tiers) disk.sweep(files, loaded);
   // Unwritten, the next start believes whoever comes.
   for (const auto& [found, lock] : {std::pair{&slots, loaded.slot_lock.get()}, std::pair{&disk, loaded.disk_lock.get()}}) {
-    if (lock != nullptr && read_owner(files, found->lock_file()) != own_index) (void)lock->note(own_index);
+    if (lock != nullptr && read_note(files, found->lock_file()) != own_index) (void)lock->note(own_index);
   }
   const auto lock_now = files.status(lasting_lock);
   if (!away && lock_now && (place == loaded.settings.end() || place->second != identity_of(*lock_now))) {

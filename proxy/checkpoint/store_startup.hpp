@@ -12,13 +12,14 @@
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/record.hpp"
+#include "checkpoint/store.hpp"
 
 namespace cairn {
 
 struct Loaded {
   std::unique_ptr<Index> index;
   std::string index_damage;  // why the index was set aside, and where to; empty: it was not
-  std::unique_ptr<FileLock> state_lock, slot_lock, disk_lock;
+  std::unique_ptr<FileLock> state_lock, slot_lock, disk_lock;  // null, to look: no such file
   std::vector<NamespaceRecord> namespaces;
   std::map<std::string, std::string> settings;
   struct Left {  // could not be deleted
@@ -31,12 +32,7 @@ struct Loaded {
   std::uint64_t absent_entries = 0;  // not found, not forgotten
 };
 
-struct StoreDirectories {
-  std::string slots, state;
-  std::string disk;  // empty: no tiers
-};
-
-// What is there goes into `checkpoints`. `look_only`: nothing is set aside, forgotten or swept.
-Result<Loaded> load_and_sweep(FileLayer& files, const StoreDirectories& directories, bool look_only, CheckpointEntries& checkpoints);
+// What is there goes into `checkpoints`.
+Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, CheckpointEntries& checkpoints);
 
 }  // namespace cairn

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from stack import Cairn, cairn_binary, call, prose, tokens, wait_until
+from stack import Cairn, cairn_binary, call, free_port, prose, tokens, wait_until
 from test_endpoints import infill_flags, special_tokens  # noqa: F401 (a fixture)
 
 
@@ -77,6 +77,59 @@ def test_list_show_pin_verify_evict(make_stack, serving):
     assert run(stack, "list")["checkpoints"] == []
     assert [path.name for path in stack.slot_dir.iterdir()] == ["cairn.lock"]
     assert "there is no checkpoint" in run(stack, "show", one, status=1)["error"]
+
+
+def test_before_the_first_serve_a_command_leaves_nothing_behind(tmp_path):
+    """`sudo cairn list` made directories, locks and an index of root's, which the server then could not write."""
+    state, slots, disk = (tmp_path / name for name in ("state", "slots", "disk"))
+    where = ("--listen", f"127.0.0.1:{free_port()}", "--slot-dir", slots, "--state-dir", state, "--backend", "http://127.0.0.1:1")
+    for tiers in ((), ("--disk-dir", disk)):
+        for command in (("list",), ("show", 1), ("pin", 1), ("evict", "--all"), ("verify",), ("list", "--json")):
+            done = command_of(*command, *where, *tiers)
+            assert done.returncode == 1, done
+            told_at, silent = (done.stdout, done.stderr) if "--json" in command else (done.stderr, done.stdout)
+            assert f"no store in {state}" in told_at and not silent, done
+        done = command_of("check", *where, *tiers)
+        assert done.returncode == 1 and "saved states   0, 0 MiB of" in done.stdout, done
+    assert list(tmp_path.iterdir()) == []
+
+
+def files_below(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "cairn.lock"}
+
+
+def test_check_changes_no_store(make_stack):
+    """With another budget than the server's it evicted what was over its own; what it found damaged was set aside and swept."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 3)
+    stack.cairn.stop()
+    before = files_below(stack.slot_dir, stack.state_dir)
+    states = [path for path in before if path.suffix == ".state"]
+    assert len(states) == 3
+
+    def check(*more, status=0):
+        done = command_of("check", "--backend", f"http://127.0.0.1:{stack.backend_port}", "--slot-dir", stack.slot_dir,
+                          "--state-dir", stack.state_dir, *more)
+        assert done.returncode == status, done
+        return done.stdout
+
+    told_of = check("--budget", "1MiB")
+    assert "saved states   3, " in told_of and "would evict" in told_of and "files of version" in told_of, told_of
+    check("--min-free", "1000TiB")
+    assert files_below(stack.slot_dir, stack.state_dir) == before
+    states[0].rename(states[0].with_suffix(".away"))
+    for _ in range(4):
+        assert "1 more states that the index names are missing" in check()
+    states[0].with_suffix(".away").rename(states[0])
+    assert files_below(stack.slot_dir, stack.state_dir) == before
+    index = stack.state_dir / "index.sqlite"
+    index.write_bytes(b"x" * 10000)
+    assert "set that index aside" in check(status=1)
+    assert index.read_bytes() == b"x" * 10000 and all(path.exists() for path in states)
+    index.write_bytes(before[index])
+    stack.start_cairn()
+    stack.cairn.wait_phase("ready")
+    assert len(run(stack, "list")["checkpoints"]) == 3
 
 
 def test_verify_says_in_json_what_is_missing(make_stack):

@@ -334,9 +334,17 @@ TEST_F(Store, ACommandThatLooksSweepsNothing) {
   for (int time = 0; time < 2; ++time) {
     const auto opened = fixture.open();
     ASSERT_FALSE(opened);
-    EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
-    EXPECT_NE(opened.error().context.find("is state_dir the right one?"), std::string::npos);
+    EXPECT_EQ(opened.error().code, ErrorCode::not_found);
+    EXPECT_EQ(opened.error().context, "no store in " + fixture.options.state_dir + ": there is no index.sqlite");
+    EXPECT_FALSE(fs::exists(fixture.options.state_dir));
   }
+  fixture.options.may_have_no_index = true;
+  const auto opened = fixture.open();
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().code, ErrorCode::unsupported);
+  EXPECT_NE(opened.error().context.find("is state_dir the right one?"), std::string::npos);
+  EXPECT_FALSE(fs::exists(fixture.options.state_dir));
+  fixture.options.may_have_no_index = false;
   fixture.options.state_dir = right.state_dir;
   fixture.options.slot_dir = scratch.path() + "/other";
   fs::create_directory(fixture.options.slot_dir);
@@ -353,6 +361,72 @@ TEST_F(Store, ACommandThatLooksSweepsNothing) {
   ASSERT_TRUE(fixture.open());
   EXPECT_NE(store().find(id), nullptr);
   EXPECT_EQ(store().counters().swept_files, 1u);
+}
+
+// Before the first start, by root: what serves could not write them then.
+TEST_F(Store, ACommandThatLooksMakesNothing) {
+  fixture.store.reset();
+  fixture.options.look_only = true;
+  fixture.options.state_dir = scratch.path() + "/none";
+  fixture.options.slot_dir = scratch.path() + "/gone";
+  for (const char* disk : {"", "/disk"}) {
+    fixture.options.disk_dir = *disk == '\0' ? "" : scratch.path() + disk;
+    fixture.options.may_have_no_index = false;
+    const auto opened = fixture.open();
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().code, ErrorCode::not_found);
+    fixture.options.may_have_no_index = true;
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().counters().files, 0u);
+    ASSERT_TRUE(fixture.await(store().add_namespace("{}", "", "{}")));
+  }
+  for (const char* made : {"/none", "/gone", "/disk"}) EXPECT_FALSE(fs::exists(scratch.path() + made)) << made;
+
+  // A start that was broken off before the index had its tables.
+  fs::create_directory(fixture.options.state_dir);
+  write_file(fixture.options.state_dir + "/index.sqlite", "");
+  fixture.options.may_have_no_index = false;
+  EXPECT_EQ(fixture.open().error().code, ErrorCode::not_found);
+  EXPECT_EQ(fs::file_size(fixture.options.state_dir + "/index.sqlite"), 0u);
+}
+
+TEST_F(Store, ACommandThatLooksTakesAMissingSlotDirectoryForAnEmptyOne) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
+  fixture.store.reset();
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  fixture.options.look_only = true;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().absent_entries, 1u);
+  EXPECT_FALSE(fs::exists(scratch.slots()));
+}
+
+// `cairn check` with another budget than the server's evicted what was over its own, and made room for its test file.
+TEST_F(Store, ACommandThatLooksEvictsNothing) {
+  for (Token salt = 1; salt <= 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 3000));
+  ASSERT_TRUE(fixture.await(store().add_namespace("{}", "", "{}")));
+  fixture.store.reset();
+  const auto files_before = fixture.slot_files();
+  const StoreOptions right = fixture.options;
+  fixture.options.look_only = true;
+  fixture.options.budget_bytes = 4000;
+  fixture.options.min_free_bytes = 1ull << 60;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().files, 3u);
+  EXPECT_TRUE(fixture.await(store().reserve_scratch(4 << 20)));
+  files.pretended_space = DiskSpace{1000, 1ull << 40};
+  EXPECT_FALSE(fixture.await(store().reserve_scratch(4 << 20)));
+  // What it learns of the backend stays in memory.
+  const auto learned = fixture.await(store().add_namespace("{\"other\":1}", "", "{}"));
+  ASSERT_TRUE(learned);
+  EXPECT_TRUE(fixture.await(store().update_namespace(NamespaceId{1}, "{}", "changed", "{}")));
+  EXPECT_EQ(store().namespaces().size(), 2u);
+  EXPECT_EQ(fixture.slot_files(), files_before);
+  files.pretended_space.reset();
+  fixture.options = right;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().files, 3u);
+  ASSERT_EQ(store().namespaces().size(), 1u);
+  EXPECT_EQ(store().namespaces().begin()->second.probe, "");
 }
 
 // Likewise in the one that serves.
