@@ -35,6 +35,7 @@ namespace cairn {
 namespace {
 
 constexpr std::chrono::milliseconds start_patience{1500};
+constexpr std::chrono::milliseconds lock_patience{300};
 
 CacheOptions cache_options(const Config& config, const BackendConfig& backend) {
   CacheOptions cache;
@@ -79,14 +80,24 @@ Task<int> run(const Config& config) {
   bool try_again = false;
   if (config.slot_dir.empty()) {
     spdlog::warn("no slot_dir and state_dir: nothing is saved or restored, requests are only passed on");
-  } else if (Result<void> opened = co_await served.open(); !opened) {
-    if (opened.error().code == ErrorCode::invalid) {
+  } else {
+    Result<void> opened = co_await served.open();
+    const auto another_serves = [&] { return !opened && opened.error().code == ErrorCode::invalid && !opened.error().may_retry; };
+    if (another_serves()) {
+      // What that lock says may be of one that served before, if a command took it this instant. Or it is just ending.
+      boost::asio::steady_timer moment(executor, lock_patience);
+      co_await moment.async_wait(boost::asio::use_awaitable);
+      opened = co_await served.open();
+    }
+    if (another_serves()) {
       spdlog::error("slot_dir {}, state_dir {}: {}", config.slot_dir, config.state_dir, opened.error().context);
       co_return 1;
     }
-    spdlog::warn("slot_dir {}, state_dir {}: {}; requests are only passed on until that is mended", config.slot_dir, config.state_dir,
-                 opened.error().context);
-    try_again = true;
+    if (!opened) {
+      spdlog::warn("slot_dir {}, state_dir {}: {}; requests are only passed on until that is over", config.slot_dir, config.state_dir,
+                   opened.error().context);
+      try_again = true;
+    }
   }
 
   ServedModels models;

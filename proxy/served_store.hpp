@@ -23,9 +23,10 @@ class ServedStore {
  public:
   ServedStore(boost::asio::any_io_executor executor, const Config& config, BlockingPool& pool);
 
-  // Says in the log what it finds. Errors: invalid, when another Cairn has the directories.
+  // Says in the log what it finds. Errors: invalid, when another Cairn has the directories: a command, if it may be tried again.
   ResultTask<void> open();
-  // When the disk did not let open() succeed: goes on trying, and gives the store to the backends when it does.
+  // When the disk, or a command that looks at it, did not let open() succeed: goes on trying, and gives the store to the backends
+  // when it does.
   void keep_trying(ServedModels& models);
   Task<void> stop();
 

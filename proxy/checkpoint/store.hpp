@@ -151,9 +151,10 @@ class CheckpointStore {
   using RemovalCallback = std::function<void(const CheckpointRecord&, RemovalReason)>;
   using TokenVisitor = std::function<void(const CheckpointRecord&, TokenSpan)>;
 
-  // Locks both directories (`invalid` when another Cairn holds one), loads the index and sweeps what a crash left. Only
-  // regular files named `cairn-<32 hex>.state|.saving`, with or without a side suffix, are ever deleted. A damaged index
-  // is set aside as index.sqlite.bad and an empty one begun; one of a newer format is refused (`unsupported`) and left.
+  // Locks both directories (`invalid` when another Cairn holds one; it may be tried again unless that one serves), loads the
+  // index and sweeps what a crash left. Only regular files named `cairn-<32 hex>.state|.saving`, with or without a side suffix,
+  // are ever deleted. A damaged index is set aside as index.sqlite.bad and an empty one begun; one of a newer format as
+  // index.sqlite.newer. To look, both are errors (`corrupt`, `unsupported`).
   // `policy` null: ValuePolicy.
   static ResultTask<std::unique_ptr<CheckpointStore>> open(StoreOptions options, FileLayer& files,
                                                            BlockingPool& disk_pool,

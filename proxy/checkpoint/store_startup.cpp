@@ -1,6 +1,7 @@
 #include "checkpoint/store_startup.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -232,7 +233,8 @@ Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, Ch
   return read;
 }
 
-// What the lock file beside the states says: the directory of the index that knows them. Empty when it tells nothing.
+// What a lock file says. Empty when it tells nothing. Those beside the states name the directory of the index that knows them, the
+// one beside the index who took it last.
 std::string read_note(FileLayer& files, const std::string& lock_file) {
   constexpr std::size_t longest_path = 4096;
   const auto file = files.open(lock_file);
@@ -243,6 +245,18 @@ std::string read_note(FileLayer& files, const std::string& lock_file) {
 }
 
 std::string lock_file_in(const std::string& directory) { return directory + "/" + std::string(lock_file_name); }
+
+constexpr std::string_view who_serves = "cairn serve";
+std::string holder_note(bool look_only) { return fmt::format("{}, process {}", look_only ? "a command" : who_serves, ::getpid()); }
+
+// Who only looks is done after a while, so that the directories may be asked for again; who serves is not. `index_dir`: whose lock
+// file tells; empty: nobody who serves has noted that the states are his.
+Error held_by_another(FileLayer& files, Error error, const std::string& index_dir) {
+  const std::string holder = index_dir.empty() ? std::string{} : read_note(files, lock_file_in(index_dir));
+  error.may_retry = !holder.starts_with(who_serves);
+  if (!holder.empty()) error.context += fmt::format(" ({})", holder);
+  return error;
+}
 
 // To look, one that is missing is not made: whoever came after could perhaps not open it.
 Result<std::unique_ptr<FileLock>> lock_directory(FileLayer& files, const std::string& directory, bool look_only) {
@@ -307,14 +321,22 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     if (auto made = files.make_directory(directory); !made) return made.error();
   }
   auto state_lock = lock_directory(files, state_dir, look_only);
+  if (!state_lock && state_lock.error().code == ErrorCode::invalid) return held_by_another(files, state_lock.error(), state_dir);
   if (!state_lock) return state_lock.error();
   loaded.state_lock = std::move(*state_lock);
+  if (loaded.state_lock != nullptr) (void)loaded.state_lock->note(holder_note(look_only));
+  // Whose index knows the states there may be another; its lock is not ours then.
+  const auto states_held = [&](const Error& error, const Found& found) {
+    const std::string owner = read_note(files, found.lock_file());
+    return held_by_another(files, error, owner == own_index ? std::string{} : owner);
+  };
   auto slot_lock = lock_directory(files, slot_dir, look_only);
   // In a slot directory that we cannot write we can at least restore.
-  if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return slot_lock.error();
+  if (!slot_lock && slot_lock.error().code == ErrorCode::invalid) return states_held(slot_lock.error(), slots);
   if (slot_lock) loaded.slot_lock = std::move(*slot_lock);
   if (tiers) {
     auto disk_lock = lock_directory(files, disk_dir, look_only);
+    if (!disk_lock && disk_lock.error().code == ErrorCode::invalid) return states_held(disk_lock.error(), disk);
     if (!disk_lock) return disk_lock.error();
     loaded.disk_lock = std::move(*disk_lock);
   }

@@ -1,5 +1,6 @@
 """The commands about saved states, with a Cairn that serves and without, and the same over HTTP."""
 
+import fcntl
 import http.server
 import json
 import subprocess
@@ -130,6 +131,26 @@ def test_check_changes_no_store(make_stack):
     stack.start_cairn()
     stack.cairn.wait_phase("ready")
     assert len(run(stack, "list")["checkpoints"]) == 3
+
+
+def test_a_server_waits_for_a_command_and_not_for_another_server(make_stack):
+    """Started while `cairn verify` reads hundreds of gigabytes, it ended with 1."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    lock = stack.state_dir / "cairn.lock"
+    rival = command_of("serve", "--listen", f"127.0.0.1:{free_port()}", "--slot-dir", stack.slot_dir, "--state-dir", stack.state_dir)
+    assert rival.returncode == 1 and f"(cairn serve, process {stack.cairn.child.pid})" in rival.stderr, rival
+    stack.cairn.stop()
+    run(stack, "list")
+    assert lock.read_text().startswith("a command, process "), "who comes later is told"
+    with open(lock) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        stack.start_cairn()
+        assert stack.complete(tokens(300, seed="passed on")).answer.status == 200
+        assert "store" not in stack.cairn.status()
+    wait_until(lambda: "store" in stack.cairn.status(), "it takes the store when the command is done")
+    stack.cairn.wait_phase("ready")
+    assert len(run(stack, "list")["checkpoints"]) == 1
 
 
 def test_verify_says_in_json_what_is_missing(make_stack):

@@ -429,6 +429,29 @@ TEST_F(Store, ACommandThatLooksEvictsNothing) {
   EXPECT_EQ(store().namespaces().begin()->second.probe, "");
 }
 
+// A server that was started while `cairn verify` ran ended at once.
+TEST_F(Store, WhoHoldsTheDirectoriesIsTold) {
+  StoreFixture other(scratch, files);
+  const auto refused = [&] {
+    auto opened = other.open();
+    return opened ? Error{} : opened.error();
+  };
+  EXPECT_EQ(refused().code, ErrorCode::invalid);
+  EXPECT_FALSE(refused().may_retry) << "who serves goes on to";
+  EXPECT_NE(refused().context.find("(cairn serve, process "), std::string::npos) << refused().context;
+  other.options.state_dir = scratch.path() + "/another";
+  EXPECT_FALSE(refused().may_retry) << "the states are his, too";
+  other.options.state_dir = fixture.options.state_dir;
+
+  fixture.options.look_only = true;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(refused().code, ErrorCode::invalid);
+  EXPECT_TRUE(refused().may_retry) << "a command ends";
+  EXPECT_NE(refused().context.find("(a command, process "), std::string::npos) << refused().context;
+  fixture.store.reset();
+  ASSERT_TRUE(other.open());
+}
+
 // Likewise in the one that serves.
 TEST_F(Store, AMistypedIndexSweepsNoStatesOfOneThatStands) {
   const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
