@@ -24,6 +24,14 @@ Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });
+  store_.on_standby([this](const CheckpointRecord& record, CheckpointId successor, bool stands_by) {
+    if (stands_by) {
+      detach(record);  // what it offers its successor offers, who would be worth nothing beside it
+    } else if (const auto at = places_.find(successor); at != places_.end()) {
+      const Tokens tokens = trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record.token_count);
+      attach(record, tokens, record.last_used_unix_ms);
+    }
+  });
   store_.on_worth([this](const CheckpointRecord& record) { return worth(record); });
 }
 
@@ -300,7 +308,8 @@ void Catalogue::detach(const CheckpointRecord& record) {
 }
 
 Tokens Catalogue::tokens_of(CheckpointId id) const {
-  const auto at = places_.find(id);
+  // Of one that waits for its successor's copy: it begins that one.
+  const auto at = places_.find(store_.successor_of(id).value_or(id));
   const CheckpointRecord* record = store_.find(id);
   if (at == places_.end() || record == nullptr) return {};
   return trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record->token_count);

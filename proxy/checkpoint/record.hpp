@@ -71,6 +71,7 @@ struct CheckpointEntry {
   CheckpointRecord record;
   bool dirty = false;                  // differs from the index
   std::vector<FileStamp> verified_as;  // empty: not yet verified by this process
+  std::int64_t uncopied_since_unix_ms = 0;  // it, or what it took the place of, has waited since for a copy on disk
 };
 using CheckpointEntries = std::pmr::unordered_map<CheckpointId, CheckpointEntry>;
 

@@ -264,7 +264,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   ++counters_.commits;
   if (pause_.succeeded() && on_saving_) on_saving_(nullptr);
   // Hashed by this process a moment ago: verified as it lies there now.
-  entries_.emplace(committed.id, CheckpointEntry{std::move(record), false, std::move(sealed.stamps)});
+  entries_.emplace(committed.id, CheckpointEntry{std::move(record), false, std::move(sealed.stamps), now_unix_ms()});
   co_return std::move(committed);
 }
 
@@ -318,6 +318,7 @@ ResultTask<void> CheckpointStore::set_pin(CheckpointId id, bool pinned, std::str
   if (found == entries_.end()) {
     co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
   }
+  if (pinned) end_standby(id);
   found->second.record.pinned = pinned;
   found->second.record.pin_label = std::move(label);
   found->second.dirty = true;

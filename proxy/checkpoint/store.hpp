@@ -176,6 +176,10 @@ class CheckpointStore {
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
   // Who knows what a state is worth keeping for; asked in each round of evictions.
   void on_worth(WorthOf worth) { worth_ = std::move(worth); }
+  // Called when a state is kept only until `successor`, which offers all that it does, lies on disk as well (`stands_by`), and when
+  // it is wanted for its own sake again.
+  using StandbyCallback = std::function<void(const CheckpointRecord&, CheckpointId successor, bool stands_by)>;
+  void on_standby(StandbyCallback callback) { on_standby_ = std::move(callback); }
 
   // Hands out the tokens of every checkpoint, in batches, for rebuilding the prefix tree; returns how many. An entry whose
   // tokens do not match their hash is removed (bad_file). Of most of them `announce` is told
@@ -222,6 +226,11 @@ class CheckpointStore {
   bool copies_due() const;
   // Copies such states to the disk directory, one by one, until `busy` says true. Errors: of the disk; tried again later.
   ResultTask<void> copy_down(std::function<bool()> busy);
+  // The same of those alone that have waited too long for a quiet moment.
+  static constexpr std::int64_t longest_uncopied_ms = 60'000;
+  ResultTask<void> copy_overdue(std::function<bool()> busy);
+  // Some state lies in the slot directory alone.
+  bool copies_wait() const;
   // Called when the disk directory begins to refuse copies, and when it takes one again.
   void on_copying(SavingCallback callback) { on_copying_ = std::move(callback); }
 
@@ -232,6 +241,11 @@ class CheckpointStore {
   void set_cost(CheckpointId id, double cost_to_recompute_s);
   // The entry goes at once; the file too, or when its last Use ends. `reason` is what the callback is told.
   ResultTask<void> erase(CheckpointId id, RemovalReason reason = RemovalReason::erased);
+  // `by` offers all that `old` does, which goes: at once, but where it lies on disk, and `by` does not yet, only its file in the
+  // slot directory, and the rest when `by` was copied.
+  ResultTask<void> supersede(CheckpointId old, CheckpointId by);
+  // Whose copy it waits for in order to go; nullopt: for nobody's.
+  std::optional<CheckpointId> successor_of(CheckpointId id) const;
   ResultTask<void> pin(CheckpointId id, std::string label);
   ResultTask<void> unpin(CheckpointId id);
   // Writes what is not written yet and deletes what waits for deletion (call it when idle and at shutdown).
@@ -284,14 +298,20 @@ class CheckpointStore {
     return options_.low_water >= 1 ? budget : static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget));
   }
   std::uint64_t slot_budget() const { return has_tiers() ? options_.ram_budget_bytes : options_.budget_bytes; }
-  bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
-  bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes);
-  std::vector<const CheckpointRecord*> evictable(Tier tier) const;
+  bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes, bool with_standby = true);
+  bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes, bool with_standby = true);
+  std::vector<const CheckpointRecord*> evictable(Tier tier, bool with_standby = true) const;
   std::uint64_t held_bytes(Tier tier) const;
   // Tiers (store_tiers.cpp).
   ResultTask<void> leave_slots(std::uint64_t at_least_bytes);
   void leave_slots(CheckpointId id);
+  ResultTask<void> copy_down(std::function<bool()> busy, std::int64_t uncopied_since_unix_ms);
   ResultTask<void> copy_down(CheckpointId id);
+  ResultTask<void> copy_one_down(CheckpointId id);
+  bool settle_standby(CheckpointId copied);
+  bool evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
+  void end_standby(CheckpointId id);
+  void hand_standby_on(CheckpointId removed);
   ResultTask<void> make_room_on_disk(const CheckpointRecord& incoming);
   ResultTask<VerifyOutcome> bring_up(CheckpointId id);
   ResultTask<void> clear_the_name(std::string file_name, CheckpointId id);
@@ -311,6 +331,7 @@ class CheckpointStore {
   BlockingPool& disk_pool_;
   std::unique_ptr<EvictionPolicy> policy_;
   RemovalCallback on_removed_;
+  StandbyCallback on_standby_;
   SavingCallback on_saving_;
   SavingCallback on_copying_;
   SavingPause pause_;
@@ -323,6 +344,7 @@ class CheckpointStore {
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
   std::set<CheckpointId> copying_;  // down
+  std::map<CheckpointId, CheckpointId> standing_by_;  // states that are kept until another is copied
   struct Stray {
     std::string file_name;
     std::int64_t until_unix_ms = 0;

@@ -88,8 +88,8 @@ ResultTask<void> CheckpointStore::fit_budget() {
 
 // Condemns victims of the policy's choice until `at_least` bytes are gone, then as many more as fit into `at_most`. When
 // all that may go would not be enough, nothing goes.
-bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most) {
-  const std::vector<const CheckpointRecord*> candidates = evictable(tier);
+bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most, bool with_standby) {
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier, with_standby);
   if (bytes_of(candidates) < at_least) return false;
   std::uint64_t gone = 0;
   Victims victims(*policy_, worth_, candidates, now_unix_ms());
@@ -105,18 +105,19 @@ bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_
   return gone >= at_least;
 }
 
-std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier) const {
+std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier, bool with_standby) const {
   std::vector<const CheckpointRecord*> candidates;
   for (const auto& [id, entry] : entries_) {
     const CheckpointRecord& record = entry.record;
+    if (!with_standby && standing_by_.contains(id)) continue;
     if (!record.pinned && !in_use(id) && (tier == Tier::slots ? record.in_slots : record.on_disk)) candidates.push_back(&record);
   }
   return candidates;
 }
 
-bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least) {
+bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least, bool with_standby) {
   if (incoming.pinned || !policy_->judges_new_states()) return true;  // what is pinned is kept whatever it is worth
-  const std::vector<const CheckpointRecord*> candidates = evictable(tier);
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier, with_standby);
   const Victims victims(*policy_, worth_, candidates, now_unix_ms());
   return victims.bytes_below(incoming) >= at_least;
 }
@@ -157,6 +158,7 @@ void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
   auto node = entries_.extract(id);
   if (node.empty()) return;
   const CheckpointRecord record = std::move(node.mapped().record);
+  hand_standby_on(id);
   counters_.bytes -= record.bytes;
   if (record.in_slots) {
     counters_.slot_bytes -= record.bytes;

@@ -220,7 +220,7 @@ Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, Ch
     const CheckpointId id = record.id;
     if (const std::optional<Expected> expected = expected_of(record)) {
       read.expected.push_back(*expected);
-      checkpoints.try_emplace(id, CheckpointEntry{std::move(record), false, {}});
+      checkpoints.try_emplace(id, CheckpointEntry{std::move(record), false, {}, 0});
     } else {
       read.doomed.push_back(id);
     }

@@ -1,6 +1,7 @@
 // The store's two tiers: states are saved to and restored from the slot directory, which lies in RAM; their copies in the disk
 // directory outlive a reboot, and hold what no longer fits into RAM.
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -49,14 +50,96 @@ bool CheckpointStore::copies_due() const {
   return std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) { return !entry.second.record.on_disk; });
 }
 
+bool CheckpointStore::copies_wait() const {
+  return has_tiers() && std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) { return !entry.second.record.on_disk; });
+}
+
+// ---- what waits for its successor's copy
+
+ResultTask<void> CheckpointStore::supersede(CheckpointId old, CheckpointId by) {
+  const auto found = entries_.find(old);
+  const auto successor = entries_.find(by);
+  if (old == by || found == entries_.end() || successor == entries_.end()) co_return Result<void>{};
+  const CheckpointRecord& record = found->second.record;
+  std::int64_t& since = successor->second.uncopied_since_unix_ms;
+  if (!record.on_disk) since = std::min(since, found->second.uncopied_since_unix_ms);
+  standing_by_[old] = by;
+  if (on_standby_) on_standby_(record, by, true);
+  if (successor->second.record.on_disk || !(record.on_disk || copying_.contains(old))) {
+    condemn(old, RemovalReason::erased);
+  } else if (record.on_disk && record.in_slots) {
+    leave_slots(old);
+  }
+  auto tidied = co_await tidy();
+  co_return tidied;
+}
+
+std::optional<CheckpointId> CheckpointStore::successor_of(CheckpointId id) const {
+  std::optional<CheckpointId> last;
+  for (auto at = standing_by_.find(id); at != standing_by_.end(); at = standing_by_.find(*last)) last = at->second;
+  return last;
+}
+
+void CheckpointStore::end_standby(CheckpointId id) {
+  const std::optional<CheckpointId> successor = successor_of(id);
+  standing_by_.erase(id);
+  if (successor && on_standby_) on_standby_(entries_.at(id).record, *successor, false);
+}
+
+// What waited for the one removed waits for that one's successor, or for nobody any more.
+void CheckpointStore::hand_standby_on(CheckpointId removed) {
+  const auto node = standing_by_.extract(removed);
+  std::vector<CheckpointId> waiting;
+  for (const auto& [id, successor] : standing_by_) {
+    if (successor == removed) waiting.push_back(id);
+  }
+  for (const CheckpointId id : waiting) {
+    if (node.empty()) {
+      end_standby(id);
+    } else {
+      standing_by_[id] = node.mapped();
+    }
+  }
+}
+
+// A copy was made, or could not be. True: there is something to tidy up.
+bool CheckpointStore::settle_standby(CheckpointId copied) {
+  const auto found = entries_.find(copied);
+  if (found == entries_.end() || copying_.contains(copied)) return false;
+  CheckpointRecord& record = found->second.record;
+  std::vector<CheckpointId> done;
+  for (const auto& [id, successor] : standing_by_) {
+    if (successor == copied && record.on_disk) done.push_back(id);
+  }
+  for (const CheckpointId id : done) condemn(id, RemovalReason::erased);
+  const bool stands_by = standing_by_.contains(copied);
+  if (stands_by && !record.on_disk) {
+    condemn(copied, RemovalReason::erased);
+  } else if (stands_by && record.in_slots) {
+    leave_slots(copied);
+  }
+  return stands_by || !done.empty();
+}
+
 // ---- down
 
 ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy) {
+  auto copied = co_await copy_down(std::move(busy), std::numeric_limits<std::int64_t>::max());
+  co_return copied;
+}
+
+ResultTask<void> CheckpointStore::copy_overdue(std::function<bool()> busy) {
+  auto copied = co_await copy_down(std::move(busy), now_unix_ms() - longest_uncopied_ms);
+  co_return copied;
+}
+
+ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy, std::int64_t uncopied_since_unix_ms) {
   if (!has_tiers() || copying_pause_.waiting(now_unix_ms())) co_return Result<void>{};
   // What was used last would be missed most.
   std::vector<std::pair<std::int64_t, CheckpointId>> waiting;
   for (const auto& [id, entry] : entries_) {
-    if (!entry.record.on_disk) waiting.emplace_back(-entry.record.last_used_unix_ms, id);
+    if (entry.record.on_disk || entry.uncopied_since_unix_ms > uncopied_since_unix_ms) continue;
+    waiting.emplace_back(-entry.record.last_used_unix_ms, id);
   }
   std::sort(waiting.begin(), waiting.end());
   Result<void> result;
@@ -64,12 +147,23 @@ ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy) {
     if (busy()) break;
     auto copied = co_await copy_down(id);
     if (!copied && result) result = copied;
+    const auto found = entries_.find(id);
+    if (!copied && found != entries_.end()) found->second.uncopied_since_unix_ms = now_unix_ms();  // not again at once
     if (copying_pause_.waiting(now_unix_ms())) break;
   }
   co_return result;
 }
 
 ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
+  auto copied = co_await copy_one_down(id);
+  if (settle_standby(id)) {
+    auto tidied = co_await tidy();
+    (void)tidied;  // tried again later
+  }
+  co_return copied;
+}
+
+ResultTask<void> CheckpointStore::copy_one_down(CheckpointId id) {
   const auto found = entries_.find(id);
   if (found == entries_.end() || found->second.record.on_disk || !found->second.record.in_slots) co_return Result<void>{};
   // Somebody else copies it: a second time it would take room, and drive others out for it.
@@ -138,6 +232,14 @@ ResultTask<void> CheckpointStore::take_the_name_on_disk(std::string file_name) {
   co_return Result<void>{};
 }
 
+// What waits for its successor's copy is worth nothing beside it, and yet all that a reboot would leave: it goes when nothing else may.
+bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least, std::uint64_t at_most) {
+  for (const bool with_standby : {false, true}) {
+    if (worth_more_than_victims(incoming, Tier::disk, at_least, with_standby) && evict(Tier::disk, at_least, at_most, with_standby)) return true;
+  }
+  return false;
+}
+
 // The caller has counted it as reserved.
 ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& incoming) {
   const std::uint64_t budget = options_.budget_bytes;
@@ -147,7 +249,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     const std::uint64_t wanted = counters_.disk_bytes + held_bytes(Tier::disk) + counters_.disk_reserved_bytes;
     if (wanted > budget) {
       const std::uint64_t missing = wanted - budget;
-      if (!worth_more_than_victims(incoming, Tier::disk, missing) || !evict(Tier::disk, missing, wanted - low_water_of(budget))) {
+      if (!evict_on_disk_for(incoming, missing, wanted - low_water_of(budget))) {
         co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full of better states");
       }
     }
@@ -168,7 +270,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
     free_before = space->free_bytes;
     const std::uint64_t missing = needed - space->free_bytes;
-    if (!worth_more_than_victims(incoming, Tier::disk, missing) || !evict(Tier::disk, missing, missing)) break;
+    if (!evict_on_disk_for(incoming, missing, missing)) break;
   }
   ++counters_.disk_errors;
   if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);

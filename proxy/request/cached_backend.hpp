@@ -266,6 +266,8 @@ class CachedBackend {
   CheckpointKind kind_of_states() const;
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.
   Task<void> copy_down(std::optional<std::chrono::steady_clock::time_point> until);
+  void copy_late();
+  Task<void> copy_overdue();
   double save_seconds(const SlotState& state) const;
   bool trusts_backend_cache() const;
   Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
@@ -317,6 +319,7 @@ class CachedBackend {
   CostModel costs_;
 
   bool sweeping_ = false;
+  bool copying_late_ = false;
   BackendPhase phase_ = BackendPhase::connecting;
   std::string trouble_;
   ProbeResult probe_;

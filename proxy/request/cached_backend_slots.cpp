@@ -43,6 +43,21 @@ Task<void> CachedBackend::copy_down(std::optional<std::chrono::steady_clock::tim
   (void)co_await store_->copy_down(std::move(enough));  // trouble is said by the store
 }
 
+void CachedBackend::copy_late() {
+  if (store_ != nullptr && store_->copies_wait() && !std::exchange(copying_late_, true)) spawn(copy_overdue());
+}
+
+// Where requests leave no quiet moment a power cut would cost all since the last one.
+Task<void> CachedBackend::copy_overdue() {
+  constexpr std::chrono::milliseconds between{10'000};
+  while (store_->copies_wait() && !stopping_.cancelled()) {
+    co_await rest(between);
+    std::function<bool()> enough = [this] { return stopping_.cancelled(); };
+    (void)co_await store_->copy_overdue(std::move(enough));
+  }
+  copying_late_ = false;
+}
+
 // Of what is saved now; where a checkpointed state can be resumed, the file itself says.
 CheckpointKind CachedBackend::kind_of_states() const {
   return kind_ == MemoryKind::truncatable || kind_ == MemoryKind::exact ? kind_ : CheckpointKind::checkpointed;
@@ -129,7 +144,8 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     co_return if_the_disk_refused(committed.error());
   }
   const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, now_ms());
-  for (const CheckpointId old : useless) (void)co_await store_->erase(old);
+  for (const CheckpointId old : useless) (void)co_await store_->supersede(old, committed->id);
+  copy_late();
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   const double in_all_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
   costs_.observe_commit(static_cast<double>(committed->bytes), std::max(0.0, in_all_s - wall_s));

@@ -67,6 +67,10 @@ class Machine {
         const auto committed = fixture.save(tokens, 2000 + random() % 8000, 1, sides);
         if (!committed) continue;
         journal[committed->id] = tokens;
+        if (tiers && !ids.empty() && random() % 3 == 0) {
+          // As if it went on from that one.
+          (void)fixture.await(fixture.store->supersede(ids[random() % ids.size()], committed->id));
+        }
         ids.push_back(committed->id);
         continue;
       }
