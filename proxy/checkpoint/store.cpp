@@ -309,7 +309,7 @@ void CheckpointStore::set_cost(CheckpointId id, double cost_to_recompute_s) {
 
 ResultTask<void> CheckpointStore::erase(CheckpointId id, RemovalReason reason) {
   condemn(id, reason);
-  auto tidied = co_await tidy();
+  auto tidied = co_await tidy(id);
   co_return tidied;
 }
 
@@ -322,7 +322,7 @@ ResultTask<void> CheckpointStore::set_pin(CheckpointId id, bool pinned, std::str
   found->second.record.pinned = pinned;
   found->second.record.pin_label = std::move(label);
   found->second.dirty = true;
-  auto tidied = co_await tidy();
+  auto tidied = co_await tidy(id);
   co_return tidied;
 }
 

@@ -274,6 +274,7 @@ class CheckpointStore {
     CheckpointId id{};  // 0: never had a row
     bool row_left = false;
     bool on_disk = false;  // in the disk directory, not the slot directory
+    bool stuck = false;    // others could be deleted, it could not
   };
   // Bytes passed and how long they took, with a first guess that weighs as much as 64 MiB.
   struct Pace {
@@ -292,7 +293,8 @@ class CheckpointStore {
                   std::unique_ptr<EvictionPolicy> policy);
   ResultTask<void> make_room(bool check_disk);
   ResultTask<void> fit_budget();
-  ResultTask<void> tidy();
+  // The first error of anything; with `own` only of what concerns that checkpoint: its row, and its files when it is going.
+  ResultTask<void> tidy(std::optional<CheckpointId> own = std::nullopt);
   enum class Tier { slots, disk };
   std::uint64_t low_water_of(std::uint64_t budget) const {
     return options_.low_water >= 1 ? budget : static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget));

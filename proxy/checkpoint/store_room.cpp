@@ -58,7 +58,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
       break;
     }
     auto tidied = co_await tidy();
-    if (!tidied) co_return tidied;
+    (void)tidied;  // perhaps of files that matter little: the space says
   }
   saving_failed(error);
   co_return error;
@@ -145,11 +145,11 @@ Task<bool> CheckpointStore::worth_its_room(const CheckpointRecord& incoming) {
   co_return false;
 }
 
-// Bytes that are condemned, but somebody is reading them.
+// Bytes that are condemned, but somebody is reading them, or they cannot be deleted.
 std::uint64_t CheckpointStore::held_bytes(Tier tier) const {
   std::uint64_t held = 0;
   for (const Condemned& condemned : condemned_) {
-    if (condemned.on_disk == (tier == Tier::disk) && in_use(condemned.id)) held += condemned.bytes;
+    if (condemned.on_disk == (tier == Tier::disk) && (condemned.stuck || in_use(condemned.id))) held += condemned.bytes;
   }
   return held;
 }
@@ -181,7 +181,7 @@ void CheckpointStore::condemn_file(std::string file_name) {
 
 // Deletes what is condemned and writes what changed. What fails stays for the next time. Rows go before files: a crash in
 // between leaves files without an entry, which start-up sweeps.
-ResultTask<void> CheckpointStore::tidy() {
+ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   struct Work {
     std::vector<CheckpointId> rows;
     std::vector<CheckpointRecord> changed;
@@ -228,13 +228,16 @@ ResultTask<void> CheckpointStore::tidy() {
   for (const std::string& path : work.paths) deleting_.erase(deleting_.find(path));
 
   Result<void> result;
-  const auto note = [&](const Result<void>& done) {
+  const auto note = [&](const Result<void>& done, bool concerns) {
     if (done) return;
     ++counters_.disk_errors;
-    if (result) result = done;
+    if (result && (concerns || !own)) result = done;
   };
-  note(outcome.rows);
-  note(outcome.changed);
+  note(outcome.rows, own && std::ranges::find(work.rows, *own) != work.rows.end());
+  note(outcome.changed, own && std::ranges::find(work.changed, *own, &CheckpointRecord::id) != work.changed.end());
+  // Where nothing can be deleted, evicting more would not make room.
+  bool any_deleted = false;
+  for (std::size_t i = 0; i < taken.size(); ++i) any_deleted = any_deleted || (outcome.files[i] && taken[i].bytes > 0);
   if (outcome.rows) {
     // Those that wait for their Uses may have been joined by others meanwhile: only what was in this job is done.
     for (Condemned& condemned : condemned_) {
@@ -243,8 +246,9 @@ ResultTask<void> CheckpointStore::tidy() {
   }
   for (std::size_t i = 0; i < taken.size(); ++i) {
     Condemned& condemned = taken[i];
+    note(outcome.files[i], own && condemned.id == *own && condemned.row_left);
     if (outcome.rows) condemned.row_left = false;
-    note(outcome.files[i]);
+    condemned.stuck = !outcome.files[i] && (any_deleted || condemned.stuck);
     if (outcome.files[i]) {
       (condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes) -= condemned.bytes;
       condemned.bytes = 0;

@@ -70,7 +70,7 @@ ResultTask<void> CheckpointStore::supersede(CheckpointId old, CheckpointId by) {
   } else if (record.on_disk && record.in_slots) {
     leave_slots(old);
   }
-  auto tidied = co_await tidy();
+  auto tidied = co_await tidy(old);
   co_return tidied;
 }
 

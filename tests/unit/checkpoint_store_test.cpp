@@ -734,6 +734,59 @@ TEST_F(Store, KeepsTheFloorOfFreeDisk) {
   EXPECT_EQ(store().find(id), nullptr);
 }
 
+// One that could not be deleted: every pin and eviction said that it had failed, and nothing was saved any more.
+TEST_F(Store, AFileThatCannotBeDeletedIsNobodyElsesTrouble) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId first = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  const CheckpointId second = fixture.save(tokens_of_length(50, 2), 9000)->id;
+  const CheckpointId third = fixture.save(tokens_of_length(50, 3), 9000)->id;
+  files.refuses_to_remove = path_of(first);
+  EXPECT_EQ(fixture.await(store().erase(first)).error().code, ErrorCode::io);
+  EXPECT_TRUE(fixture.await(store().pin(second, "kept")));
+  EXPECT_TRUE(fixture.await(store().unpin(second)));
+  EXPECT_TRUE(fixture.await(store().erase(second)));
+  // 9000 bytes of the budget are lost for as long as that lasts, no more.
+  EXPECT_TRUE(fixture.save(tokens_of_length(50, 4), 9000));
+  EXPECT_NE(store().find(third), nullptr);
+  EXPECT_FALSE(fixture.await(store().flush()));
+  const auto fifth = fixture.save(tokens_of_length(50, 5), 9000);
+  EXPECT_TRUE(fifth) << to_string(fifth.error());
+  EXPECT_EQ(store().find(third), nullptr);
+  EXPECT_FALSE(store().saving_trouble());
+  EXPECT_LE(store().counters().bytes + store().counters().condemned_bytes, 30'000u);
+  files.refuses_to_remove.clear();
+  EXPECT_TRUE(fixture.await(store().flush()));
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+}
+
+TEST_F(Store, AFileThatCannotBeDeletedDoesNotHoldUpWhatMakesRoomOnTheDisk) {
+  fixture.options.min_free_bytes = 1'000'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId stuck = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  const CheckpointId other = fixture.save(tokens_of_length(50, 2), 9000)->id;
+  files.refuses_to_remove = path_of(stuck);
+  EXPECT_FALSE(fixture.await(store().erase(stuck)));
+  files.pretended_space = DiskSpace{1'005'000, 2'000'000};
+  files.after = [&](int, const char* call) {
+    if (std::string_view(call) == "remove") files.pretended_space = DiskSpace{1'014'000, 2'000'000};
+  };
+  EXPECT_TRUE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(store().find(other), nullptr);
+}
+
+TEST_F(Store, WhereNothingCanBeDeletedNotMoreIsEvictedForIt) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  files.before = [](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "remove") return disk_error(ErrorCode::io, call);
+    return std::nullopt;
+  };
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(store().counters().files, 2u);
+}
+
 // Commits seemed to succeed, into a file without a name.
 TEST_F(Store, AnIndexThatWasRemovedUnderAStoreRefusesSavesAndSaysSo) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));

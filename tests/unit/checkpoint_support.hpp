@@ -135,6 +135,7 @@ class FaultyLayer final : public FileLayer {
   std::function<std::optional<Error>(int, const char*)> before;
   std::function<void(int, const char*)> after;
   std::optional<DiskSpace> pretended_space;
+  std::string refuses_to_remove;  // what begins so; nobody is asked
   std::atomic<int> calls{0};
 
   Result<std::unique_ptr<ReadableFile>> open(const std::string& path) override {
@@ -162,6 +163,7 @@ class FaultyLayer final : public FileLayer {
     return through<void>("rename", [&] { return real_.rename(from, to); });
   }
   Result<void> remove(const std::string& path) override {
+    if (!refuses_to_remove.empty() && path.starts_with(refuses_to_remove)) return disk_error(ErrorCode::io, "remove " + path);
     return through<void>("remove", [&] { return real_.remove(path); });
   }
   Result<void> sync_file(const std::string& path) override {
