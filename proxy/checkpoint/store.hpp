@@ -20,6 +20,7 @@
 #include "base/task.hpp"
 #include "checkpoint/eviction.hpp"
 #include "checkpoint/file_layer.hpp"
+#include "checkpoint/late_space.hpp"
 #include "checkpoint/record.hpp"
 #include "checkpoint/saving_pause.hpp"
 #include "prefix/tokens.hpp"
@@ -304,6 +305,7 @@ class CheckpointStore {
   bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes, bool with_standby = true);
   std::vector<const CheckpointRecord*> evictable(Tier tier, bool with_standby = true) const;
   std::uint64_t held_bytes(Tier tier) const;
+  Tier floor_tier() const { return has_tiers() ? Tier::disk : Tier::slots; }  // whose disk has the floor
   // Tiers (store_tiers.cpp).
   ResultTask<void> leave_slots(std::uint64_t at_least_bytes);
   void leave_slots(CheckpointId id);
@@ -354,6 +356,7 @@ class CheckpointStore {
   std::vector<Stray> strays_;
   std::vector<Condemned> condemned_;
   std::multiset<std::string> deleting_;  // paths on their way out on the index thread
+  LateSpace late_space_;  // of the directory whose floor of free disk is kept
   Pace checksums_, copies_up_;
   std::map<NamespaceId, NamespaceRecord> namespaces_;
   std::map<std::string, std::string> settings_;

@@ -50,7 +50,10 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
     if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
     free_before = space->free_bytes;
     if (options_.look_only) break;
-    const std::uint64_t missing = needed - space->free_bytes;
+    std::uint64_t missing = needed - space->free_bytes;
+    const std::uint64_t coming = has_tiers() ? 0 : late_space_.coming(space->free_bytes, now_unix_ms());
+    if (coming >= missing) break;  // what has been evicted for it is enough
+    missing -= coming;
     if (has_tiers()) {
       auto left = co_await leave_slots(missing);
       if (!left) break;
@@ -138,7 +141,8 @@ Task<bool> CheckpointStore::worth_its_room(const CheckpointRecord& incoming) {
   auto space = co_await index_pool_.run(job);
   if (!space) co_return true;  // reserve() says what is wrong
   const std::uint64_t needed = counters_.reserved_bytes + incoming.bytes + options_.min_free_bytes;
-  const std::uint64_t free = space->free_bytes + counters_.condemned_bytes - held_bytes(Tier::slots);
+  const std::uint64_t coming = late_space_.coming(space->free_bytes, now_unix_ms());
+  const std::uint64_t free = space->free_bytes + coming + counters_.condemned_bytes - held_bytes(Tier::slots);
   if (free >= needed || worth_more_than_victims(incoming, Tier::slots, needed - free)) co_return true;
   if (bytes_of(evictable(Tier::slots)) < needed - free) co_return true;  // nothing would help: refused for that
   ++counters_.declined;
@@ -190,6 +194,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   struct Outcome {
     Result<void> rows, changed;
     std::vector<Result<void>> files;
+    Result<DiskSpace> before, after;  // the deletion of `floor_bytes`
   };
   for (const Stray& stray : strays_) {
     const auto is_it = [&](const Condemned& one) { return !one.on_disk && one.file_name == stray.file_name; };
@@ -199,6 +204,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   std::vector<Condemned> taken;
   std::vector<Condemned> waiting;
   Work work;
+  std::uint64_t floor_bytes = 0;  // going from the disk whose floor is kept
   for (Condemned& condemned : condemned_) {
     if (condemned.row_left) work.rows.push_back(condemned.id);
     // In use: the row goes now, the file when its last Use has ended.
@@ -207,6 +213,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     } else {
       work.paths.push_back(path_of(condemned.on_disk ? Tier::disk : Tier::slots, condemned.file_name));
       deleting_.insert(work.paths.back());
+      if (condemned.on_disk == (floor_tier() == Tier::disk)) floor_bytes += condemned.bytes;
       taken.push_back(std::move(condemned));
     }
   }
@@ -217,11 +224,15 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     work.changed.push_back(entry.record);
   }
 
-  const auto job = [this, &work] {
+  const auto job = [this, &work, floor_bytes] {
+    const std::string& directory = has_tiers() ? options_.disk_dir : options_.slot_dir;
+    const bool looks = floor_bytes > 0 && options_.min_free_bytes > 0;
     Outcome outcome;
     outcome.rows = index_->remove_checkpoints(work.rows);
     outcome.changed = index_->update_checkpoints(work.changed);
+    if (looks) outcome.before = files_.space(directory);
     for (const std::string& path : work.paths) outcome.files.push_back(remove_state_files(files_, path));
+    if (looks) outcome.after = files_.space(directory);
     return outcome;
   };
   auto outcome = co_await index_pool_.run(job);
@@ -248,12 +259,16 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     Condemned& condemned = taken[i];
     note(outcome.files[i], own && condemned.id == *own && condemned.row_left);
     if (outcome.rows) condemned.row_left = false;
+    if (!outcome.files[i] && condemned.on_disk == (floor_tier() == Tier::disk)) floor_bytes -= condemned.bytes;
     condemned.stuck = !outcome.files[i] && (any_deleted || condemned.stuck);
     if (outcome.files[i]) {
       (condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes) -= condemned.bytes;
       condemned.bytes = 0;
     }
     if (condemned.row_left || !outcome.files[i]) condemned_.push_back(std::move(condemned));
+  }
+  if (floor_bytes > 0 && options_.min_free_bytes > 0 && outcome.before && outcome.after) {
+    late_space_.deleted(floor_bytes, outcome.before->free_bytes, outcome.after->free_bytes, now_unix_ms());
   }
   if (!outcome.changed) {
     for (const CheckpointRecord& record : work.changed) {

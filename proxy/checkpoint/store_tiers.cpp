@@ -270,7 +270,8 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     if (free_before && space->free_bytes <= *free_before) break;  // deleting frees nothing here: snapshots, say
     free_before = space->free_bytes;
     const std::uint64_t missing = needed - space->free_bytes;
-    if (!evict_on_disk_for(incoming, missing, missing)) break;
+    const std::uint64_t coming = late_space_.coming(space->free_bytes, now_unix_ms());
+    if (coming >= missing || !evict_on_disk_for(incoming, missing - coming, missing - coming)) break;
   }
   ++counters_.disk_errors;
   if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);

@@ -135,5 +135,44 @@ TEST_F(FloorOfFreeDisk, WhereDeletingFreesNothingOnlyOneRoundIsGivenUp) {
   EXPECT_EQ(store().counters().files, 4u);
 }
 
+// A file system that frees what was deleted a while later: each save that was tried meanwhile evicted once more.
+TEST_F(FloorOfFreeDisk, WhereDeletingFreesLateOneRoundIsGivenUpUntilThatShows) {
+  int refused = 0;
+  store().on_saving([&](const Error* trouble) { refused += trouble != nullptr; });
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    EXPECT_EQ(fixture.await(store().reserve(9000)).error().code, ErrorCode::no_space);
+    fixture.now_ms += 10'000;
+  }
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_EQ(refused, 1);
+  EXPECT_TRUE(judge(9000, 0.001)) << "it drives nothing out any more";
+  files.pretended_space->free_bytes += 9300;
+  EXPECT_TRUE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(store().counters().evictions, 1u);
+}
+
+TEST_F(FloorOfFreeDisk, MoreIsGivenUpWhenWhatWasDeletedDoesNotComeForAMinute) {
+  EXPECT_FALSE(fixture.await(store().reserve(9000)));
+  fixture.now_ms += LateSpace::longest_ms;
+  EXPECT_FALSE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(store().counters().evictions, 2u);
+}
+
+TEST(LateSpaceTest, CountsWhatIsNotShownYet) {
+  LateSpace late;
+  EXPECT_EQ(late.coming(100, 0), 0u);
+  late.deleted(50, 100, 150, 0);
+  EXPECT_EQ(late.coming(150, 0), 0u) << "at once, on most";
+  late.deleted(50, 150, 160, 10);
+  EXPECT_EQ(late.coming(160, 20), 40u);
+  EXPECT_EQ(late.coming(130, 20), 40u) << "somebody has written";
+  EXPECT_EQ(late.coming(155, 30), 15u);
+  late.deleted(10, 155, 170, 30);
+  EXPECT_EQ(late.coming(170, 30), 10u);
+  EXPECT_EQ(late.coming(170, 10 + LateSpace::longest_ms), 0u);
+  late.deleted(7, 170, 170, 100'000);
+  EXPECT_EQ(late.coming(170, 99'999), 0u) << "the clock was set back";
+}
+
 }  // namespace
 }  // namespace cairn

@@ -225,6 +225,24 @@ TEST_F(Tiers, WhereDeletingFreesNothingOnlyOneRoundIsGivenUpForACopy) {
   EXPECT_EQ(store().counters().files, 2u);
 }
 
+TEST_F(Tiers, WhereDeletingFreesLateTheNextTryToCopyEvictsNothingMore) {
+  fixture.options.min_free_bytes = 1'000'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 2; ++salt) save(salt);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId dear = save(2, 9000, 100);
+  files.pretended_space = DiskSpace{1'005'000, 2'000'000};
+  EXPECT_FALSE(copy_all());
+  fixture.now_ms += 30'000;
+  EXPECT_FALSE(copy_all());
+  EXPECT_EQ(store().counters().evictions, 1u);
+  fixture.now_ms += 29'000;
+  files.pretended_space->free_bytes += 9500;
+  EXPECT_TRUE(copy_all());
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_TRUE(store().find(dear)->on_disk);
+}
+
 TEST_F(Tiers, ABadFileInRamIsReplacedByItsCopy) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());
