@@ -25,6 +25,7 @@ std::string_view to_string(RemovalReason reason) {
 CheckpointStore::Reservation::Reservation(CheckpointStore* store, std::uint64_t bytes, std::string name)
     : store_(store), bytes_(bytes), temporary_name_(std::move(name)) {
   store_->counters_.reserved_bytes += bytes_;
+  if (!temporary_name_.empty()) store_->saving_names_.insert(temporary_name_);
 }
 
 CheckpointStore::Reservation::Reservation(Reservation&& other) noexcept
@@ -47,9 +48,14 @@ CheckpointStore::Reservation::~Reservation() { release(); }
 void CheckpointStore::Reservation::release() {
   if (store_ == nullptr) return;
   store_->counters_.reserved_bytes -= bytes_;
-  if (!temporary_name_.empty()) store_->condemn_file(std::move(temporary_name_));
-  temporary_name_.clear();
+  if (!temporary_name_.empty()) store_->condemn_file(temporary_name_);
+  renamed();
   store_ = nullptr;
+}
+
+void CheckpointStore::Reservation::renamed() {
+  store_->saving_names_.erase(temporary_name_);
+  temporary_name_.clear();
 }
 
 void CheckpointStore::Reservation::grow(std::uint64_t bytes) {
@@ -107,6 +113,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   };
   auto loaded = co_await self.index_pool_.run(job);
   if (!loaded) co_return loaded.error();
+  self.opened_unix_ms_ = self.now_unix_ms();
   self.index_ = std::move(loaded->index);
   self.state_lock_ = std::move(loaded->state_lock);
   self.slot_lock_ = std::move(loaded->slot_lock);
@@ -151,6 +158,7 @@ ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t 
     co_return room.error();
   }
   reservation.temporary_name_ = new_base_name() + std::string(saving_suffix);
+  saving_names_.insert(reservation.temporary_name_);
   co_return std::move(reservation);
 }
 
@@ -257,7 +265,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   committed.context_checkpoints = std::move(sealed.context_checkpoints);
   committed.checksum_bytes_per_s =
       sealed.seconds > 0 ? static_cast<double>(record.bytes) / sealed.seconds : 0;
-  reservation.temporary_name_.clear();  // renamed: nothing to delete
+  reservation.renamed();
   reservation.release();
   counters_.bytes += record.bytes;
   counters_.slot_bytes += record.bytes;
@@ -269,8 +277,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
 }
 
 ResultTask<void> CheckpointStore::discard(Reservation reservation, bool may_come) {
-  constexpr std::int64_t ten_minutes_ms = 600'000;
-  if (may_come && !reservation.temporary_name_.empty()) strays_.push_back({reservation.temporary_name_, now_unix_ms() + ten_minutes_ms});
+  if (may_come && !reservation.temporary_name_.empty()) strays_.push_back({reservation.temporary_name_, now_unix_ms() + strays_come_ms});
   reservation.release();
   auto tidied = co_await tidy();
   co_return tidied;
@@ -278,7 +285,7 @@ ResultTask<void> CheckpointStore::discard(Reservation reservation, bool may_come
 
 bool CheckpointStore::strays_may_come() const {
   const std::int64_t now = now_unix_ms();
-  return std::ranges::any_of(strays_, [now](const Stray& stray) { return stray.until_unix_ms > now; });
+  return late_files_may_come() || std::ranges::any_of(strays_, [now](const Stray& stray) { return stray.until_unix_ms > now; });
 }
 
 // ---- what may change
@@ -330,6 +337,7 @@ ResultTask<void> CheckpointStore::pin(CheckpointId id, std::string label) { retu
 ResultTask<void> CheckpointStore::unpin(CheckpointId id) { return set_pin(id, false, {}); }
 
 ResultTask<void> CheckpointStore::flush() {
+  co_await condemn_late_files();
   auto tidied = co_await tidy();
   co_return tidied;
 }

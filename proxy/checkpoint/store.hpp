@@ -126,6 +126,7 @@ class CheckpointStore {
     friend class CheckpointStore;
     Reservation(CheckpointStore* store, std::uint64_t bytes, std::string name);
     void release();
+    void renamed();  // its file: there is nothing to delete
     void grow(std::uint64_t bytes);
     CheckpointStore* store_ = nullptr;
     std::uint64_t bytes_ = 0;
@@ -204,6 +205,7 @@ class CheckpointStore {
   // Deletes the temporary file now instead of later. `may_come`: nobody knows whether the backend will still write it, so for ten
   // minutes it is deleted again with each piece of work (flush() is one).
   ResultTask<void> discard(Reservation reservation, bool may_come = false);
+  // Likewise for ten minutes after opening: the backend may still write what the process before asked it for.
   bool strays_may_come() const;
 
   // nullptr when there is none (or no longer). Valid until the next co_await or non-const member.
@@ -304,6 +306,7 @@ class CheckpointStore {
   bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes, bool with_standby = true);
   bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes, bool with_standby = true);
   std::vector<const CheckpointRecord*> evictable(Tier tier, bool with_standby = true) const;
+  static constexpr std::int64_t strays_come_ms = 600'000;
   std::uint64_t held_bytes(Tier tier) const;
   Tier floor_tier() const { return has_tiers() ? Tier::disk : Tier::slots; }  // whose disk has the floor
   // Tiers (store_tiers.cpp).
@@ -324,6 +327,8 @@ class CheckpointStore {
   ResultTask<void> set_pin(CheckpointId id, bool pinned, std::string label);
   void condemn(CheckpointId id, RemovalReason reason);
   void condemn_file(std::string file_name);
+  bool late_files_may_come() const;
+  Task<void> condemn_late_files();
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
   void saving_failed(const Error& error);
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
@@ -354,6 +359,8 @@ class CheckpointStore {
     std::int64_t until_unix_ms = 0;
   };
   std::vector<Stray> strays_;
+  std::set<std::string> saving_names_;  // of reservations
+  std::int64_t opened_unix_ms_ = 0;
   std::vector<Condemned> condemned_;
   std::multiset<std::string> deleting_;  // paths on their way out on the index thread
   LateSpace late_space_;  // of the directory whose floor of free disk is kept

@@ -7,6 +7,7 @@
 #include "checkpoint/index.hpp"
 #include "checkpoint/store.hpp"
 #include "checkpoint/store_disk.hpp"
+#include "checkpoint/store_startup.hpp"
 
 namespace cairn {
 
@@ -181,6 +182,22 @@ void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
 
 void CheckpointStore::condemn_file(std::string file_name) {
   condemned_.push_back({std::move(file_name), 0, CheckpointId{}, false, false});
+}
+
+bool CheckpointStore::late_files_may_come() const {
+  const std::int64_t open_ms = now_unix_ms() - opened_unix_ms_;
+  return !options_.look_only && slot_lock_ != nullptr && open_ms >= 0 && open_ms < strays_come_ms;
+}
+
+// Nobody knows their names: asked for by a process that was killed since, and written after our start-up's sweep.
+Task<void> CheckpointStore::condemn_late_files() {
+  if (!late_files_may_come()) co_return;
+  const auto job = [this] { return half_saved_files(files_, options_.slot_dir); };
+  auto found = co_await disk_pool_.run(job);
+  if (!found) co_return;  // looked for again
+  for (const std::string& name : *found) {
+    if (!saving_names_.contains(name)) condemn_file(name);
+  }
 }
 
 // Deletes what is condemned and writes what changed. What fails stays for the next time. Rows go before files: a crash in

@@ -298,6 +298,19 @@ bool believed_away(const Loaded& loaded, bool strange, bool found_any, int& star
 
 }  // namespace
 
+Result<std::set<std::string>> half_saved_files(FileLayer& files, const std::string& directory) {
+  auto opened = files.open_directory(directory);
+  if (!opened) return opened.error();
+  std::set<std::string> found;
+  for (;;) {
+    const auto name = (*opened)->next();
+    if (!name) return name.error();
+    if (name->empty()) return found;
+    const std::optional<OwnName> own = parse_name(*name);
+    if (own && own->part >= state_parts) found.insert(std::string(name->substr(0, name->size() - part_suffixes[own->part % state_parts].size())));
+  }
+}
+
 Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, CheckpointEntries& checkpoints) {
   const std::string &slot_dir = options.slot_dir, &state_dir = options.state_dir, &disk_dir = options.disk_dir;
   const bool look_only = options.look_only;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct Loaded {
   std::uint64_t swept_files = 0, swept_entries = 0;
   std::uint64_t absent_entries = 0;  // not found, not forgotten
 };
+
+// Names of states in `directory` that are being saved, or never were to their end.
+Result<std::set<std::string>> half_saved_files(FileLayer& files, const std::string& directory);
 
 // What is there goes into `checkpoints`.
 Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, CheckpointEntries& checkpoints);

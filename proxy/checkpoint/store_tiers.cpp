@@ -389,7 +389,7 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
     entry.record.files = copied->stamps;
     entry.verified_as = std::move(copied->stamps);
     entry.dirty = true;
-    reservation->temporary_name_.clear();  // renamed
+    reservation->renamed();
     co_return copied->outcome;
   }
   const Error error = copied.error();

@@ -699,6 +699,46 @@ TEST_F(Store, AFileThatTheBackendWritesAfterItsSaveWasGivenUpIsDeleted) {
   EXPECT_FALSE(store().strays_may_come());
 }
 
+// Cairn was killed while a save of its waited in the backend: nobody knew the file that came after the next start.
+TEST_F(Store, AFileThatTheBackendWritesForTheProcessBeforeIsDeleted) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));
+  std::string late;
+  {
+    auto asked_for = fixture.await(store().reserve(9000));
+    ASSERT_TRUE(asked_for);
+    late = scratch.slots() + "/" + asked_for->temporary_name();
+  }
+  ASSERT_TRUE(fixture.open());
+  EXPECT_TRUE(store().strays_may_come());
+  auto ours = fixture.await(store().reserve(9000));
+  ASSERT_TRUE(ours);
+  const std::string being_saved = scratch.slots() + "/" + ours->temporary_name();
+  write_file(being_saved, "half");
+  write_file(scratch.slots() + "/cairn-mine.saving", "no name of ours");
+  for (const std::string& suffix : {"", ".ckpt"}) {
+    write_file(late + suffix, "late");
+    ASSERT_TRUE(fixture.await(store().flush()));
+    EXPECT_FALSE(fs::exists(late + suffix));
+  }
+  EXPECT_TRUE(fs::exists(being_saved));
+  EXPECT_EQ(fixture.slot_files().size(), 3u);
+  fixture.now_ms += 601'000;
+  EXPECT_FALSE(store().strays_may_come());
+  const int calls = files.calls;
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_EQ(files.calls, calls) << "nothing comes so late";
+}
+
+TEST_F(Store, WhoOnlyLooksDeletesNoFileThatComesLate) {
+  fixture.options.look_only = true;
+  ASSERT_TRUE(fixture.open());
+  const std::string late = scratch.slots() + "/cairn-" + std::string(32, 'a') + ".saving";
+  write_file(late, "another's");
+  EXPECT_FALSE(store().strays_may_come());
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_TRUE(fs::exists(late));
+}
+
 TEST_F(Store, AFileLargerThanItsReservationMustFitToo) {
   fixture.options.budget_bytes = 20000;
   ASSERT_TRUE(fixture.open());
