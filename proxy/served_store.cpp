@@ -37,6 +37,10 @@ ResultTask<void> ServedStore::open() {
   std::unique_ptr<CheckpointStore> store = std::move(*opened);
   const StoreCounters found = store->counters();
   if (!store->index_damage().empty()) spdlog::warn("state_dir: {}; an empty index was begun", store->index_damage());
+  if (!store->strange_states().empty()) {
+    spdlog::warn("{} holds states of another index than the new one in {}: if that is a disk that was not mounted yet, mount it and start "
+                 "again; they are deleted after some more starts without it", store->strange_states(), config_.state_dir);
+  }
   if (found.swept_files > 0 || found.swept_entries > 0) {
     spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
                  found.swept_entries);

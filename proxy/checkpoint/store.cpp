@@ -129,6 +129,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
     self.condemned_.push_back({left.file_name, 0, left.row, left.row != CheckpointId{}, left.on_disk});
   }
   self.index_damage_ = std::move(loaded->index_damage);
+  self.strange_states_ = std::move(loaded->strange_states);
   self.counters_.swept_files = loaded->swept_files;
   self.counters_.swept_entries = loaded->swept_entries;
   self.counters_.absent_entries = loaded->absent_entries;

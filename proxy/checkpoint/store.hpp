@@ -267,6 +267,8 @@ class CheckpointStore {
   std::int64_t now_unix_ms() const;
   // Why open() set the index aside and began an empty one; empty when it did not.
   const std::string& index_damage() const { return index_damage_; }
+  // Where states lie that another index at the same place has known, whose disk may be late; empty: nowhere. They are left alone.
+  const std::string& strange_states() const { return strange_states_; }
   const StoreOptions& options() const { return options_; }
 
  private:
@@ -368,7 +370,7 @@ class CheckpointStore {
   std::map<NamespaceId, NamespaceRecord> namespaces_;
   std::map<std::string, std::string> settings_;
   StoreCounters counters_;
-  std::string index_damage_;
+  std::string index_damage_, strange_states_;
   std::unique_ptr<Index> index_;  // touched on index_pool_ alone once it is open
   BlockingPool index_pool_{1};    // joined first
 };

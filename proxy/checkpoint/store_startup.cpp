@@ -27,6 +27,8 @@ namespace {
 constexpr std::string_view disk_dir_setting = "disk_dir";
 // Starts in a row that did not find the states where they should lie.
 constexpr std::string_view absent_setting = "starts_without_states";
+// Random, and beside the states, too: an empty index at the same path may be there because the true one's disk is late.
+constexpr std::string_view id_setting = "index_id";
 // The lock file beside which the states were last found: under a mount point whose disk is late another one may lie.
 constexpr std::string_view place_setting = "states_beside";
 
@@ -233,15 +235,30 @@ Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, Ch
   return read;
 }
 
-// What a lock file says. Empty when it tells nothing. Those beside the states name the directory of the index that knows them, the
-// one beside the index who took it last.
+// What a lock file says. Empty when it tells nothing. Those beside the states name the index that knows them, the one beside the index
+// who took it last.
 std::string read_note(FileLayer& files, const std::string& lock_file) {
-  constexpr std::size_t longest_path = 4096;
+  constexpr std::size_t longest = 4096 + 1 + name_digits;
   const auto file = files.open(lock_file);
-  if (!file || (*file)->size_bytes() > longest_path) return {};
-  std::string owner((*file)->size_bytes(), '\0');
-  const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(owner)));
-  return read && *read == owner.size() ? owner : std::string{};
+  if (!file || (*file)->size_bytes() > longest) return {};
+  std::string text((*file)->size_bytes(), '\0');
+  const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(text)));
+  return read && *read == text.size() ? text : std::string{};
+}
+
+// The index that knows the states beside a lock file.
+struct Owner {
+  std::string directory;  // empty: it tells nothing
+  std::string id;         // likewise; older ones had none
+  std::string text() const { return id.empty() ? directory : directory + "\n" + id; }
+  bool operator==(const Owner&) const = default;
+};
+
+Owner read_owner(FileLayer& files, const std::string& lock_file) {
+  const std::string text = read_note(files, lock_file);
+  const std::size_t end = text.rfind('\n');
+  if (end == std::string::npos || text.size() - end - 1 != name_digits) return {text, {}};
+  return {text.substr(0, end), text.substr(end + 1)};
 }
 
 std::string lock_file_in(const std::string& directory) { return directory + "/" + std::string(lock_file_name); }
@@ -287,12 +304,17 @@ bool has_index(FileLayer& files, const std::string& directory) {
 
 std::string identity_of(const FileStatus& lock_file) { return fmt::format("{}:{}", lock_file.inode, lock_file.mtime_ns); }
 
-// A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
-// emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
-bool believed_away(const Loaded& loaded, bool strange, bool found_any, int& starts) {
-  constexpr int most_starts = 3;  // a slot directory in RAM is empty after each reboot, and was meant to be
+int starts_without_states(const Loaded& loaded) {
+  int starts = 0;
   const auto known = loaded.settings.find(std::string(absent_setting));
   if (known != loaded.settings.end()) (void)std::from_chars(known->second.data(), known->second.data() + known->second.size(), starts);
+  return starts;
+}
+
+// A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
+// emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
+bool believed_away(bool strange, bool found_any, int starts) {
+  constexpr int most_starts = 3;  // a slot directory in RAM is empty after each reboot, and was meant to be
   return starts > 0 ? starts < most_starts : strange && !found_any;
 }
 
@@ -340,7 +362,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   if (loaded.state_lock != nullptr) (void)loaded.state_lock->note(holder_note(look_only));
   // Whose index knows the states there may be another; its lock is not ours then.
   const auto states_held = [&](const Error& error, const Found& found) {
-    const std::string owner = read_note(files, found.lock_file());
+    const std::string owner = read_owner(files, found.lock_file()).directory;
     return held_by_another(files, error, owner == own_index ? std::string{} : owner);
   };
   auto slot_lock = lock_directory(files, slot_dir, look_only);
@@ -416,18 +438,29 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     loaded.absent_entries = missing.size();
     return loaded;
   }
+  std::string& own_id = loaded.settings[std::string(id_setting)];
+  if (own_id.empty()) {
+    own_id = new_base_name().substr(name_prefix.size());
+    if (auto put = loaded.index->put_setting(std::string(id_setting), own_id); !put) return put.error();
+  }
+  const Owner own{own_index, own_id};
+  const int starts = starts_without_states(loaded);
+  const bool may_be_another = starts > 0 || (read->expected.empty() && read->doomed.empty() && loaded.index_damage.empty());
   for (const Found* found : {&slots, &disk}) {
-    if (found->kept_any() || !found->any_state()) continue;
-    const std::string owner = read_note(files, found->lock_file());
-    if (owner == own_index || !has_index(files, owner)) continue;
+    if (!found->any_state()) continue;
+    const Owner owner = read_owner(files, found->lock_file());
+    const bool same_place = owner.directory == own.directory;
+    if (may_be_another && same_place && !owner.id.empty() && owner.id != own.id) loaded.strange_states = found->path();
+    if (found->kept_any() || same_place || !has_index(files, owner.directory)) continue;
     return disk_error(ErrorCode::unsupported,
-                      "the states in " + found->path() + " belong to the index in " + owner + ": state_dir must name it, or it must be deleted");
+                      "the states in " + found->path() + " belong to the index in " + owner.directory + ": state_dir must name it, or it must be deleted");
   }
   std::vector<CheckpointId>& doomed = read->doomed;
-  int starts = 0;
   const auto place = loaded.settings.find(std::string(place_setting));
   const bool other_place = lock_seen && place != loaded.settings.end() && place->second != identity_of(*lock_seen);
-  const bool away = believed_away(loaded, no_lock || other_place, lasting.kept_any(), starts) && !missing.empty();
+  const bool strange = !loaded.strange_states.empty();
+  const bool away = believed_away(no_lock || other_place || strange, lasting.kept_any(), starts) && (!missing.empty() || strange);
+  if (!away) loaded.strange_states.clear();
   const int now = away ? starts + 1 : 0;
   if (away) {
     loaded.absent_entries = missing.size();
@@ -441,11 +474,13 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {
     for (const CheckpointId id : doomed) loaded.left.push_back({id, new_base_name(), false});  // the row alone is left
   }
-  slots.sweep(files, loaded);
-  if (tiers) disk.sweep(files, loaded);
+  if (loaded.strange_states.empty()) {
+    slots.sweep(files, loaded);
+    if (tiers) disk.sweep(files, loaded);
+  }
   // Unwritten, the next start believes whoever comes.
   for (const auto& [found, lock] : {std::pair{&slots, loaded.slot_lock.get()}, std::pair{&disk, loaded.disk_lock.get()}}) {
-    if (lock != nullptr && read_note(files, found->lock_file()) != own_index) (void)lock->note(own_index);
+    if (lock != nullptr && loaded.strange_states.empty() && read_owner(files, found->lock_file()) != own) (void)lock->note(own.text());
   }
   const auto lock_now = files.status(lasting_lock);
   if (!away && lock_now && (place == loaded.settings.end() || place->second != identity_of(*lock_now))) {

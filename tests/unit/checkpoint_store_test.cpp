@@ -503,6 +503,61 @@ TEST_F(Store, AnIndexWithStatesOfItsOwnSweepsNoneOfAnother) {
   EXPECT_NE(store().find(theirs->id), nullptr);
 }
 
+// A state directory whose disk is mounted late: the new index in its place knew none of the states, and all were swept.
+TEST_F(Store, AnIndexThatIsNotMountedYetCostsNoStates) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 9000)->id;
+  const std::string name = store().find(id)->file_name;
+  fixture.store.reset();
+  fs::rename(scratch.state(), scratch.path() + "/unmounted");
+  for (int start = 0; start < 2; ++start) {
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().strange_states(), scratch.slots());
+    EXPECT_TRUE(fs::exists(scratch.slots() + "/" + name));
+    EXPECT_TRUE(fixture.save(tokens_of_length(50, start + 1), 9000)) << "it can be used meanwhile";
+  }
+  fixture.store.reset();
+  fs::remove_all(scratch.state());
+  fs::rename(scratch.path() + "/unmounted", scratch.state());
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().strange_states(), "");
+  ASSERT_NE(store().find(id), nullptr);
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
+TEST_F(Store, AnIndexThatDoesNotComeBackIsDoneWithAfterSomeStarts) {
+  ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));
+  fixture.store.reset();
+  fs::remove_all(scratch.state());
+  for (int start = 0; start < 3; ++start) ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(fixture.slot_files().size(), 0u);
+  EXPECT_EQ(store().counters().swept_files, 1u);
+  const auto saved = fixture.save(tokens_of_length(50), 9000);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(saved->id), nullptr);
+}
+
+// Before, they named the index by its path alone.
+TEST_F(Store, ALockWithoutTheIndexIdIsBelievedByItsPath) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 9000)->id;
+  fixture.store.reset();
+  const std::string lock = scratch.slots() + "/cairn.lock";
+  const std::string text = read_file(lock);
+  const std::string path = text.substr(0, text.find('\n'));
+  EXPECT_EQ(path, scratch.state());
+  write_file(lock, path);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+  EXPECT_EQ(read_file(lock), text) << "and it is told";
+  fixture.store.reset();
+  write_file(lock, path);
+  fs::remove_all(scratch.state());
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().strange_states(), "");
+  EXPECT_EQ(fixture.slot_files().size(), 0u);
+}
+
 TEST_F(Store, ACommandThatLooksSetsNoIndexAside) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();
