@@ -66,11 +66,9 @@ ResultTask<void> ServedStore::open() {
   });
   auto catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
   Result<std::size_t> loaded = co_await catalogue->load();
-  if (!loaded) {
-    spdlog::warn("saved states could not be read from the index: {}", to_string(loaded.error()));
-  } else {
-    spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config_.budget_bytes >> 20);
-  }
+  // Those that no tree knows would be worth nothing, and the first to go.
+  if (!loaded) co_return disk_error(loaded.error().code, "the saved states cannot be read from the index: " + loaded.error().context);
+  spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config_.budget_bytes >> 20);
   store_ = std::move(store);
   catalogue_ = std::move(catalogue);
   co_return Result<void>{};
