@@ -36,7 +36,7 @@ struct PromptBody {
   InfillBody infill;
   bool stream = false;
   bool return_progress = false;
-  std::optional<int> id_slot;
+  std::optional<int> id_slot;  // nullopt: any; negative: none that we understand
   std::optional<bool> cache_prompt;
   // For completions: the parts of the one prompt, in order. A batch of several prompts has `several` set instead.
   std::vector<std::variant<std::string, Token>> prompt;

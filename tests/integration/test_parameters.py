@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stack import call, prose, quick_run, tokens
+from stack import call, prose, quick_run, tokens, wait_until
 from test_passthrough import CHAT, COMPLETION, LOOK, both, normal, pair, without_logprobs  # noqa: F401
 
 GRAMMAR = 'root ::= "yes" | "no"'
@@ -111,6 +111,25 @@ def test_the_clients_slot_is_taken(pair, slot):
     for path, body in (("/completion", COMPLETION), ("/v1/chat/completions", {**CHAT, "verbose": True})):
         for _ in range(2):
             answer = call(pair[1].port, "POST", path, {**body, "id_slot": slot}).json()
+            assert answer.get("__verbose", answer)["id_slot"] == slot, answer
+
+
+def test_any_slot_spelled_out_is_no_refusal(pair):
+    """`id_slot` -1 is the backend's default: clients that send all defaults were passed by."""
+    direct, through = pair
+
+    def requests():
+        return {request["id"]: request for request in through.status()["latest_requests"]}
+
+    for path, body in (("/completion", COMPLETION), ("/v1/chat/completions", {**CHAT, "verbose": True})):
+        before = requests()
+        assert call(through.port, "POST", path, {**body, "id_slot": -1}).status == 200
+        new = wait_until(lambda known=before: [one for at, one in requests().items() if at not in known], "Cairn is done with it")
+        assert new[0]["plan"] != "passed_by", new
+        # The slot that Cairn adds counts, for it stands behind.
+        for slot in (0, 1):
+            both = json.dumps({**body, "id_slot": -1})[:-1] + f', "id_slot": {slot}}}'
+            answer = call(direct.port, "POST", path, both.encode()).json()
             assert answer.get("__verbose", answer)["id_slot"] == slot, answer
 
 
