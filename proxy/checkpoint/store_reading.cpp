@@ -163,7 +163,7 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tie
     }
     return done;
   };
-  auto verified = co_await disk_pool_.run(job);
+  auto verified = co_await (afresh ? background_pool_ : disk_pool_).run(job);
   const auto again = entries_.find(id);
   if (verified) {
     counters_.checksum_bytes += verified->outcome.bytes;

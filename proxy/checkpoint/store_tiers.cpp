@@ -190,7 +190,7 @@ ResultTask<void> CheckpointStore::copy_one_down(CheckpointId id) {
     }
     return done;
   };
-  auto copied = co_await disk_pool_.run(job);
+  auto copied = co_await background_pool_.run(job);
   if (!copied) {
     const Error error = copied.error();
     condemned_.push_back({temporary_name, 0, CheckpointId{}, false, true});

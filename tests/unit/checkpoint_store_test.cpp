@@ -3,6 +3,13 @@
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <future>
+#include <optional>
+#include <string_view>
+
 #include "checkpoint_support.hpp"
 
 namespace cairn::test {
@@ -65,6 +72,50 @@ TEST_F(Store, CommitsAndFindsAgainAfterARestart) {
   EXPECT_EQ(store().counters().bytes, 0u);
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(store().counters().files, 0u);
+}
+
+// Both threads were syncing to a slow disk what had been saved, and whoever needed a state waited for that.
+TEST_F(Store, ARestoreDoesNotWaitWhileADiskIsSlowWithWhatWasSaved) {
+  const auto needed = fixture.save(tokens_of_length(300), 1000);
+  ASSERT_TRUE(needed);
+  boost::asio::io_context io;
+  std::promise<void> enough;
+  const std::shared_future<void> slow{enough.get_future()};
+  int committed = 0, committed_before = -1;
+  const auto restore = [&] {
+    boost::asio::co_spawn(io, store().verify_before_restore(needed->id), [&](std::exception_ptr, const Result<VerifyOutcome>& read) {
+      EXPECT_TRUE(read);
+      committed_before = committed;
+      enough.set_value();
+    });
+  };
+  constexpr int saves = 2;
+  std::atomic<int> syncing{0};
+  files.before = [&](int, const char* name) -> std::optional<Error> {
+    if (std::string_view{name} != "sync_file") return std::nullopt;
+    if (++syncing == saves) boost::asio::post(io, restore);
+    (void)slow.wait_for(std::chrono::seconds{20});
+    return std::nullopt;
+  };
+  for (int i = 0; i < saves; ++i) {
+    const Tokens tokens = tokens_of_length(400 + static_cast<std::size_t>(i));
+    const std::string data = state_bytes(4, tokens, 1000).data;
+    auto reservation = fixture.await(store().reserve(data.size()));
+    ASSERT_TRUE(reservation);
+    write_file(scratch.slots() + "/" + reservation->temporary_name(), data);
+    NewCheckpoint checkpoint;
+    checkpoint.namespace_id = NamespaceId{1};
+    checkpoint.expected_prefix = tokens;
+    checkpoint.saved_tokens = tokens.size();
+    checkpoint.saved_bytes = data.size();
+    boost::asio::co_spawn(io, store().commit(std::move(*reservation), checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
+      EXPECT_TRUE(done);
+      ++committed;
+    });
+  }
+  io.run();
+  EXPECT_EQ(committed, saves);
+  EXPECT_EQ(committed_before, 0);
 }
 
 TEST_F(Store, TakesContextCheckpointsFromTheFile) {
