@@ -258,7 +258,6 @@ Task<bool> CachedBackend::look() {
   derivations_.reset();
   infill_layout_.reset();
   other_weights_seen_ = false;
-  adapter_spaces_.clear();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);

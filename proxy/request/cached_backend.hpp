@@ -28,6 +28,7 @@
 #include "plan/cost_model.hpp"
 #include "plan/pauses.hpp"
 #include "plan/planner.hpp"
+#include "request/adapter_spaces.hpp"
 #include "request/derivations.hpp"
 #include "request/generation_suffix.hpp"
 #include "request/infill.hpp"
@@ -145,7 +146,7 @@ class CachedBackend {
   // there came from the backend's own cache, where the states of other adapters are told apart by nothing.
   void check_weights(int slot, TokenSpan prompt, std::int64_t reused);
   // Where states of requests with these adapters belong: in slots only, they are not saved. Below 0.
-  std::int64_t name_space_of(const std::string& lora);
+  std::int64_t name_space_of(const std::string& lora) { return adapter_spaces_.of(lora); }
   // Marks a slot's new content as worth saving, or not.
   void note_slot_content(int slot);
 
@@ -353,7 +354,7 @@ class CachedBackend {
   };
   std::deque<Cleared> backend_cache_;  // latest first
   bool other_weights_seen_ = false;    // its own cache may hold states of requests with adapters of their own, by tokens alone
-  std::map<std::string, std::int64_t> adapter_spaces_;
+  AdapterSpaces adapter_spaces_;
   int backend_cache_strikes_ = 0;
   std::deque<std::uint32_t> latest_gaps_;  // tokens, newest first
   double overhead_s_a_token_ = 0;

@@ -29,11 +29,6 @@ void CachedBackend::check_weights(int slot, TokenSpan prompt, std::int64_t reuse
   if (other_weights_seen_ && reused > common + (whole ? state.unknown_tail : 0)) note_other_weights(slot);
 }
 
-std::int64_t CachedBackend::name_space_of(const std::string& lora) {
-  const auto next = -1 - static_cast<std::int64_t>(adapter_spaces_.size());
-  return adapter_spaces_.try_emplace(lora, next).first->second;
-}
-
 Task<void> CachedBackend::copy_down(std::optional<std::chrono::steady_clock::time_point> until) {
   if (store_ == nullptr) co_return;
   std::function<bool()> enough = [this, until] {
