@@ -267,6 +267,7 @@ Task<bool> CachedBackend::look() {
     const bool router = probe_.server == ServerKind::router;
     spdlog::info("{}: {}, each of its models is looked at when a request wants it", label(), router ? "a router" : "llama-swap");
     became(BackendPhase::plain, router ? "it is a router: see its models" : "it is llama-swap: see its models");
+    scheduler_.slots_changed();
     co_return true;
   }
   const bool told = probes_.note(probe_, same_process, std::chrono::steady_clock::now());
