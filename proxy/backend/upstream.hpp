@@ -1,5 +1,5 @@
 // HTTP connections to one backend: a small pool of keep-alive connections, and one request/answer exchange at a time on each.
-// Thread: the I/O thread. Errors: source upstream (refused, closed, timeout, malformed, cancelled).
+// Thread: the I/O thread. Errors: source upstream (refused, unreachable, closed, timeout, malformed, cancelled).
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>

@@ -74,7 +74,7 @@ ResultTask<void> UpstreamConnection::connect(const UpstreamAddress& address, std
     trouble = "TLS: " + stream_.handshake_trouble(*tls_, error);
   }
   timer.cancel();
-  if (*timed_out) co_return upstream_error(ErrorCode::timeout, doing + ": timed out");
+  if (*timed_out) co_return upstream_error(ErrorCode::unreachable, doing + ": timed out");
   if (closed_) co_return upstream_error(ErrorCode::cancelled, doing);
   if (error) {
     close();

@@ -1,5 +1,5 @@
 // One connection to the backend, plain or under TLS: connecting, reading into a bounded buffer, writing, and whether it may be used again.
-// Thread: the I/O thread. Errors: source upstream (refused, closed, timeout, cancelled).
+// Thread: the I/O thread. Errors: source upstream (refused, unreachable, closed, timeout, cancelled).
 #pragma once
 
 #include <boost/asio/ip/tcp.hpp>

@@ -12,6 +12,7 @@ std::string_view to_string(ErrorCode code) {
     case ErrorCode::cancelled: return "cancelled";
     case ErrorCode::closed: return "closed";
     case ErrorCode::refused: return "refused";
+    case ErrorCode::unreachable: return "unreachable";
     case ErrorCode::timeout: return "timeout";
     case ErrorCode::malformed: return "malformed";
     case ErrorCode::body_too_large: return "body_too_large";

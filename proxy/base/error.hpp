@@ -10,6 +10,7 @@ enum class ErrorCode {
   cancelled,         // the client left, or we are shutting down
   closed,            // the peer ended the connection
   refused,           // nobody listens there
+  unreachable,       // no word from there, not even that nobody listens
   timeout,           //
   malformed,         // bytes that are not what the protocol says
   body_too_large,    // a body over the configured limit

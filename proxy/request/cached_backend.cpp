@@ -186,7 +186,7 @@ Task<void> CachedBackend::watch() {
 
 // Of one that is passed by: another process, perhaps with better flags; or when the trouble may have passed.
 Task<bool> CachedBackend::worth_another_probe() {
-  if (!probe_.process.empty() && !co_await same_process(stopping_)) co_return true;
+  if (!probe_.process.empty() && co_await which_process(stopping_) == Process::other) co_return true;
   co_return store_ != nullptr && !store_->saving_waits() && probes_.due(std::chrono::steady_clock::now());
 }
 

@@ -92,8 +92,8 @@ class CachedBackend {
   Task<SharedServer::Turn> begin_turn(CancelSource& cancel);
   // Somebody found nobody listening, or a dead connection: look again.
   void suspect_down();
-  // Before a prompt is understood: is it still the process (and the model) that was probed? False: it is not, or does not
-  // answer; all beliefs are gone and a probe is under way. Costs a short call, and another beside it when nothing runs.
+  // Before a prompt is understood: is it still the process (and the model) that was probed? True also while it does not say. False: it
+  // is not, or cannot be asked; all beliefs are gone and a probe is under way. Costs a short call, and another beside it when nothing runs.
   Task<bool> still_the_same(CancelSource& cancel);
   // Its server has no other: a call that the model sleeps through, or is not there for, wakes and loads nobody else's.
   bool only_model() const { return shared_ == nullptr; }
@@ -271,7 +271,8 @@ class CachedBackend {
   Task<void> copy_overdue();
   double save_seconds(const SlotState& state) const;
   bool trusts_backend_cache() const;
-  Task<bool> same_process(CancelSource& cancel);  // by the random marker in /props, where there is one
+  enum class Process { same, other, not_said };  // yet: it answers too late
+  Task<Process> which_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   ResultTask<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
   // Before a state is saved or put in. Errors: closed, when it is another process or has other adapters; timeout, when it does not say.
   ResultTask<void> still_ours();

@@ -16,30 +16,34 @@ namespace {
 bool is_late(const Error& error) { return error.code == ErrorCode::timeout; }
 }  // namespace
 
-Task<bool> CachedBackend::same_process(CancelSource& cancel) {
-  if (shared_ != nullptr && !co_await shared_->is_there(*this, cancel)) co_return false;
+Task<CachedBackend::Process> CachedBackend::which_process(CancelSource& cancel) {
+  if (shared_ != nullptr && !co_await shared_->is_there(*this, cancel)) co_return Process::other;
   Result<BackendProps> props = co_await api_.props(cancel);
-  // No answer is no proof that it is the same: a replaced one may be loading its model just now. One that sleeps has lost its slots.
-  if (!props || props->sleeping) co_return false;
-  if (!probe_.process.empty()) co_return props->media_marker == probe_.process;
-  co_return props->model_path == probe_.props.model_path && props->build_info == probe_.props.build_info;
+  // Its threads may all be busy with long requests.
+  if (!props && is_late(props.error())) co_return Process::not_said;
+  // An error is no proof that it is the same: a replaced one may be loading its model just now. One that sleeps has lost its slots.
+  if (!props || props->sleeping) co_return Process::other;
+  const bool same = !probe_.process.empty() ? props->media_marker == probe_.process
+                                            : props->model_path == probe_.props.model_path && props->build_info == probe_.props.build_info;
+  co_return same ? Process::same : Process::other;
 }
 
 Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   using namespace boost::asio::experimental::awaitable_operators;
   // Polling slots while something runs would put off the backend's notice of a client that left.
   const auto may_look = [this] { return scheduler_.leased() == 0 && foreign_ == 0; };
-  bool same = false;
+  Process process = Process::other;
   const std::uint64_t generation = generation_;
   std::optional<Checking> checking;
   std::optional<Result<std::vector<SlotInfo>>> infos;
   if (only_model() && !checking_ && may_look()) {
     checking.emplace(*this);
-    std::tie(same, infos) = co_await (same_process(cancel) && api_.slots(cancel));
+    std::tie(process, infos) = co_await (which_process(cancel) && api_.slots(cancel));
   } else {
-    same = co_await same_process(cancel);
+    process = co_await which_process(cancel);
   }
   if (cancel.cancelled()) co_return true;
+  bool same = process == Process::same;
   if (same && !checking && checking_) {
     // One look serves all who come at once: a second would have to wait for the first one's task.
     co_await checked_.wait();
@@ -53,6 +57,8 @@ Task<bool> CachedBackend::still_the_same(CancelSource& cancel) {
   // What was asked before another probe began, or while one runs, says nothing of the process that is there now.
   const auto outdated = [&] { return generation != generation_ || phase_ != BackendPhase::ready; };
   if (outdated()) co_return false;
+  // What we believe is planned with, and no state is put in or saved before it has said (still_ours()).
+  if (process == Process::not_said) co_return true;
   if (same && infos) same = co_await believe_all(*infos, cancel);
   if (cancel.cancelled()) co_return true;
   if (outdated()) co_return false;
@@ -91,7 +97,9 @@ ResultTask<bool> CachedBackend::same_adapters(CancelSource& cancel) {
 }
 
 ResultTask<void> CachedBackend::still_ours() {
-  bool same = co_await same_process(*background_);
+  const Process process = co_await which_process(*background_);
+  if (process == Process::not_said) co_return upstream_error(ErrorCode::timeout, "the backend does not say which process it is");
+  bool same = process == Process::same;
   if (same) {
     const Result<bool> adapters = co_await same_adapters(*background_);
     if (!adapters) co_return adapters.error();

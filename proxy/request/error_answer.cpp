@@ -53,7 +53,7 @@ int error_status(const Error& error) {
   if (error.code == ErrorCode::cancelled) return status_client_left;
   if (error.source == ErrorSource::downstream) return downstream_status(error.code);
   if (error.source == ErrorSource::upstream) {
-    if (error.code == ErrorCode::timeout) return 504;
+    if (error.code == ErrorCode::timeout || error.code == ErrorCode::unreachable) return 504;
     if (error.code == ErrorCode::unsupported) return 501;
     return error.code == ErrorCode::rejected && error.status >= 400 && error.status <= 599 ? error.status : 502;
   }

@@ -108,7 +108,7 @@ class Rig:
         # Whatever a test still holds is let go first, so that Cairn can end in peace.
         if self.backend is not None:
             for event in (self.backend.hold_prefill, self.backend.hold_stream, self.backend.hold_save, self.backend.hold_restore,
-                          self.backend.hold_slots):
+                          self.backend.hold_slots, self.backend.hold_props):
                 if event is not None:
                     event.set()
         try:

@@ -164,7 +164,7 @@ TEST_F(UpstreamTest, AnUnknownNameIsRefused) {
   Upstream::CallOptions options;
   const auto got = call(head_, {}, options).get();
   ASSERT_FALSE(got);
-  EXPECT_TRUE(got.error().code == ErrorCode::refused || got.error().code == ErrorCode::timeout);
+  EXPECT_TRUE(got.error().code == ErrorCode::refused || got.error().code == ErrorCode::unreachable);
 }
 
 TEST_F(UpstreamTest, ACallHasATimeLimit) {

@@ -579,6 +579,7 @@ TEST(ErrorAnswer, EachErrorHasItsStatus) {
   EXPECT_EQ(error_status(upstream_error(ErrorCode::closed, "")), 502);
   EXPECT_EQ(error_status(upstream_error(ErrorCode::malformed, "")), 502);
   EXPECT_EQ(error_status(upstream_error(ErrorCode::timeout, "")), 504);
+  EXPECT_EQ(error_status(upstream_error(ErrorCode::unreachable, "")), 504);
   EXPECT_EQ(error_status(upstream_error(ErrorCode::cancelled, "")), 499);
   EXPECT_EQ(error_status(downstream_error(ErrorCode::closed, "")), 499);
   EXPECT_EQ(error_status(downstream_error(ErrorCode::timeout, "")), 408);
