@@ -90,14 +90,15 @@ Task<bool> check_backend(const BackendConfig& config, std::shared_ptr<const TlsC
   if (probed->can_save) {
     line("memory", fmt::format("{} ({})", to_string(probed->kind), probed->kind_because));
     line("saving", fmt::format("works, files of version {}", probed->state_version));
-    line("idle slots", probed->clears_idle ? "are cleared when another slot starts" : "keep their state");
+    const char* const keeping = probed->clears_idle ? "are cleared when another slot starts" : "keep their state";
+    line("idle slots", probed->clears_idle_known ? keeping : "in use: whether they keep their state could not be found out");
     line("computed", fmt::format("{} tokens to find this out", probed->computed_tokens));
   } else if (store != nullptr) {
     advice(probed->save_trouble);
     works = false;
   }
 
-  if (probed->clears_idle) {
+  if (probed->clears_idle && probed->clears_idle_known) {
     advice("idle slots are cleared by every request of another slot: start llama-server with -np N (or --no-cache-idle-slots)");
   }
   if (probed->can_save && probed->kind == MemoryKind::exact) {

@@ -235,6 +235,7 @@ Task<bool> CachedBackend::look() {
   const bool same_process = !std::exchange(suspected_, false) && probe_.process == probed->process;
   // Slots go on from what the adapters before have computed, and so does the backend's own cache.
   const bool switched = generation_ > 1 && probe_.process == probed->process && probe_.lora != probed->lora;
+  recall_clearing(*probed);
   probe_ = std::move(*probed);
   kind_ = probe_.kind;
   restores_in_vain_ = 0;
@@ -258,6 +259,7 @@ Task<bool> CachedBackend::look() {
   derivations_.reset();
   infill_layout_.reset();
   other_weights_seen_ = false;
+  seen_.clear();
 
   const int count = probe_.can_pin ? probe_.props.total_slots : 0;
   slots_.reset(count);
@@ -275,7 +277,8 @@ Task<bool> CachedBackend::look() {
                "{}: {} ({}), {} slots of {} tokens, memory {} ({}), saving {}, idle slots {}; {} tokens computed to find out",
                label(), probe_.meta.id, probe_.props.build_info, count, probe_.meta.n_ctx,
                to_string(kind_), probe_.kind_because, probe_.can_save ? "works" : "off",
-               probe_.clears_idle ? "are cleared by other tasks" : "keep their state", probe_.computed_tokens);
+               !probe_.clears_idle ? "keep their state" : probe_.clears_idle_known ? "are cleared by other tasks" : "may be cleared by other tasks",
+               probe_.computed_tokens);
   if (!probe_.can_save && !told) spdlog::warn("states are not saved: {}", probe_.save_trouble);
   became(probe_.usable() ? BackendPhase::ready : BackendPhase::plain, probe_.save_trouble);
   scheduler_.slots_changed();

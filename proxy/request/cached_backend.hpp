@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -281,6 +282,11 @@ class CachedBackend {
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);
+  void learn_clearing(const std::vector<SlotInfo>& infos);
+  void see_slots(const std::vector<SlotInfo>& infos);
+  void recall_clearing(ProbeResult& probed) const;
+  void set_clears_idle(bool clears, std::string_view because);
+  void clear_idle(int started);
   Task<bool> believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel);
   Task<void> find_chosen();
   Task<void> look_at_slots();
@@ -356,6 +362,17 @@ class CachedBackend {
   std::deque<Cleared> backend_cache_;  // latest first
   bool other_weights_seen_ = false;    // its own cache may hold states of requests with adapters of their own, by tokens alone
   AdapterSpaces adapter_spaces_;
+  // Idle slots that held something at the latest look. That one is empty which nobody has touched since tells that other tasks clear
+  // them; that it is not, although such a task has ended, that they do not.
+  struct Seen {
+    std::int64_t tokens = 0;
+    std::uint64_t content = 0;
+    std::uint64_t foreign_epoch = 0;
+    int started = -1;        // the slot of a task of ours that was started since
+    bool ended = false;      // it has ended
+    SlotTable::Placed held;  // what was believed until then
+  };
+  std::map<int, Seen> seen_;
   int backend_cache_strikes_ = 0;
   std::deque<std::uint32_t> latest_gaps_;  // tokens, newest first
   double overhead_s_a_token_ = 0;

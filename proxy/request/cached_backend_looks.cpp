@@ -118,6 +118,7 @@ CachedBackend::Checking::~Checking() {
 void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   std::vector<SlotTable::Length> lengths;
   for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens, info.processing});
+  learn_clearing(infos);
   std::vector<int> broken_off;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (state.attempted != nullptr && !state.leased) broken_off.push_back(state.id);
@@ -132,6 +133,76 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
     const SlotState& state = std::as_const(slots_).at(id);
     // At the end there is no later.
     if (!state.known.empty() && (state.attempted == nullptr || stopping_.cancelled())) note_slot_content(id);
+  }
+  see_slots(infos);
+}
+
+void CachedBackend::see_slots(const std::vector<SlotInfo>& infos) {
+  seen_.clear();
+  if (foreign_ > 0 || (probe_.clears_idle && probe_.clears_idle_known)) return;
+  for (const SlotInfo& info : infos) {
+    if (info.id < 0 || info.id >= static_cast<int>(slots_.slots().size()) || info.processing || info.n_prompt_tokens.value_or(0) <= 0) continue;
+    const SlotState& state = std::as_const(slots_).at(info.id);
+    if (!state.leased) seen_.emplace(info.id, Seen{*info.n_prompt_tokens, state.content, foreign_epoch_, -1, false, {}});
+  }
+}
+
+// Whether tasks clear idle slots: a probe beside others' tasks may not have found out, or wrongly.
+void CachedBackend::learn_clearing(const std::vector<SlotInfo>& infos) {
+  bool cleared = false;
+  std::vector<SlotTable::Placed> spared;
+  for (const SlotInfo& info : infos) {
+    const auto at = seen_.find(info.id);
+    if (at == seen_.end() || foreign_ > 0) continue;
+    Seen& seen = at->second;
+    const SlotState& state = std::as_const(slots_).at(info.id);
+    if (state.leased || info.processing || seen.content != state.content || seen.foreign_epoch != foreign_epoch_) continue;
+    // One that has slept holds none either, and tells no number.
+    if (info.n_prompt_tokens == 0 && seen.started >= 0) {
+      cleared = true;
+      note_backend_cache(state.known, state.resume_points);
+    } else if (info.n_prompt_tokens == seen.tokens && seen.ended) {
+      spared.push_back(std::move(seen.held));
+    }
+  }
+  if (cleared) {
+    set_clears_idle(true, "one was empty that no task had come into");
+  } else if (!spared.empty() && !probe_.clears_idle_known) {
+    set_clears_idle(false, "one held the same after a task in another");
+    for (SlotTable::Placed& held : spared) {
+      if (!held.known.empty()) slots_.note_placed(std::move(held));
+    }
+  }
+}
+
+void CachedBackend::set_clears_idle(bool clears, std::string_view because) {
+  probe_.clears_idle_known = true;
+  if (std::exchange(probe_.clears_idle, clears) == clears) return;
+  spdlog::info("{}: idle slots {}: {}", label(), clears ? "are cleared by other tasks" : "keep their state", because);
+}
+
+// What could not be found out now was perhaps known before.
+void CachedBackend::recall_clearing(ProbeResult& probed) const {
+  const bool same = !probed.process.empty() && probed.process == probe_.process;
+  if (!same || probed.clears_idle_known || !probe_.clears_idle_known) return;
+  probed.clears_idle = probe_.clears_idle;
+  probed.clears_idle_known = true;
+}
+
+// The backend has: a task was started in another slot.
+void CachedBackend::clear_idle(int started) {
+  slots_.forget_placed();
+  for (const SlotState& state : std::as_const(slots_).slots()) {
+    // One that is leased but waits at the start gate is idle to the backend.
+    if (state.id == started || state.running) continue;
+    note_backend_cache(state.known, state.resume_points);
+    const auto seen = seen_.find(state.id);
+    const bool untouched = seen != seen_.end() && seen->second.content == state.content && !state.leased;
+    if (untouched && !state.known.empty()) {
+      seen->second.held = SlotTable::Placed{state.known, state.unknown_tail, state.resume_points, state.proven, state.return_chance, state.name_space};
+    }
+    slots_.forget(state.id);
+    if (untouched) seen->second.content = state.content;
   }
 }
 

@@ -119,6 +119,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
     // The backend had emptied or replaced it.
+    if (saved->n_tokens == 0 && !state.by_length && !state.unresolved) set_clears_idle(true, "one was empty when it was to be saved");
     if (probe_.clears_idle) note_backend_cache(state.known, state.resume_points);
     slots_.forget(slot);
     (void)co_await store_->discard(std::move(*reservation));
@@ -258,14 +259,10 @@ void CachedBackend::note_task_started(int slot) {
   started.unresolved = started.unresolved || started.attempted != nullptr;
   started.attempted.reset();
   ++started.content;
-  if (!probe_.clears_idle) return;
-  slots_.forget_placed();
-  for (const SlotState& state : std::as_const(slots_).slots()) {
-    // One that is leased but waits at the start gate is idle to the backend.
-    if (state.id == slot || state.running) continue;
-    note_backend_cache(state.known, state.resume_points);
-    slots_.forget(state.id);
+  for (auto& [id, seen] : seen_) {
+    if (id != slot && seen.started < 0) seen.started = slot;
   }
+  if (probe_.clears_idle) clear_idle(slot);
 }
 
 void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
@@ -340,6 +337,8 @@ void CachedBackend::note_pieces(bool lost) {
 
 void CachedBackend::note_slot_content(int slot) {
   SlotState& state = slots_.at(slot);
+  const bool ran = state.attempted == nullptr && !state.by_length;
+  for (auto& [id, seen] : seen_) seen.ended = seen.ended || (ran && seen.started == slot);
   state.recoverable = recoverable(state.known);
   const std::uint32_t held = state.held();
   // Of an exact state only what extends it goes on: an answer that the next turn writes otherwise is not worth a file.

@@ -199,6 +199,23 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   co_return MemoryKind::exact;
 }
 
+// Does a task in one slot empty the others? One token tells. nullopt: not while others' tasks are in the way.
+ResultTask<std::optional<bool>> probe_clearing(LlamaApi& api, const std::vector<SlotInfo>& by_content, ProbeResult& probe, CancelSource& cancel) {
+  if (by_content.size() == 1) co_return std::optional<bool>{false};
+  const int slot = by_content[0].id;  // it holds the fingerprint's tokens
+  if (by_content[1].processing) co_return std::optional<bool>{};
+  Result<void> washed = co_await api.wash(by_content[1].id, cancel);
+  if (!washed) co_return washed.error();
+  probe.computed_tokens += 1;
+  Result<std::vector<SlotInfo>> after = co_await api.slots(cancel);
+  if (!after) co_return after.error();
+  const auto now = std::ranges::find(*after, slot, &SlotInfo::id);
+  if (now == after->end() || now->processing) co_return std::optional<bool>{};
+  const std::int64_t held = now->n_prompt_tokens.value_or(0);
+  if (held > fingerprint_tokens + 1) co_return std::optional<bool>{};  // somebody else's
+  co_return std::optional<bool>{held == 0};
+}
+
 Task<bool> is_llama_swap(LlamaApi& api, CancelSource& cancel) {
   const Result<bool> answer = co_await api.is_llama_swap(cancel);
   co_return answer && *answer;
@@ -312,19 +329,11 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   probe.can_save = true;
   probe.state_version = tiny->version;
 
-  // Does a task in one slot empty the others? One token tells.
-  if (by_content.size() > 1) {
-    if (const SlotInfo& other = by_content[1]; !other.processing) {
-      Result<void> washed = co_await api.wash(other.id, cancel);
-      if (!washed) co_return washed.error();
-      probe.computed_tokens += 1;
-      Result<std::vector<SlotInfo>> after = co_await api.slots(cancel);
-      if (!after) co_return after.error();
-      for (const SlotInfo& info : *after) {
-        if (info.id == slot) probe.clears_idle = info.n_prompt_tokens.value_or(0) == 0;
-      }
-    }
-  }
+  const Result<std::optional<bool>> clears = co_await probe_clearing(api, by_content, probe, cancel);
+  if (!clears) co_return clears.error();
+  // Assumed in vain it costs some waiting for each other; not assumed where it is so, states.
+  probe.clears_idle = clears->value_or(true);
+  probe.clears_idle_known = clears->has_value();
 
   Result<std::string> lora = co_await api.lora_adapters(cancel);
   if (!lora) co_return lora.error();

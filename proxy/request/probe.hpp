@@ -44,6 +44,7 @@ struct ProbeResult {
   std::string save_trouble; // why not
   LookAgain look_again = LookAgain::never;  // where it can not
   bool clears_idle = false; // starting a task empties the idle slots
+  bool clears_idle_known = false;  // else it is assumed: beside others' tasks it could not be found out
   std::uint32_t state_version = 0;  // of its saved files; below 4 they carry no context checkpoints
   MemoryKind kind = MemoryKind::unknown;
   std::string kind_because;

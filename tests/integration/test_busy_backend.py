@@ -1,10 +1,11 @@
 """What Cairn believes of a backend that is busy, or that changes, when it is looked at."""
 
+import contextlib
 import threading
 
 import pytest
 
-from scripted_rig import LONG, Rig, prompt, read_until
+from scripted_rig import LONG, Rig, open_request, prompt, read_until
 from stack import wait_until
 
 
@@ -15,9 +16,96 @@ def rig(tmp_path, watch_log):
     rig.close()
 
 
+@contextlib.contextmanager
+def busy_slot(rig, slot):
+    """A client past Cairn has the slot."""
+    backend = rig.backend
+    backend.hold_stream = hold = threading.Event()
+    client = open_request(rig.backend_port, {"prompt": prompt(200, 1), "n_predict": 2, "stream": True, "id_slot": slot})
+    read_until(client, b"data: ")
+    backend.hold_stream = None
+    try:
+        yield
+    finally:
+        hold.set()
+        read_until(client, b"[DONE]")
+        client.close()
+
+
+def clears_idle(rig):
+    return rig.cairn.status()["backend"]["clears_idle_slots"]
+
+
 def ask(rig, tokens, **more):
     assert rig.right(tokens, n_predict=1, **more)  # the prompt alone is left in the slot
     rig.wait_free()
+
+
+# --- whether idle slots are cleared -----------------------------------------------------------------------
+
+def test_a_probe_beside_a_busy_slot_does_not_conclude_that_idle_slots_keep_their_state(rig):
+    """On default flags, with all slots but one in use: nothing was saved before a task cleared it, and slots were pinned that were empty."""
+    rig.start_backend(state_version=4, slots=2, clears_idle=True)
+    with busy_slot(rig, 1):
+        rig.start_cairn()
+        assert clears_idle(rig)
+    for seed in (2, 3, 4, 5):
+        ask(rig, prompt(LONG, seed))
+    assert clears_idle(rig)
+
+
+def test_slots_that_keep_their_state_are_found_to_after_a_probe_beside_busy_ones(rig):
+    """It must not be believed for ever that they are cleared."""
+    backend = rig.start_backend(state_version=4, slots=3)
+    with busy_slot(rig, 1), busy_slot(rig, 2):
+        rig.start_cairn()
+        assert clears_idle(rig), "until it is known"
+    first, second = prompt(LONG, 2), prompt(LONG, 3)
+    for tokens in (first, second, prompt(LONG, 4)):
+        ask(rig, tokens)
+    assert not clears_idle(rig)
+    backend.forget_calls()
+    for tokens in (first, second):  # also what was taken to be cleared
+        ask(rig, tokens + prompt(40, 5))
+        assert rig.latest()["plan"] == "live"
+    assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
+
+
+def test_what_a_probe_found_out_is_kept_when_the_next_one_cannot(rig):
+    rig.start(state_version=4, slots=2)
+    backend = rig.backend
+    assert not clears_idle(rig)
+    with busy_slot(rig, 1):
+        assert rig.post([{"id": 0, "scale": 2.0}], "/lora-adapters").status == 200
+        wait_until(lambda: backend.of(lambda call: "n_probs" in call.body), "it is probed anew")
+        rig.cairn.wait_phase("ready")
+        assert not clears_idle(rig)
+
+
+def test_a_wrong_belief_that_idle_slots_keep_their_state_is_corrected_by_a_look(rig):
+    backend = rig.start(state_version=4, slots=2)
+    assert not clears_idle(rig)
+    backend.clears_idle = True
+    for seed in (2, 3, 4, 5):
+        ask(rig, prompt(LONG, seed))
+    assert clears_idle(rig)
+
+
+def test_a_wrong_belief_that_idle_slots_keep_their_state_is_corrected_by_a_save(rig):
+    """Where something always runs the slots are not looked at."""
+    backend = rig.start(state_version=4, slots=3)
+    hold = backend.hold_stream = threading.Event()
+    client = rig.open({"prompt": prompt(200, 1), "n_predict": 2, "stream": True})
+    read_until(client, b"data: ")
+    backend.hold_stream = None
+    backend.clears_idle = True
+    for seed, slot in ((2, 1), (3, 2), (4, 1)):
+        assert rig.right(prompt(LONG, seed), id_slot=slot)
+        wait_until(lambda: rig.cairn.status()["queue"]["leased"] == 1, "its slot is given back")
+    assert clears_idle(rig)
+    hold.set()
+    read_until(client, b"[DONE]")
+    client.close()
 
 
 # --- which process it is ----------------------------------------------------------------------------------
