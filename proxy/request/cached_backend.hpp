@@ -298,7 +298,7 @@ class CachedBackend {
   Task<bool> may_touch();   // with a call that no client waits for
   Task<bool> phase_change(std::chrono::milliseconds limit, CancelSource& cancel);  // false: there was none
   void became(BackendPhase phase, std::string trouble);
-  void schedule_write_back();
+  void schedule_write_back(bool again = false);  // `again`: something is in the way, and may be for a while
   bool nobody_is_about() const { return present_ == 0 && foreign_ == 0 && scheduler_.leased() == 0 && scheduler_.waiting() == 0; }
   void note_begun();  // a request, before it is counted
   bool breaks_off() const;
@@ -306,7 +306,7 @@ class CachedBackend {
   void sweep_strays();
   Task<void> sweep();
   std::chrono::milliseconds quiet_before_write_back() const;
-  Task<void> write_back();
+  Task<void> write_back(bool again);
   void set_kind(MemoryKind kind, std::string_view because);
   void keep_facts();
   void spawn(Task<void> task);

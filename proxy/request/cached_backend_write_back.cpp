@@ -15,12 +15,12 @@ namespace {
 using std::chrono::milliseconds;
 }  // namespace
 
-void CachedBackend::schedule_write_back() {
+void CachedBackend::schedule_write_back(bool again) {
   if (write_back_scheduled_ || stopping_.cancelled() || phase_ != BackendPhase::ready) return;
   const bool unsaved = std::ranges::any_of(std::as_const(slots_).slots(), [](const SlotState& state) { return state.unsaved; });
   if (!unsaved && !breaks_off() && (store_ == nullptr || !store_->copies_due())) return;
   write_back_scheduled_ = true;
-  spawn(write_back());
+  spawn(write_back(again));
 }
 
 // A task whose client has left is still being computed, as far as we know.
@@ -56,9 +56,10 @@ Task<void> CachedBackend::rest(milliseconds limit) {
   (void)co_await pause.wait_for(limit);
 }
 
-Task<void> CachedBackend::write_back() {
-  // First a moment of quiet since the last request: the next may come at once.
-  milliseconds quiet{};
+Task<void> CachedBackend::write_back(bool again) {
+  // First a moment of quiet since the last request, as the next may come at once; and since the last try.
+  milliseconds quiet = quiet_before_write_back();
+  co_await rest(again ? quiet : options_.write_back_delay);
   for (milliseconds left{1}; left.count() > 0 && !stopping_.cancelled();) {
     quiet = quiet_before_write_back();
     const auto past = std::chrono::steady_clock::now() - idle_since_;
@@ -67,7 +68,7 @@ Task<void> CachedBackend::write_back() {
   }
   write_back_scheduled_ = false;
   if (store_ != nullptr && store_->saving_waits()) {
-    schedule_write_back();
+    schedule_write_back(true);
     co_return;
   }
   if (stopping_.cancelled() || !co_await may_touch()) co_return;
@@ -75,7 +76,7 @@ Task<void> CachedBackend::write_back() {
     co_await find_chosen();
     // Behind what is still being computed a save would be put off; and what was just found may ask for more quiet.
     if (breaks_off() || quiet_before_write_back() > quiet) {
-      schedule_write_back();
+      schedule_write_back(true);
       co_return;
     }
   }
@@ -104,7 +105,7 @@ Task<void> CachedBackend::write_back() {
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }
   }
-  if (store_ != nullptr && store_->saving_waits()) schedule_write_back();
+  if (store_ != nullptr && store_->saving_waits()) schedule_write_back(true);
   if (catalogue_ != nullptr) (void)co_await catalogue_->keep_learned(probe_.name_space);
   if (store_ != nullptr) (void)co_await store_->put_setting(rates_key(), costs_.to_json());
   co_await copy_down(std::nullopt);
