@@ -185,12 +185,19 @@ void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
   }
 }
 
-// A prompt that need not be cut is cut a little when others are about, so that they can ask for a stop.
+// A prompt that need not be cut is cut a little when others are about, so that they can ask for a stop. One that is long is cut once
+// also when none is: of many that come together the first is alone for a moment.
 std::vector<Stop> openings_for_others(const AdmissionInput& input) {
   constexpr std::uint32_t piece = 2048;
-  if (!input.others || !input.can_save) return {};
-  const double left = budget_left(input, caution(input));
-  if (input.prompt - input.done <= piece || left < input.costs->boundary_seconds()) return {};
+  constexpr double share_alone = 0.005;
+  if (!input.can_save || input.prompt - input.done <= piece) return {};
+  const double boundary_s = input.costs->boundary_seconds();
+  if (!input.others) {
+    const bool once = input.others_may_come && input.pieces == 0;
+    if (!once || boundary_s > share_alone * input.costs->prefill_seconds(input.done, input.prompt)) return {};
+  } else if (budget_left(input, caution(input)) < boundary_s) {
+    return {};
+  }
   return {Stop{input.done + piece, false}};
 }
 

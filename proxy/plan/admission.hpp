@@ -42,6 +42,7 @@ struct AdmissionInput {
   std::span<const Stop> shared;  // where other requests wait for a state
   std::span<const std::uint32_t> kept;    // admitted before: a later, dearer estimate does not take them back
   bool others = false;           // other requests are about: they may come to want one
+  bool others_may_come = false;  // there are other slots, and who would start there need not wait for the end of a piece
   std::uint32_t system_end = 0;  // where the system prompt and the tools end: what other sessions are likeliest to share; 0: unknown
   double sessions = 0;           // chance that one does
   bool sessions_seen = false;    // some did before

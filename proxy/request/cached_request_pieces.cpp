@@ -48,7 +48,9 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   input.sessions_seen = ends.any_branch();
   input.shared = std::as_const(backend_.slots()).at(slot_).wanted_stops;
   input.kept = kept_stops_;
-  input.others = backend_.present() > 1 && backend_.slots().slots().size() > 1;
+  const bool several = backend_.slots().slots().size() > 1;
+  input.others = several && backend_.present() > 1;
+  input.others_may_come = several && !backend_.probe().clears_idle;  // else this request holds the start gate
   input.pieces = record_.pieces;
   input.pieces_since_save = std::as_const(backend_.slots()).at(slot_).pieces_since_save;
   input.saves_s = inline_saves_s_;

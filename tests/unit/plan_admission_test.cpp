@@ -300,6 +300,24 @@ TEST(Admission, ATruncatablePromptIsCutOnlyWhenOthersAreAbout) {
   EXPECT_THAT(alone.places(), ElementsAre(2048));
 }
 
+TEST(Admission, OfManyThatComeTogetherTheFirstIsAloneForAMoment) {
+  Case first(MemoryKind::truncatable, 0, 9000);
+  first.input.others_may_come = true;
+  EXPECT_THAT(first.places(), ElementsAre(2048));
+  first.input.done = 2048;
+  first.input.pieces = 1;
+  EXPECT_THAT(first.places(), IsEmpty()) << "nobody came";
+  first.input.others = true;
+  EXPECT_THAT(first.places(), ElementsAre(4096));
+}
+
+TEST(Admission, APromptThatIsAloneIsNotCutWhereACutShows) {
+  Case fast(MemoryKind::truncatable, 0, 9000);
+  fast.input.others_may_come = true;
+  fast.costs = machine(16000, 0.01);
+  EXPECT_THAT(fast.places(), IsEmpty());
+}
+
 TEST(Admission, TheBoundMayBeATime) {
   Case fresh(MemoryKind::exact, 0, 16000);
   fresh.policy.budget = 1;
@@ -332,6 +350,7 @@ TEST(Admission, AnyInputGivesAscendingStopsAhead) {
     any.input.followed = up_to(100) / 100.0;
     any.input.can_save = random() % 4 != 0;
     any.input.others = random() % 2 != 0;
+    any.input.others_may_come = random() % 2 != 0;
     any.input.credit_s = up_to(3);
     any.policy.adaptive = random() % 4 != 0;
     any.policy.interval_tokens = up_to(2) * 700;
