@@ -142,6 +142,16 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
   }
   if (!models.empty()) status["models"] = std::move(models);
 
+  json::object plans;
+  for (const Source source : RecentRequests::sources) {
+    const PlanOutcome& outcome = recent.outcome_of(source);
+    plans[to_string(source)] = {{"requests", outcome.requests},
+                                {"planned_tokens", outcome.planned_tokens},
+                                {"reused_tokens", outcome.reused_tokens},
+                                {"fell_short", outcome.fell_short}};
+  }
+  status["plans"] = std::move(plans);
+
   json::array requests;
   for (const RequestRecord& record : recent.latest_first()) {
     json::object request;

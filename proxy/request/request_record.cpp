@@ -98,7 +98,12 @@ void RequestRecord::finish(Metrics& metrics) {
       metrics.observe("cairn_step_seconds", fmt::format("step=\"{}\"", to_string(static_cast<Step>(i))), step_s[i]);
     }
   }
-  metrics.add("cairn_plans_total", fmt::format("source=\"{}\"", to_string(source)));
+  const std::string plan = fmt::format("source=\"{}\"", to_string(source));
+  metrics.add("cairn_plans_total", plan);
+  if (reused_tokens >= 0) {
+    metrics.add("cairn_plan_promised_tokens_total", plan, planned_tokens);
+    metrics.add("cairn_plan_reused_tokens_total", plan, static_cast<double>(reused_tokens));
+  }
   metrics.add("cairn_misses_total", fmt::format("reason=\"{}\"", to_string(miss)));
   if (prompt_tokens > 0) metrics.add("cairn_prompt_tokens_total", "", static_cast<double>(prompt_tokens));
   if (reused_tokens > 0) metrics.add("cairn_reused_tokens_total", "", static_cast<double>(reused_tokens));
