@@ -122,8 +122,10 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
       if (value.get_bool().get(flag) == simdjson::SUCCESS) body.return_progress = flag;
     } else if (key == "id_slot") {
       constexpr int any = -1, for_the_backend_to_judge = -2;
-      body.id_slot = value.get_int64().get(number) == simdjson::SUCCESS ? static_cast<int>(number) : for_the_backend_to_judge;
-      if (body.id_slot == any) body.id_slot.reset();  // the backend's default, spelled out
+      const bool is_number = value.get_int64().get(number) == simdjson::SUCCESS && std::in_range<int>(number);
+      body.id_slot = is_number ? static_cast<int>(number) : for_the_backend_to_judge;
+      // The backend's default, spelled out.
+      if (value.is_null().value_unsafe() || body.id_slot == any) body.id_slot.reset();
     } else if (key == "n" || key == "n_cmpl" || key == "best_of") {
       if (value.get_int64().get(number) == simdjson::SUCCESS && number > 1) body.several = true;
     } else if (key == "lora") {

@@ -107,7 +107,11 @@ TEST(PromptBody, OtherMembers) {
   EXPECT_FALSE(with(R"("id_slot":-1)").id_slot) << "clients that spell out defaults were taken to refuse the cache";
   EXPECT_FALSE(with(R"("id_slot":1,"id_slot":-1)").id_slot);
   EXPECT_EQ(with(R"("id_slot":-1,"id_slot":1)").id_slot, 1);
-  for (const char* other : {R"("id_slot":-2)", R"("id_slot":"x")", R"("id_slot":null)"}) EXPECT_LT(with(other).id_slot.value_or(0), 0) << other;
+  EXPECT_FALSE(with(R"("id_slot":null)").id_slot);
+  EXPECT_FALSE(with(R"("id_slot":1,"id_slot":null)").id_slot);
+  for (const char* other : {R"("id_slot":-2)", R"("id_slot":"x")", R"("id_slot":4294967295)", R"("id_slot":4294967296)"}) {
+    EXPECT_LT(with(other).id_slot.value_or(0), 0) << other;
+  }
   EXPECT_EQ(with(R"("cache_prompt":true)").cache_prompt, true);
   EXPECT_EQ(with(R"("cache_prompt":false)").cache_prompt, false);
   EXPECT_TRUE(with(R"("cache_prompt":null)").cache_prompt.has_value());
