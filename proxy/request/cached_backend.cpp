@@ -333,16 +333,21 @@ CachedBackend::Presence::~Presence() {
   if (--backend_->present_ == 0) backend_->schedule_write_back();
 }
 
-CachedBackend::Foreign::Foreign(CachedBackend& backend) : backend_(&backend) {
+CachedBackend::Foreign::Foreign(CachedBackend& backend, Holds holds) : backend_(&backend), unleased_(holds == Holds::no_slot) {
   backend.note_begun();
   ++backend.foreign_;
+  backend.unleased_ += unleased_ ? 1 : 0;
   ++backend.foreign_epoch_;
 }
 
 CachedBackend::Foreign::~Foreign() {
   backend_->idle_since_ = std::chrono::steady_clock::now();
+  backend_->unleased_ -= unleased_ ? 1 : 0;
+  const std::span<SlotState> slots = backend_->slots_.slots();
   if (--backend_->foreign_ == 0) {
-    for (SlotState& state : backend_->slots_.slots()) state.taken = false;
+    for (SlotState& state : slots) state.taken = false;
+  } else if (std::ranges::any_of(slots, &SlotState::taken)) {
+    backend_->find_taken();  // it may have been this one's
   }
   backend_->spawn(backend_->look_at_slots());
 }

@@ -137,7 +137,7 @@ class CachedBackend {
   // Grows with each request that may use any slot.
   std::uint64_t foreign_epoch() const { return foreign_epoch_; }
   // There are more tasks about than slots: one that is put off gets whichever slot comes free, be it for a moment between two pieces.
-  bool foreign_may_wait() const { return foreign_ > 0 && scheduler_.leased() + foreign_ > slots_.slots().size(); }
+  bool foreign_may_wait() const { return unleased_ > 0 && scheduler_.leased() + unleased_ > slots_.slots().size(); }
   // A prompt was computed in pieces. `lost`: what they had left was not there for the next one.
   void note_pieces(bool lost);
   bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }
@@ -154,13 +154,15 @@ class CachedBackend {
   // While one lives a request runs that may use any slot (it was passed on unpinned).
   class Foreign {
    public:
-    explicit Foreign(CachedBackend& backend);
+    enum class Holds { no_slot, a_slot };  // a lease: one is kept free for it, be it another than the backend takes
+    explicit Foreign(CachedBackend& backend, Holds holds = Holds::no_slot);
     Foreign(const Foreign&) = delete;
     Foreign& operator=(const Foreign&) = delete;
     ~Foreign();
 
    private:
     CachedBackend* backend_;
+    bool unleased_;
   };
   Task<void> save_before_foreign(CancelSource& cancel);
   // A request whose slot the backend chooses has been sent: finds out which, so that nobody is sent there to wait.
@@ -353,8 +355,10 @@ class CachedBackend {
   // For calls that must not end with a client.
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();
   bool write_back_scheduled_ = false;
+  std::chrono::steady_clock::time_point late_until_;  // the backend did not answer when a slot was to be saved: not before
   int tasks_ = 0;  // upkeep coroutines alive
   std::uint64_t foreign_ = 0;
+  std::uint64_t unleased_ = 0;  // of them
   struct Cleared {
     Tokens tokens;
     std::vector<std::uint32_t> resume_points;

@@ -63,7 +63,7 @@ Task<void> CachedBackend::write_back(bool again) {
   for (milliseconds left{1}; left.count() > 0 && !stopping_.cancelled();) {
     quiet = quiet_before_write_back();
     const auto past = std::chrono::steady_clock::now() - idle_since_;
-    left = std::chrono::ceil<milliseconds>(quiet - past);
+    left = std::chrono::ceil<milliseconds>(std::max(quiet - past, late_until_ - std::chrono::steady_clock::now()));
     if (left.count() > 0) co_await rest(left);
   }
   write_back_scheduled_ = false;
@@ -99,8 +99,14 @@ Task<void> CachedBackend::write_back(bool again) {
     };
     Result<void> saved = co_await save(state.id, std::move(give_back));
     if (!saved) {
+      // What was late is so for a while, and most likely again at once.
+      constexpr std::chrono::seconds while_late{10};
+      const auto now = std::chrono::steady_clock::now();
+      const bool late = saved.error().code == ErrorCode::timeout;
+      const bool again_late = late && now - late_until_ < while_late;
+      if (late) late_until_ = now + while_late;
       // Trouble with the disk is said once, by the store.
-      const bool said = store_->saving_trouble().has_value();
+      const bool said = store_->saving_trouble().has_value() || again_late;
       spdlog::log(said ? spdlog::level::debug : spdlog::level::warn, "slot {} was not saved: {}", lease->slot(), to_string(saved.error()));
       if (saved.error().source == ErrorSource::upstream && saved.error().code == ErrorCode::refused) suspect_down();
     }

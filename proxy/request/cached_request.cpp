@@ -30,6 +30,13 @@ Task<void> CachedRequest::fail(const Error& error) {
   (void)co_await write_error(downstream_, error);
 }
 
+// Nothing is started for a client that has: what idle slots hold would be forgotten for a task that never comes.
+Task<bool> CachedRequest::has_left() {
+  if (!downstream_.cancel().cancelled()) co_return false;
+  co_await fail(downstream_error(ErrorCode::cancelled, "the client left before its request was sent on"));
+  co_return true;
+}
+
 Task<void> CachedRequest::run(PromptForm form, std::string body) {
   body_ = std::move(body);
   record_.enter(Step::parse);
@@ -55,6 +62,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
     co_return;
   }
   co_await backend_.save_idle_slots(-1);
+  if (co_await has_left()) co_return;
   backend_.note_foreign_started(!own_weights());
   (void)co_await forward(body, *gate);
 }
@@ -64,6 +72,7 @@ Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
   co_await backend_.probe_passes(downstream_.cancel());
   const CachedBackend::Foreign foreign(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
+  if (co_await has_left()) co_return;
   // When its task starts we cannot tell from here; the slots that the backend clears then are forgotten now.
   backend_.note_foreign_started(false);
   EventStreamOptions events;
@@ -211,6 +220,7 @@ ResultTask<Tokens> CachedRequest::tokenize_infill() {
     const Result<StartGate> gate = co_await backend_.gate_if_needed(cancel);
     if (!gate) co_return gate.error();
     co_await backend_.save_idle_slots(-1);
+    if (cancel.cancelled()) co_return downstream_error(ErrorCode::cancelled, "the client left");
     backend_.note_foreign_started(false);
     Result<InfillLayout> learned = co_await learn_infill_layout(backend_.api(), cancel);
     const bool answered = learned || learned.error().code == ErrorCode::unsupported || learned.error().code == ErrorCode::rejected ||
@@ -320,7 +330,7 @@ Task<void> CachedRequest::serve_cached() {
   } else {
     spliced = splice_slot(body_, slot_, add_cache_prompt);
   }
-  if (!parsed_.takes_slot) foreign_.emplace(backend_);
+  if (!parsed_.takes_slot) foreign_.emplace(backend_, CachedBackend::Foreign::Holds::a_slot);
   backend_.note_task_started(slot_);
   (void)co_await forward(spliced, gate);
   record_.enter(Step::save);
@@ -328,7 +338,7 @@ Task<void> CachedRequest::serve_cached() {
 
 // The backend's own cache should hold what we have not: it chooses the slot, which it then brings back by itself.
 Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
-  foreign_.emplace(backend_);
+  foreign_.emplace(backend_, CachedBackend::Foreign::Holds::a_slot);
   record_.source = plan_.source;
   record_.plan_reason = plan_.reason;
   record_.planned_tokens = plan_.base;
@@ -336,6 +346,7 @@ Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
   backend_.slots().at(slot_).in_pieces = false;
   backend_.scheduler().reconsider();
   co_await backend_.save_idle_slots(-1);
+  if (co_await has_left()) co_return;
   backend_.note_foreign_started(false);
   slot_ = -1;
   (void)co_await forward(body_, gate);

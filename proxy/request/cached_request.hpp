@@ -72,6 +72,7 @@ class CachedRequest {
   void account_unpinned(const Timings& timings);
   MissReason explain() const;
   Task<void> fail(const Error& error);
+  Task<bool> has_left();
 
   CachedBackend& backend_;
   Downstream& downstream_;

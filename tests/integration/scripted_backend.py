@@ -53,7 +53,7 @@ class Call:
     connection_closed: threading.Event = field(default_factory=threading.Event)  # by Cairn, before the answer ended
     answered: threading.Event = field(default_factory=threading.Event)
     held: threading.Event = field(default_factory=threading.Event)  # by the script; which event holds it is settled
-    told_busy: bool = False  # of /slots
+    told_busy: int = 0  # slots, by /slots
     headers: str = ""
 
     @property
@@ -359,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if slot.used:
                     row["n_prompt_tokens"] = len(slot.believed)
                 rows.append(row)
-            call.told_busy = any(row["is_processing"] for row in rows)
+            call.told_busy = sum(row["is_processing"] for row in rows)
             self.reply(rows)
         elif path == "/lora-adapters":
             self.reply(backend.adapters)
