@@ -278,6 +278,13 @@ void Catalogue::attach(const CheckpointRecord& record, TokenSpan tokens, std::in
 }
 
 StateWorth Catalogue::worth(const CheckpointRecord& record) const {
+  // While its successor has no copy on disk it stands there for that one, as far as it goes.
+  const std::optional<CheckpointId> waits_for = store_.successor_of(record.id);
+  if (const CheckpointRecord* successor = waits_for ? store_.find(*waits_for) : nullptr) {
+    StateWorth worth = this->worth(*successor);
+    worth.tokens_per_s *= static_cast<double>(record.token_count) / std::max(1U, successor->token_count);
+    return worth;
+  }
   const auto at = places_.find(record.id);
   const auto values = values_.find(record.namespace_id);
   if (at == places_.end() || values == values_.end()) return {};

@@ -306,9 +306,9 @@ class CheckpointStore {
     return options_.low_water >= 1 ? budget : static_cast<std::uint64_t>(options_.low_water * static_cast<double>(budget));
   }
   std::uint64_t slot_budget() const { return has_tiers() ? options_.ram_budget_bytes : options_.budget_bytes; }
-  bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes, bool with_standby = true);
-  bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes, bool with_standby = true);
-  std::vector<const CheckpointRecord*> evictable(Tier tier, bool with_standby = true) const;
+  bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes, CheckpointId incoming = {});
+  bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes);
+  std::vector<const CheckpointRecord*> evictable(Tier tier, CheckpointId incoming = {}) const;
   static constexpr std::int64_t strays_come_ms = 600'000;
   std::uint64_t held_bytes(Tier tier) const;
   Tier floor_tier() const { return has_tiers() ? Tier::disk : Tier::slots; }  // whose disk has the floor
@@ -320,6 +320,7 @@ class CheckpointStore {
   ResultTask<void> copy_one_down(CheckpointId id);
   bool settle_standby(CheckpointId copied);
   bool evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
+  bool stands_by_for(CheckpointId id, CheckpointId successor) const;
   void end_standby(CheckpointId id);
   void hand_standby_on(CheckpointId removed);
   ResultTask<void> make_room_on_disk(const CheckpointRecord& incoming);

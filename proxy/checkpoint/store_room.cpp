@@ -92,8 +92,8 @@ ResultTask<void> CheckpointStore::fit_budget() {
 
 // Condemns victims of the policy's choice until `at_least` bytes are gone, then as many more as fit into `at_most`. When
 // all that may go would not be enough, nothing goes.
-bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most, bool with_standby) {
-  const std::vector<const CheckpointRecord*> candidates = evictable(tier, with_standby);
+bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_most, CheckpointId incoming) {
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier, incoming);
   if (bytes_of(candidates) < at_least) return false;
   std::uint64_t gone = 0;
   Victims victims(*policy_, worth_, candidates, now_unix_ms());
@@ -109,19 +109,20 @@ bool CheckpointStore::evict(Tier tier, std::uint64_t at_least, std::uint64_t at_
   return gone >= at_least;
 }
 
-std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier, bool with_standby) const {
+// Without those that wait for the copy of `incoming`.
+std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier, CheckpointId incoming) const {
   std::vector<const CheckpointRecord*> candidates;
   for (const auto& [id, entry] : entries_) {
     const CheckpointRecord& record = entry.record;
-    if (!with_standby && standing_by_.contains(id)) continue;
-    if (!record.pinned && !in_use(id) && (tier == Tier::slots ? record.in_slots : record.on_disk)) candidates.push_back(&record);
+    const bool may_go = !record.pinned && !in_use(id) && (tier == Tier::slots ? record.in_slots : record.on_disk);
+    if (may_go && !stands_by_for(id, incoming)) candidates.push_back(&record);
   }
   return candidates;
 }
 
-bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least, bool with_standby) {
+bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least) {
   if (incoming.pinned || !policy_->judges_new_states()) return true;  // what is pinned is kept whatever it is worth
-  const std::vector<const CheckpointRecord*> candidates = evictable(tier, with_standby);
+  const std::vector<const CheckpointRecord*> candidates = evictable(tier, incoming.id);
   const Victims victims(*policy_, worth_, candidates, now_unix_ms());
   return victims.bytes_below(incoming) >= at_least;
 }

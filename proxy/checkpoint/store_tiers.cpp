@@ -80,6 +80,12 @@ std::optional<CheckpointId> CheckpointStore::successor_of(CheckpointId id) const
   return last;
 }
 
+bool CheckpointStore::stands_by_for(CheckpointId id, CheckpointId successor) const {
+  auto at = standing_by_.find(id);
+  while (at != standing_by_.end() && at->second != successor) at = standing_by_.find(at->second);
+  return at != standing_by_.end();
+}
+
 void CheckpointStore::end_standby(CheckpointId id) {
   const std::optional<CheckpointId> successor = successor_of(id);
   standing_by_.erase(id);
@@ -232,12 +238,25 @@ ResultTask<void> CheckpointStore::take_the_name_on_disk(std::string file_name) {
   co_return Result<void>{};
 }
 
-// What waits for its successor's copy is worth nothing beside it, and yet all that a reboot would leave: it goes when nothing else may.
+// What waits for this very copy is worth nothing beside it, and yet all that a reboot would leave: it goes when there is no room
+// without that. What waits for another's is judged like all the rest: it is the only copy of its conversation.
 bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least, std::uint64_t at_most) {
-  for (const bool with_standby : {false, true}) {
-    if (worth_more_than_victims(incoming, Tier::disk, at_least, with_standby) && evict(Tier::disk, at_least, at_most, with_standby)) return true;
+  std::vector<CheckpointId> waiting;
+  std::uint64_t bytes = 0;
+  for (const auto& [id, successor] : standing_by_) {
+    const CheckpointRecord& record = entries_.at(id).record;
+    if (!record.on_disk || in_use(id) || !stands_by_for(id, incoming.id)) continue;
+    waiting.push_back(id);
+    bytes += record.bytes;
   }
-  return false;
+  const std::uint64_t others_least = at_least - std::min(at_least, bytes);
+  const auto makes_room = [&](std::uint64_t least, std::uint64_t most) {
+    return least == 0 || (worth_more_than_victims(incoming, Tier::disk, least) && evict(Tier::disk, least, most, incoming.id));
+  };
+  if (makes_room(at_least, at_most)) return true;
+  if (waiting.empty() || !makes_room(others_least, at_most - std::min(at_most, bytes))) return false;
+  for (const CheckpointId id : waiting) condemn(id, RemovalReason::evicted);
+  return true;
 }
 
 // The caller has counted it as reserved.

@@ -215,6 +215,44 @@ TEST_F(Superseded, GoesFromAFullDiskWhenNothingElseMay) {
   EXPECT_TRUE(on_disk(next));
 }
 
+// It counted as worthless beside its successor, which was in RAM alone: what anybody asked once took its place, and a reboot the rest.
+TEST_F(Superseded, IsNotDrivenOffTheDiskByWhatIsWorthLess) {
+  fixture.options.budget_bytes = 20'000;
+  reopen();
+  const CheckpointId old = save("abc");
+  ASSERT_TRUE(copy_all());
+  store().set_cost(save("xyz"), 100);
+  ASSERT_TRUE(copy_all());
+  save("abcdef", {3});
+  const CheckpointId once = save("uvw");
+  store().set_cost(once, 1e-6);
+  bool began = false;
+  EXPECT_FALSE(fixture.await(store().copy_down([&] { return std::exchange(began, true); })));  // of the last one
+  EXPECT_FALSE(on_disk(once));
+  EXPECT_TRUE(on_disk(old));
+  reboot();
+  EXPECT_THAT(find("abcdefg"), ElementsAre(old));
+}
+
+TEST_F(Superseded, GoesFromAFullDiskForWhatIsWorthMore) {
+  fixture.options.budget_bytes = 20'000;
+  reopen();
+  const CheckpointId old = save("abc");
+  ASSERT_TRUE(copy_all());
+  const CheckpointId dearer = save("xyz");
+  store().set_cost(dearer, 10);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId next = save("abcdef", {3});
+  const CheckpointId dear = save("uvw");
+  store().set_cost(dear, 100);
+  bool began = false;
+  ASSERT_TRUE(fixture.await(store().copy_down([&] { return std::exchange(began, true); })));
+  EXPECT_TRUE(on_disk(dear));
+  EXPECT_TRUE(on_disk(dearer));
+  EXPECT_EQ(store().find(old), nullptr);
+  EXPECT_THAT(find("abcdefg"), ElementsAre(next));
+}
+
 TEST_F(Superseded, WithoutTiersItGoesAtOnce) {
   fixture.options.disk_dir.clear();
   fixture.options.slot_dir = scratch.path() + "/one";
