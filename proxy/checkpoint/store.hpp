@@ -19,6 +19,7 @@
 #include "base/blocking_pool.hpp"
 #include "base/populated_memory.hpp"
 #include "base/task.hpp"
+#include "base/wakeup.hpp"
 #include "checkpoint/eviction.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/late_space.hpp"
@@ -315,6 +316,7 @@ class CheckpointStore {
   // Tiers (store_tiers.cpp).
   ResultTask<void> leave_slots(std::uint64_t at_least_bytes);
   void leave_slots(CheckpointId id);
+  Task<bool> copy_ends();
   ResultTask<void> copy_down(std::function<bool()> busy, std::int64_t uncopied_since_unix_ms);
   ResultTask<void> copy_down(CheckpointId id);
   ResultTask<void> copy_one_down(CheckpointId id);
@@ -357,6 +359,7 @@ class CheckpointStore {
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
   std::set<CheckpointId> copying_;  // down
+  std::vector<std::shared_ptr<Wakeup>> waiting_for_copies_;
   std::map<CheckpointId, CheckpointId> standing_by_;  // states that are kept until another is copied
   struct Stray {
     std::string file_name;

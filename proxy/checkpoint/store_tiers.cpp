@@ -2,10 +2,12 @@
 // directory outlive a reboot, and hold what no longer fits into RAM.
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "base/counted.hpp"
+#include "base/wakeup.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/store.hpp"
 #include "checkpoint/store_disk.hpp"
@@ -162,6 +164,7 @@ ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy, std::int
 
 ResultTask<void> CheckpointStore::copy_down(CheckpointId id) {
   auto copied = co_await copy_one_down(id);
+  for (const std::shared_ptr<Wakeup>& waiting : std::exchange(waiting_for_copies_, {})) waiting->notify();
   if (settle_standby(id)) {
     auto tidied = co_await tidy();
     (void)tidied;  // tried again later
@@ -318,7 +321,10 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
       victim = victims.worst();
     }
     if (gone >= at_least_bytes) break;
-    if (victim == nullptr) co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full");
+    if (victim == nullptr) {
+      if (co_await copy_ends()) continue;
+      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full");
+    }
     const CheckpointId id = victim->id;
     const bool may_go = !victim->pinned;
     const bool tried = copying_pause_.waiting(now_unix_ms());
@@ -336,6 +342,19 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
     }
   }
   co_return Result<void>{};
+}
+
+// False: nothing may leave RAM when a copy under way has ended.
+Task<bool> CheckpointStore::copy_ends() {
+  const auto may_go_then = [this](CheckpointId id) {
+    const CheckpointRecord* record = find(id);
+    return record != nullptr && record->in_slots && uses_.at(id) == 1;  // the copy's own
+  };
+  if (!std::ranges::any_of(copying_, may_go_then)) co_return false;
+  const auto ended = std::make_shared<Wakeup>(co_await boost::asio::this_coro::executor);
+  waiting_for_copies_.push_back(ended);
+  co_await ended->wait();
+  co_return true;
 }
 
 // Its copy on disk stays.

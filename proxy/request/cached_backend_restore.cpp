@@ -12,7 +12,7 @@ namespace cairn {
 namespace {
 constexpr int strikes_to_drop = 2;
 constexpr std::chrono::minutes not_tried_again{5};  // a state that could not be read
-constexpr std::chrono::seconds no_room_again{30};   // or that found no room
+constexpr std::chrono::seconds no_room_again{30};   // or that found no room, in RAM or in its slot
 }  // namespace
 
 ResultTask<void> CachedBackend::read_ahead(CheckpointId id) {
@@ -23,7 +23,8 @@ ResultTask<void> CachedBackend::read_ahead(CheckpointId id) {
   const bool bad = verified.error().code == ErrorCode::corrupt || verified.error().code == ErrorCode::not_found;
   spdlog::warn("checkpoint {} {}: {}", static_cast<std::int64_t>(id), bad ? "is not what was saved" : "cannot be brought back now",
                to_string(verified.error()));
-  if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + not_tried_again;
+  const bool full = verified.error().code == ErrorCode::no_space;  // of what others use just now
+  if (!bad) unreadable_[id] = std::chrono::steady_clock::now() + (full ? no_room_again : not_tried_again);
   co_return verified.error();
 }
 

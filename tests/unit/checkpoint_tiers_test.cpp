@@ -213,6 +213,37 @@ TEST_F(Tiers, APinnedStateGetsItsCopyAtTheFloorOfFreeDisk) {
   EXPECT_EQ(store().find(dear), nullptr);
 }
 
+// Its room was taken for full, and the turn that asked for it was never saved.
+TEST_F(Tiers, WhereAllThatMayLeaveTheRamIsBeingCopiedThatIsWaitedFor) {
+  fixture.options.ram_budget_bytes = 15'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId id = save(1);
+  std::latch copying(1), asked(1);
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "create") {
+      copying.count_down();
+      asked.wait();
+    }
+    return std::nullopt;
+  };
+  boost::asio::io_context io;
+  boost::asio::co_spawn(io, store().copy_down([] { return false; }), [](std::exception_ptr, Result<void> copied) { EXPECT_TRUE(copied); });
+  while (!copying.try_wait()) io.poll();
+  bool reserved = false;
+  boost::asio::co_spawn(io, store().reserve(9000), [&](std::exception_ptr, Result<CheckpointStore::Reservation> room) {
+    ASSERT_TRUE(room) << to_string(room.error());
+    reserved = true;
+  });
+  io.poll();
+  EXPECT_FALSE(reserved);
+  asked.count_down();
+  io.run();
+  EXPECT_TRUE(reserved);
+  EXPECT_TRUE(store().find(id)->on_disk);
+  EXPECT_FALSE(store().find(id)->in_slots);
+  EXPECT_EQ(store().counters().refused_reservations, 0u);
+}
+
 TEST_F(Tiers, WhereDeletingFreesNothingOnlyOneRoundIsGivenUpForACopy) {
   fixture.options.min_free_bytes = 1'000'000;
   ASSERT_TRUE(fixture.open());
