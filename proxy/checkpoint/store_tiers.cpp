@@ -106,6 +106,7 @@ void CheckpointStore::hand_standby_on(CheckpointId removed) {
       end_standby(id);
     } else {
       standing_by_[id] = node.mapped();
+      if (entries_.at(node.mapped()).record.on_disk) condemn(id, RemovalReason::erased);
     }
   }
 }

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <latch>
 #include <string>
 #include <utility>
@@ -181,6 +182,36 @@ TEST_F(Superseded, IsCopiedToItsEndWhenThatHasBegun) {
   ASSERT_TRUE(copy_all());
   EXPECT_EQ(store().find(old), nullptr);
   EXPECT_TRUE(on_disk(next->id));
+}
+
+// Nobody looked at it again: out of the tree, but in the disk's budget until the next start.
+TEST_F(Superseded, GoesWhenTheLastOfItsSuccessorsWasCopiedBeforeTheOneBetween) {
+  const CheckpointId old = save("abc");
+  ASSERT_TRUE(copy_all());
+  const CheckpointId second = save("abcdef", {3});
+  std::latch copying(1), last_is_copied(1);
+  std::atomic<int> creating{0};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "create" && creating++ == 0) {
+      copying.count_down();
+      last_is_copied.wait();
+    }
+    return std::nullopt;
+  };
+  boost::asio::io_context io;
+  boost::asio::co_spawn(io, store().copy_down([began = false]() mutable { return std::exchange(began, true); }),
+                        [](std::exception_ptr, Result<void>) {});
+  while (!copying.try_wait()) io.poll();
+  const CheckpointId last = save("abcdefghi", {3, 6});
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(on_disk(last));
+  last_is_copied.count_down();
+  io.run();
+  EXPECT_EQ(store().find(second), nullptr);
+  EXPECT_EQ(store().find(old), nullptr);
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_EQ(disk_files(), 1u);
+  EXPECT_EQ(store().counters().disk_bytes, store().find(last)->bytes);
 }
 
 // What it offers its successor offers: beside each other both would seem to be worth nothing.
