@@ -188,7 +188,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   Error failure;
   bool disk_failed = false;  // as opposed to a bad file, or a budget that is full
   const auto inspection = [&] { return inspect_saved(files_, temporary_path, checkpoint); };
-  auto inspected = co_await background_pool_.run(inspection);
+  auto inspected = co_await commit_pool_.run(inspection);
   bool good = inspected.has_value();
   if (!good) {
     failure = inspected.error();
@@ -207,7 +207,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
     const auto sealing = [&] {
       return seal_saved(files_, options_.slot_dir, temporary_path, final_path, *inspected);
     };
-    auto done = co_await background_pool_.run(sealing);
+    auto done = co_await commit_pool_.run(sealing);
     good = done.has_value();
     if (good) {
       sealed = std::move(*done);

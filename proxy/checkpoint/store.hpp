@@ -1,7 +1,7 @@
 // The saved states: reserves room for them, commits them so that a crash at any instant leaves nothing half, verifies
 // them before they are restored, and evicts them within a byte budget.
-// Thread: the I/O thread; disk work and checksums run on `disk_pool`, those that no restore should wait behind on two threads of its
-// own, SQLite and deletions on one more.
+// Thread: the I/O thread; disk work and checksums run on `disk_pool`, those that no restore should wait behind on threads of its
+// own (two for commits, two for the rest), SQLite and deletions on one more.
 // Owner: main. Outlives every task it returned, every Reservation and every Use. `disk_pool` and `files` outlive it.
 // Errors: source disk (no_space, io, corrupt, not_found), never an exception; after any of them the store is usable.
 #pragma once
@@ -378,9 +378,10 @@ class CheckpointStore {
   std::string index_damage_, strange_states_;
   std::unique_ptr<Index> index_;  // touched on index_pool_ alone once it is open
   BlockingPool index_pool_{1};
-  // Hashing and syncing what was saved, copies to the disk tier, reading all afresh: gigabytes at a slow disk's pace. Two: a commit may
-  // be waited for as well, and not behind a copy.
-  BlockingPool background_pool_{2};  // these two are joined first
+  // Copies to the disk tier and reading all afresh, hashing and syncing what was saved: gigabytes at a slow disk's pace. A commit may be
+  // waited for as well, and not behind the others.
+  BlockingPool background_pool_{2};
+  BlockingPool commit_pool_{2};  // these three are joined first
 };
 
 }  // namespace cairn

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <functional>
+#include <future>
 #include <latch>
 #include <utility>
 
@@ -242,6 +244,43 @@ TEST_F(Tiers, WhereAllThatMayLeaveTheRamIsBeingCopiedThatIsWaitedFor) {
   EXPECT_TRUE(store().find(id)->on_disk);
   EXPECT_FALSE(store().find(id)->in_slots);
   EXPECT_EQ(store().counters().refused_reservations, 0u);
+}
+
+// Two models' copies to a slow disk, and a turn's commit waited for them.
+TEST_F(Tiers, ACommitDoesNotWaitForCopies) {
+  save(1);
+  save(2);
+  const Tokens tokens = tokens_of_length(60);
+  const std::string data = state_bytes(4, tokens, 1000).data;
+  auto reservation = fixture.await(store().reserve(data.size()));
+  ASSERT_TRUE(reservation);
+  write_file(scratch.slots() + "/" + reservation->temporary_name(), data);
+  NewCheckpoint checkpoint;
+  checkpoint.namespace_id = NamespaceId{1};
+  checkpoint.saved_tokens = tokens.size();
+  boost::asio::io_context io;
+  std::promise<void> enough;
+  const std::shared_future<void> slow{enough.get_future()};
+  std::uint64_t copied_before = 99;
+  const auto commit = [&] {
+    boost::asio::co_spawn(io, store().commit(std::move(*reservation), checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
+      EXPECT_TRUE(done);
+      copied_before = store().counters().copied_down;
+      enough.set_value();
+    });
+  };
+  std::atomic<int> creating{0};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) != "create" || creating >= 2) return std::nullopt;
+    if (++creating == 2) boost::asio::post(io, commit);
+    (void)slow.wait_for(std::chrono::seconds{10});
+    return std::nullopt;
+  };
+  for (int models = 0; models < 2; ++models) {
+    boost::asio::co_spawn(io, store().copy_down([] { return false; }), [](std::exception_ptr, Result<void>) {});
+  }
+  io.run();
+  EXPECT_EQ(copied_before, 0u);
 }
 
 TEST_F(Tiers, WhereDeletingFreesNothingOnlyOneRoundIsGivenUpForACopy) {
