@@ -63,6 +63,7 @@ ResultTask<void> CheckpointStore::supersede(CheckpointId old, CheckpointId by) {
   const auto successor = entries_.find(by);
   if (old == by || found == entries_.end() || successor == entries_.end()) co_return Result<void>{};
   const CheckpointRecord& record = found->second.record;
+  if (record.pinned) co_return Result<void>{};  // since it was found to be useless
   std::int64_t& since = successor->second.uncopied_since_unix_ms;
   if (!record.on_disk) since = std::min(since, found->second.uncopied_since_unix_ms);
   standing_by_[old] = by;

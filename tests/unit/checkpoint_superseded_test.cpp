@@ -214,6 +214,22 @@ TEST_F(Superseded, GoesWhenTheLastOfItsSuccessorsWasCopiedBeforeTheOneBetween) {
   EXPECT_EQ(store().counters().disk_bytes, store().find(last)->bytes);
 }
 
+// Of several that a state makes useless the first was being deleted when the client pinned the second, and was told that it stays.
+TEST_F(Superseded, StaysWhenItWasPinnedJustBefore) {
+  const CheckpointId old = save("abc");
+  ASSERT_TRUE(copy_all());
+  fixture.now_ms += 1000;
+  const auto next = commit("abcdef", {3});
+  ASSERT_TRUE(next);
+  EXPECT_THAT(catalogue->add(next->id, next->tokens, fixture.now_ms), ElementsAre(old));
+  ASSERT_TRUE(fixture.await(store().pin(old, "system prompt")));
+  ASSERT_TRUE(fixture.await(store().supersede(old, next->id)));
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(on_disk(old));
+  EXPECT_TRUE(on_disk(next->id));
+  EXPECT_THAT(find("abcx"), ElementsAre(old, next->id));
+}
+
 // What it offers its successor offers: beside each other both would seem to be worth nothing.
 TEST_F(Superseded, TakesNothingFromItsSuccessorsWorth) {
   fixture.options.budget_bytes = 30'000;
