@@ -309,6 +309,7 @@ class CheckpointStore {
   std::uint64_t slot_budget() const { return has_tiers() ? options_.ram_budget_bytes : options_.budget_bytes; }
   bool evict(Tier tier, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes, CheckpointId incoming = {});
   bool worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least_bytes);
+  bool evicting_helps(Tier tier, std::uint64_t at_least_bytes) const;
   std::vector<const CheckpointRecord*> evictable(Tier tier, CheckpointId incoming = {}) const;
   static constexpr std::int64_t strays_come_ms = 600'000;
   std::uint64_t held_bytes(Tier tier) const;

@@ -120,6 +120,8 @@ std::vector<const CheckpointRecord*> CheckpointStore::evictable(Tier tier, Check
   return candidates;
 }
 
+bool CheckpointStore::evicting_helps(Tier tier, std::uint64_t at_least) const { return bytes_of(evictable(tier)) >= at_least; }
+
 bool CheckpointStore::worth_more_than_victims(const CheckpointRecord& incoming, Tier tier, std::uint64_t at_least) {
   if (incoming.pinned || !policy_->judges_new_states()) return true;  // what is pinned is kept whatever it is worth
   const std::vector<const CheckpointRecord*> candidates = evictable(tier, incoming.id);
@@ -146,7 +148,7 @@ Task<bool> CheckpointStore::worth_its_room(const CheckpointRecord& incoming) {
   const std::uint64_t coming = late_space_.coming(space->free_bytes, now_unix_ms());
   const std::uint64_t free = space->free_bytes + coming + counters_.condemned_bytes - held_bytes(Tier::slots);
   if (free >= needed || worth_more_than_victims(incoming, Tier::slots, needed - free)) co_return true;
-  if (bytes_of(evictable(Tier::slots)) < needed - free) co_return true;  // nothing would help: refused for that
+  if (!evicting_helps(Tier::slots, needed - free)) co_return true;  // refused for that
   ++counters_.declined;
   co_return false;
 }

@@ -295,7 +295,12 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     free_before = space->free_bytes;
     const std::uint64_t missing = needed - space->free_bytes;
     const std::uint64_t coming = late_space_.coming(space->free_bytes, now_unix_ms());
-    if (coming >= missing || !evict_on_disk_for(incoming, missing - coming, missing - coming)) break;
+    if (coming >= missing) break;
+    if (evict_on_disk_for(incoming, missing - coming, missing - coming)) continue;
+    if (evicting_helps(Tier::disk, missing - coming)) {
+      co_return disk_error(ErrorCode::no_space, options_.disk_dir + " is full of better states");  // no trouble of the disk's
+    }
+    break;
   }
   ++counters_.disk_errors;
   if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);

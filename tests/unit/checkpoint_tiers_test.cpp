@@ -215,6 +215,28 @@ TEST_F(Tiers, APinnedStateGetsItsCopyAtTheFloorOfFreeDisk) {
   EXPECT_EQ(store().find(dear), nullptr);
 }
 
+// It passed for trouble with the disk: for up to a minute nothing was copied.
+TEST_F(Tiers, WhatIsNotWorthItsRoomAtTheFloorOfFreeDiskHoldsUpNoCopies) {
+  fixture.options.min_free_bytes = 1'000'000;
+  ASSERT_TRUE(fixture.open());
+  int said = 0;
+  store().on_copying([&](const Error*) { ++said; });
+  const CheckpointId dear = save(1, 9000, 100);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId dearer = save(2, 9000, 200);
+  const CheckpointId cheap = save(3, 9000, 0.001);  // used last: tried first
+  files.pretended_space = DiskSpace{1'005'000, 2'000'000};
+  files.after = [&](int, const char* call) {
+    if (std::string_view(call) == "remove") files.pretended_space = DiskSpace{1'015'000, 2'000'000};
+  };
+  EXPECT_EQ(copy_all().error().code, ErrorCode::no_space);
+  EXPECT_FALSE(store().find(cheap)->on_disk);
+  EXPECT_TRUE(store().find(dearer)->on_disk);
+  EXPECT_EQ(store().find(dear), nullptr);
+  EXPECT_EQ(said, 0);
+  EXPECT_EQ(store().counters().disk_errors, 0u);
+}
+
 // Its room was taken for full, and the turn that asked for it was never saved.
 TEST_F(Tiers, WhereAllThatMayLeaveTheRamIsBeingCopiedThatIsWaitedFor) {
   fixture.options.ram_budget_bytes = 15'000;
