@@ -76,21 +76,22 @@ Victims::Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const C
 }
 
 Victims::Scored Victims::scored(const CheckpointRecord& record) const {
-  return Scored{policy_.score(record, worth_ ? worth_(record) : worth_by_record(record, now_unix_ms_), now_unix_ms_), &record};
+  const double score = policy_.score(record, worth_ ? worth_(record) : worth_by_record(record, now_unix_ms_), now_unix_ms_);
+  return Scored{score, &record, record.id, record.bytes, record.last_used_unix_ms};
 }
 
 // Among equals the one unused longest, then the oldest: a deterministic choice.
 bool Victims::goes_later(const Scored& a, const Scored& b) {
   if (a.score != b.score) return a.score > b.score;
-  if (a.record->last_used_unix_ms != b.record->last_used_unix_ms) return a.record->last_used_unix_ms > b.record->last_used_unix_ms;
-  return a.record->id > b.record->id;
+  if (a.last_used_unix_ms != b.last_used_unix_ms) return a.last_used_unix_ms > b.last_used_unix_ms;
+  return a.id > b.id;
 }
 
 std::uint64_t Victims::bytes_below(const CheckpointRecord& incoming) const {
   const Scored own = scored(incoming);
   std::uint64_t bytes = 0;
   for (const Scored& candidate : heap_) {
-    if (goes_later(own, candidate)) bytes += candidate.record->bytes;
+    if (goes_later(own, candidate)) bytes += candidate.bytes;
   }
   return bytes;
 }

@@ -97,7 +97,8 @@ class Victims {
   // All references must outlive it. `worth` may be empty: judged by its record alone.
   Victims(EvictionPolicy& policy, const WorthOf& worth, std::span<const CheckpointRecord* const> candidates,
           std::int64_t now_unix_ms);
-  // Bytes of those that are worth less than this one, which is no candidate: more than these are not given up for it.
+  // Bytes of those that are worth less than this one, which is no candidate: more than these are not given up for it. Of no record but
+  // this one: it may be asked for when others have gone.
   std::uint64_t bytes_below(const CheckpointRecord& incoming) const;
   // nullptr when none is left.
   const CheckpointRecord* worst();
@@ -108,6 +109,9 @@ class Victims {
   struct Scored {
     double score = 0;
     const CheckpointRecord* record = nullptr;
+    CheckpointId id{};
+    std::uint64_t bytes = 0;
+    std::int64_t last_used_unix_ms = 0;
   };
   Scored scored(const CheckpointRecord& record) const;
   static bool goes_later(const Scored& a, const Scored& b);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory_resource>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -72,6 +73,7 @@ struct CheckpointEntry {
   bool dirty = false;                  // differs from the index
   std::vector<FileStamp> verified_as;  // empty: not yet verified by this process
   std::int64_t uncopied_since_unix_ms = 0;  // it, or what it took the place of, has waited since for a copy on disk
+  std::optional<std::int64_t> copy_declined_unix_ms;  // what it would have driven off the disk was worth more
 };
 using CheckpointEntries = std::pmr::unordered_map<CheckpointId, CheckpointEntry>;
 

@@ -327,6 +327,7 @@ ResultTask<void> CheckpointStore::set_pin(CheckpointId id, bool pinned, std::str
     co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
   }
   if (pinned) end_standby(id);
+  if (pinned) found->second.copy_declined_unix_ms.reset();
   found->second.record.pinned = pinned;
   found->second.record.pin_label = std::move(label);
   found->second.dirty = true;

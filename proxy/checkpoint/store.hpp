@@ -227,9 +227,10 @@ class CheckpointStore {
 
   // --- tiers
   bool has_tiers() const { return !options_.disk_dir.empty(); }
-  // Some state lies in the slot directory alone, and the disk is not refusing copies just now.
+  // Some state lies in the slot directory alone, and the disk is not refusing copies just now, nor was this one declined a moment ago.
   bool copies_due() const;
-  // Copies such states to the disk directory, one by one, until `busy` says true. Errors: of the disk; tried again later.
+  // Copies such states to the disk directory, one by one, until `busy` says true. What is worth less than all that it would drive out
+  // is declined, and asked for again after a minute. Errors: of the disk; tried again later.
   ResultTask<void> copy_down(std::function<bool()> busy);
   // The same of those alone that have waited too long for a quiet moment.
   static constexpr std::int64_t longest_uncopied_ms = 60'000;
@@ -322,6 +323,9 @@ class CheckpointStore {
   ResultTask<void> copy_down(CheckpointId id);
   ResultTask<void> copy_one_down(CheckpointId id);
   bool settle_standby(CheckpointId copied);
+  bool surely_declined(const CheckpointRecord& incoming, std::uint64_t at_least_bytes);
+  Error decline_copy(CheckpointId id);
+  bool copy_due(const CheckpointEntry& entry) const;
   bool evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least_bytes, std::uint64_t at_most_bytes);
   bool stands_by_for(CheckpointId id, CheckpointId successor) const;
   void end_standby(CheckpointId id);
@@ -353,6 +357,8 @@ class CheckpointStore {
   SavingPause pause_;
   SavingPause copying_pause_;  // of copies to the disk directory
   WorthOf worth_;
+  std::optional<Victims> judged_on_disk_;  // a moment ago
+  std::int64_t judged_unix_ms_ = 0;
   std::unique_ptr<FileLock> state_lock_;
   std::unique_ptr<FileLock> slot_lock_;
   std::unique_ptr<FileLock> disk_lock_;

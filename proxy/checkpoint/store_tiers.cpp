@@ -1,5 +1,9 @@
 // The store's two tiers: states are saved to and restored from the slot directory, which lies in RAM; their copies in the disk
 // directory outlive a reboot, and hold what no longer fits into RAM.
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -49,7 +53,13 @@ double CheckpointStore::seconds_before_restore(CheckpointId id) const {
 
 bool CheckpointStore::copies_due() const {
   if (!has_tiers() || copying_pause_.waiting(now_unix_ms())) return false;
-  return std::any_of(entries_.begin(), entries_.end(), [](const auto& entry) { return !entry.second.record.on_disk; });
+  return std::any_of(entries_.begin(), entries_.end(), [this](const auto& entry) { return copy_due(entry.second); });
+}
+
+bool CheckpointStore::copy_due(const CheckpointEntry& entry) const {
+  if (entry.record.on_disk || !entry.copy_declined_unix_ms) return !entry.record.on_disk;
+  const std::int64_t since_ms = now_unix_ms() - *entry.copy_declined_unix_ms;
+  return since_ms < 0 || since_ms >= longest_uncopied_ms;  // others may be worth less by then
 }
 
 bool CheckpointStore::copies_wait() const {
@@ -148,11 +158,12 @@ ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy, std::int
   // What was used last would be missed most.
   std::vector<std::pair<std::int64_t, CheckpointId>> waiting;
   for (const auto& [id, entry] : entries_) {
-    if (entry.record.on_disk || entry.uncopied_since_unix_ms > uncopied_since_unix_ms) continue;
+    if (!copy_due(entry) || entry.uncopied_since_unix_ms > uncopied_since_unix_ms) continue;
     waiting.emplace_back(-entry.record.last_used_unix_ms, id);
   }
   std::sort(waiting.begin(), waiting.end());
   Result<void> result;
+  const auto executor = co_await boost::asio::this_coro::executor;
   for (const auto& [age, id] : waiting) {
     if (busy()) break;
     auto copied = co_await copy_down(id);
@@ -160,6 +171,7 @@ ResultTask<void> CheckpointStore::copy_down(std::function<bool()> busy, std::int
     const auto found = entries_.find(id);
     if (!copied && found != entries_.end()) found->second.uncopied_since_unix_ms = now_unix_ms();  // not again at once
     if (copying_pause_.waiting(now_unix_ms())) break;
+    co_await boost::asio::post(executor, boost::asio::use_awaitable);  // to decline one takes a while, and waits for nothing
   }
   co_return result;
 }
@@ -228,6 +240,7 @@ ResultTask<void> CheckpointStore::copy_one_down(CheckpointId id) {
   }
   if (!again->second.record.on_disk) counters_.disk_bytes += record.bytes;  // else somebody else has copied it meanwhile
   again->second.record.on_disk = true;
+  judged_on_disk_.reset();
   co_return Result<void>{};
 }
 
@@ -243,6 +256,19 @@ ResultTask<void> CheckpointStore::take_the_name_on_disk(std::string file_name) {
   co_return Result<void>{};
 }
 
+// Of many that are declined one after the other only the first has all states on disk judged.
+bool CheckpointStore::surely_declined(const CheckpointRecord& incoming, std::uint64_t at_least) {
+  constexpr std::int64_t holds_ms = 1000;
+  if (at_least == 0 || incoming.pinned || !policy_->judges_new_states()) return false;
+  const std::int64_t now = now_unix_ms();
+  if (!judged_on_disk_ || now < judged_unix_ms_ || now - judged_unix_ms_ >= holds_ms) {
+    const std::vector<const CheckpointRecord*> candidates = evictable(Tier::disk);
+    judged_on_disk_.emplace(*policy_, worth_, candidates, now);
+    judged_unix_ms_ = now;
+  }
+  return judged_on_disk_->bytes_below(incoming) < at_least;
+}
+
 // What waits for this very copy is worth nothing beside it, and yet all that a reboot would leave: it goes when there is no room
 // without that. What waits for another's is judged like all the rest: it is the only copy of its conversation.
 bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::uint64_t at_least, std::uint64_t at_most) {
@@ -255,6 +281,7 @@ bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::u
     bytes += record.bytes;
   }
   const std::uint64_t others_least = at_least - std::min(at_least, bytes);
+  if (surely_declined(incoming, others_least)) return false;
   const auto makes_room = [&](std::uint64_t least, std::uint64_t most) {
     return least == 0 || (worth_more_than_victims(incoming, Tier::disk, least) && evict(Tier::disk, least, most, incoming.id));
   };
@@ -262,6 +289,12 @@ bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::u
   if (waiting.empty() || !makes_room(others_least, at_most - std::min(at_most, bytes))) return false;
   for (const CheckpointId id : waiting) condemn(id, RemovalReason::evicted);
   return true;
+}
+
+// No trouble of the disk's: others are copied meanwhile.
+Error CheckpointStore::decline_copy(CheckpointId id) {
+  if (const auto entry = entries_.find(id); entry != entries_.end()) entry->second.copy_declined_unix_ms = now_unix_ms();
+  return disk_error(ErrorCode::no_space, options_.disk_dir + " is full of better states");
 }
 
 // The caller has counted it as reserved.
@@ -273,9 +306,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     const std::uint64_t wanted = counters_.disk_bytes + held_bytes(Tier::disk) + counters_.disk_reserved_bytes;
     if (wanted > budget) {
       const std::uint64_t missing = wanted - budget;
-      if (!evict_on_disk_for(incoming, missing, wanted - low_water_of(budget))) {
-        co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full of better states");
-      }
+      if (!evict_on_disk_for(incoming, missing, wanted - low_water_of(budget))) co_return decline_copy(incoming.id);
     }
     auto tidied = co_await tidy();
     if (counters_.disk_bytes + counters_.condemned_disk_bytes + counters_.disk_reserved_bytes > budget) {
@@ -297,9 +328,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     const std::uint64_t coming = late_space_.coming(space->free_bytes, now_unix_ms());
     if (coming >= missing) break;
     if (evict_on_disk_for(incoming, missing - coming, missing - coming)) continue;
-    if (evicting_helps(Tier::disk, missing - coming)) {
-      co_return disk_error(ErrorCode::no_space, options_.disk_dir + " is full of better states");  // no trouble of the disk's
-    }
+    if (evicting_helps(Tier::disk, missing - coming)) co_return decline_copy(incoming.id);
     break;
   }
   ++counters_.disk_errors;

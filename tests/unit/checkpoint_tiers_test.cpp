@@ -237,6 +237,55 @@ TEST_F(Tiers, WhatIsNotWorthItsRoomAtTheFloorOfFreeDiskHoldsUpNoCopies) {
   EXPECT_EQ(store().counters().disk_errors, 0u);
 }
 
+// Each of them had all states on disk judged twice, in one go, in every quiet moment: hundreds stopped the I/O thread.
+TEST_F(Tiers, ManyThatAFullDiskDeclinesCostOneLookAtWhatLiesThere) {
+  fixture.options.ram_budget_bytes = 1'000'000;
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  constexpr int kept = 20, declined = 50;
+  for (Token salt = 0; salt < kept; ++salt) save(salt, 1000, 100);
+  ASSERT_TRUE(copy_all());
+  for (Token salt = 0; salt < declined; ++salt) save(100 + salt, 2000, 0.001);
+  int judged = 0;
+  store().on_worth([&](const CheckpointRecord& record) {
+    ++judged;
+    return StateWorth{.tokens_per_s = record.cost_to_recompute_s};
+  });
+  EXPECT_EQ(copy_all().error().code, ErrorCode::no_space);
+  EXPECT_EQ(store().counters().copied_down, static_cast<std::uint64_t>(kept) + 2) << "what fits";
+  EXPECT_LE(judged, kept + 2 + 2 * declined);
+  // Nor is it tried again at once.
+  judged = 0;
+  EXPECT_FALSE(store().copies_due());
+  EXPECT_TRUE(store().copies_wait());
+  EXPECT_TRUE(copy_all());
+  EXPECT_EQ(judged, 0);
+  fixture.now_ms += CheckpointStore::longest_uncopied_ms;
+  EXPECT_TRUE(store().copies_due());
+  EXPECT_FALSE(copy_all());
+  EXPECT_GT(judged, 0);
+}
+
+TEST_F(Tiers, OthersHaveTheirTurnBetweenTwoCopiesThatAreDeclined) {
+  fixture.options.ram_budget_bytes = 1'000'000;
+  fixture.options.budget_bytes = 20'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 2; ++salt) save(salt, 9000, 100);
+  ASSERT_TRUE(copy_all());
+  for (Token salt = 10; salt < 20; ++salt) save(salt, 9000, 0.001);
+  boost::asio::io_context io;
+  bool request_came = false;
+  int tried = 0;
+  const std::function<bool()> busy = [&] {
+    if (!request_came) ++tried;
+    return request_came;
+  };
+  boost::asio::co_spawn(io, store().copy_down(busy), [](std::exception_ptr, Result<void>) {});
+  boost::asio::post(io, [&] { request_came = true; });
+  io.run();
+  EXPECT_LE(tried, 3);
+}
+
 // Its room was taken for full, and the turn that asked for it was never saved.
 TEST_F(Tiers, WhereAllThatMayLeaveTheRamIsBeingCopiedThatIsWaitedFor) {
   fixture.options.ram_budget_bytes = 15'000;
