@@ -32,7 +32,10 @@ ServedStore::ServedStore(boost::asio::any_io_executor executor, const Config& co
     : executor_(executor), config_(config), pool_(pool), stop_(std::make_shared<Wakeup>(executor)) {}
 
 ResultTask<void> ServedStore::open() {
-  Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(store_options(config_), files_, pool_);
+  StoreOptions options = store_options(config_);
+  options.same_start = tried_;
+  Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files_, pool_);
+  tried_ = tried_ || opened || opened.error().code != ErrorCode::invalid;
   if (!opened) co_return opened.error();
   std::unique_ptr<CheckpointStore> store = std::move(*opened);
   const StoreCounters found = store->counters();

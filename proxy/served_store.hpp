@@ -40,6 +40,7 @@ class ServedStore {
   const Config& config_;
   BlockingPool& pool_;
   PosixFileLayer files_;
+  bool tried_ = false;  // open() found its way to the states
   std::unique_ptr<CheckpointStore> store_;
   std::unique_ptr<Catalogue> catalogue_;
   std::shared_ptr<Wakeup> stop_;

@@ -92,6 +92,12 @@ CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, Blockin
                                  std::unique_ptr<EvictionPolicy> policy)
     : options_(std::move(options)), files_(files), disk_pool_(disk_pool), policy_(std::move(policy)) {
   if (policy_ == nullptr) policy_ = std::make_unique<ValuePolicy>();
+  if (!options_.now_unix_ms) {
+    options_.now_unix_ms = [] {
+      const auto now = std::chrono::system_clock::now().time_since_epoch();
+      return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+    };
+  }
   if (options_.look_only) {
     options_.budget_bytes = options_.ram_budget_bytes = std::numeric_limits<std::uint64_t>::max();
     options_.min_free_bytes = 0;
@@ -409,10 +415,6 @@ void CheckpointStore::saving_failed(const Error& error) {
   if (pause_.failed(error, now_unix_ms()) && on_saving_) on_saving_(&error);
 }
 
-std::int64_t CheckpointStore::now_unix_ms() const {
-  if (options_.now_unix_ms) return options_.now_unix_ms();
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
-}
+std::int64_t CheckpointStore::now_unix_ms() const { return options_.now_unix_ms(); }
 
 }  // namespace cairn

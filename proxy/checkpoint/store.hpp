@@ -46,6 +46,7 @@ struct StoreOptions {
   // above say, and namespaces are known in memory alone. Where there is no index: `not_found`.
   bool look_only = false;
   bool may_have_no_index = false;    // to look: as if it were an empty one
+  bool same_start = false;           // this process has tried before: where states are late it counts as one start
   std::function<std::int64_t()> now_unix_ms;  // the wall clock when empty
 };
 

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <future>
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "base/populated_memory.hpp"
+#include "checkpoint/late_starts.hpp"
 #include "checkpoint/state_file.hpp"
 #include "checkpoint/store_disk.hpp"
 
@@ -25,8 +25,6 @@ namespace cairn {
 namespace {
 
 constexpr std::string_view disk_dir_setting = "disk_dir";
-// Starts in a row that did not find the states where they should lie.
-constexpr std::string_view absent_setting = "starts_without_states";
 // Random, and beside the states, too: an empty index at the same path may be there because the true one's disk is late.
 constexpr std::string_view id_setting = "index_id";
 // The lock file beside which the states were last found: under a mount point whose disk is late another one may lie.
@@ -304,18 +302,10 @@ bool has_index(FileLayer& files, const std::string& directory) {
 
 std::string identity_of(const FileStatus& lock_file) { return fmt::format("{}:{}", lock_file.inode, lock_file.mtime_ns); }
 
-int starts_without_states(const Loaded& loaded) {
-  int starts = 0;
-  const auto known = loaded.settings.find(std::string(absent_setting));
-  if (known != loaded.settings.end()) (void)std::from_chars(known->second.data(), known->second.data() + known->second.size(), starts);
-  return starts;
-}
-
 // A directory without its lock file, in which nothing of what the index says is found, is a mount point whose disk is late, or was
 // emptied. What should be there is not forgotten at once: its files would be swept when the disk is back.
-bool believed_away(bool strange, bool found_any, int starts) {
-  constexpr int most_starts = 3;  // a slot directory in RAM is empty after each reboot, and was meant to be
-  return starts > 0 ? starts < most_starts : strange && !found_any;
+bool believed_away(bool strange, bool found_any, const LateStarts& starts, bool one_more) {
+  return starts.count > 0 ? starts.count < LateStarts::most || !one_more : strange && !found_any;
 }
 
 }  // namespace
@@ -444,8 +434,11 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     if (auto put = loaded.index->put_setting(std::string(id_setting), own_id); !put) return put.error();
   }
   const Owner own{own_index, own_id};
-  const int starts = starts_without_states(loaded);
-  const bool may_be_another = starts > 0 || (read->expected.empty() && read->doomed.empty() && loaded.index_damage.empty());
+  const auto late_before = loaded.settings.find(std::string(LateStarts::setting));
+  const LateStarts starts = late_before == loaded.settings.end() ? LateStarts{} : LateStarts::parse(late_before->second);
+  const std::int64_t now_unix_ms = options.now_unix_ms();
+  const bool one_more = starts.one_more(now_unix_ms, options.same_start);
+  const bool may_be_another = starts.count > 0 || (read->expected.empty() && read->doomed.empty() && loaded.index_damage.empty());
   for (const Found* found : {&slots, &disk}) {
     if (!found->any_state()) continue;
     const Owner owner = read_owner(files, found->lock_file());
@@ -459,16 +452,17 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   const auto place = loaded.settings.find(std::string(place_setting));
   const bool other_place = lock_seen && place != loaded.settings.end() && place->second != identity_of(*lock_seen);
   const bool strange = !loaded.strange_states.empty();
-  const bool away = believed_away(no_lock || other_place || strange, lasting.kept_any(), starts) && (!missing.empty() || strange);
+  const bool away = believed_away(no_lock || other_place || strange, lasting.kept_any(), starts, one_more) && (!missing.empty() || strange);
   if (!away) loaded.strange_states.clear();
-  const int now = away ? starts + 1 : 0;
+  LateStarts now;
+  if (away) now = one_more ? LateStarts{starts.count + 1, now_unix_ms} : starts;
   if (away) {
     loaded.absent_entries = missing.size();
   } else {
     doomed.insert(doomed.end(), missing.begin(), missing.end());
   }
   if (now != starts) {
-    if (auto put = loaded.index->put_setting(std::string(absent_setting), std::to_string(now)); !put) return put.error();
+    if (auto put = loaded.index->put_setting(std::string(LateStarts::setting), now.text()); !put) return put.error();
   }
   loaded.swept_entries = doomed.size();
   if (auto removed = loaded.index->remove_checkpoints(doomed); !removed) {

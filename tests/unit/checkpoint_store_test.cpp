@@ -10,6 +10,7 @@
 #include <optional>
 #include <string_view>
 
+#include "checkpoint/late_starts.hpp"
 #include "checkpoint_support.hpp"
 
 namespace cairn::test {
@@ -365,11 +366,53 @@ TEST_F(Store, ADirectoryThatStaysEmptyIsBelievedInTheEnd) {
   fs::create_directory(scratch.slots());
   std::vector<std::uint64_t> swept;
   for (int start = 0; start < 5; ++start) {
+    fixture.now_ms += LateStarts::apart_ms;
     ASSERT_TRUE(fixture.open());
     swept.push_back(store().counters().swept_entries);
   }
   EXPECT_EQ(swept, (std::vector<std::uint64_t>{0, 0, 0, 1, 0}));
   EXPECT_EQ(store().counters().absent_entries, 0u);
+}
+
+// A server whose port was in use was started again at once, a few times, while the disk was mounted: each counted as a start.
+TEST_F(Store, ARestartLoopBeforeTheDiskIsMountedForgetsNothing) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 3000)->id;
+  for (const char* late : {"the states", "the index"}) {
+    SCOPED_TRACE(late);
+    const std::string directory = late == std::string("the states") ? scratch.slots() : scratch.state();
+    fixture.store.reset();
+    fs::rename(directory, scratch.path() + "/unmounted");
+    fs::create_directory(directory);
+    for (int start = 0; start < 10; ++start) {
+      fixture.now_ms += 2000;
+      ASSERT_TRUE(fixture.open());
+    }
+    fixture.options.same_start = true;  // a retry each few seconds goes on for long
+    for (int retry = 0; retry < 5; ++retry) {
+      fixture.now_ms += LateStarts::apart_ms;
+      ASSERT_TRUE(fixture.open());
+    }
+    fixture.options.same_start = false;
+    fixture.store.reset();
+    fs::remove_all(directory);
+    fs::rename(scratch.path() + "/unmounted", directory);
+    ASSERT_TRUE(fixture.open());
+    ASSERT_NE(store().find(id), nullptr);
+  }
+}
+
+TEST(LateStartsTest, AreCountedApart) {
+  LateStarts starts;
+  EXPECT_EQ(LateStarts::parse(""), starts);
+  EXPECT_TRUE(starts.one_more(0, true)) << "the first";
+  starts = {2, 1'000'000};
+  EXPECT_EQ(LateStarts::parse(starts.text()), starts);
+  EXPECT_EQ(LateStarts::parse("2"), (LateStarts{2, 0})) << "of an older version";
+  EXPECT_FALSE(starts.one_more(1'000'000, false));
+  EXPECT_FALSE(starts.one_more(1'000'000 + LateStarts::apart_ms - 1, false));
+  EXPECT_TRUE(starts.one_more(1'000'000 + LateStarts::apart_ms, false));
+  EXPECT_FALSE(starts.one_more(1'000'000 + LateStarts::apart_ms, true));
+  EXPECT_TRUE(starts.one_more(999'999, false)) << "the clock was set back";
 }
 
 // A mistyped directory in a command that only lists deleted every state.
@@ -579,8 +622,12 @@ TEST_F(Store, AnIndexThatDoesNotComeBackIsDoneWithAfterSomeStarts) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 9000));
   fixture.store.reset();
   fs::remove_all(scratch.state());
-  for (int start = 0; start < 3; ++start) ASSERT_TRUE(fixture.open());
+  for (int start = 0; start < 3; ++start) {
+    fixture.now_ms += LateStarts::apart_ms;
+    ASSERT_TRUE(fixture.open());
+  }
   EXPECT_EQ(fixture.slot_files().size(), 1u);
+  fixture.now_ms += LateStarts::apart_ms;
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(fixture.slot_files().size(), 0u);
   EXPECT_EQ(store().counters().swept_files, 1u);
