@@ -382,7 +382,13 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   auto read = read_index(no_index ? Index::open_empty() : Index::open(index_path, missing_index), loaded, checkpoints);
   // Before anything is set aside or swept: every entry would seem to have lost its file.
   if (auto looked = looking.get(); !looked) return looked.error();
+  const std::array held{std::pair{&slots, loaded.slot_lock.get()}, std::pair{&disk, loaded.disk_lock.get()}};
   if (!read && !look_only && (read.error().code == ErrorCode::corrupt || read.error().code == ErrorCode::unsupported)) {
+    // Its id goes first: if this start does not live to sweep its states, the next must not take them for those of an index that is late.
+    for (const auto& [found, lock] : held) {
+      const Owner owner = read_owner(files, found->lock_file());
+      if (lock != nullptr && owner.directory == own_index && !owner.id.empty()) (void)lock->note(owner.directory);
+    }
     if (auto aside = set_index_aside(files, index_path, read.error(), loaded.index_damage); !aside) return aside.error();
     read = read_index(Index::open(index_path), loaded, checkpoints);
   }
@@ -473,7 +479,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     if (tiers) disk.sweep(files, loaded);
   }
   // Unwritten, the next start believes whoever comes.
-  for (const auto& [found, lock] : {std::pair{&slots, loaded.slot_lock.get()}, std::pair{&disk, loaded.disk_lock.get()}}) {
+  for (const auto& [found, lock] : held) {
     if (lock != nullptr && loaded.strange_states.empty() && read_owner(files, found->lock_file()) != own) (void)lock->note(own.text());
   }
   const auto lock_now = files.status(lasting_lock);

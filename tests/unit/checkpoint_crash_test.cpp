@@ -166,6 +166,36 @@ TEST(Crash, AtEveryCall) {
   EXPECT_GT(crashes, 100 / step);
 }
 
+// Its states were taken for those of an index whose disk is late, and lay beside the budget for three starts more.
+TEST(Crash, AtEveryCallOfAStartThatSetsTheIndexAside) {
+  bool crashed = true;
+  for (int number = 1; crashed; ++number) {
+    SCOPED_TRACE(number);
+    const ScratchDirectory scratch;
+    PosixFileLayer real;
+    {
+      StoreFixture fixture(scratch, real, budget);
+      ASSERT_TRUE(fixture.open());
+      for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(20, salt), 2000));
+    }
+    write_file(scratch.state() + "/index.sqlite", std::string(10000, 'x'));
+    crashed = crashed_in_child([&] {
+      FaultyLayer files;
+      files.before = [&](int call, const char*) {
+        if (call == number) ::_exit(crash_status);
+        return std::optional<Error>{};
+      };
+      StoreFixture fixture(scratch, files, budget);
+      if (!fixture.open()) ::_exit(1);
+    });
+    StoreFixture fixture(scratch, real, budget);
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(fixture.store->strange_states(), "");
+    EXPECT_TRUE(fixture.slot_files().empty());
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
 TEST(Crash, KilledAtRandomInstants) {
   std::mt19937_64 random(seed());
   const ScratchDirectory scratch;  // the same one all along: a crash finds what the last one left
