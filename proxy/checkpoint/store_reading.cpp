@@ -141,7 +141,10 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
     both.seconds += verified->seconds;
   }
   if (failed) both.other_copy = failed->context;
-  if (find(id) == nullptr || !both.checksum_read) co_return failed.value_or(disk_error(ErrorCode::not_found, "the checkpoint is gone"));
+  // One that was read and is good may have been taken from the store meanwhile, for another reason.
+  if (!both.checksum_read || (failed && find(id) == nullptr)) {
+    co_return failed.value_or(disk_error(ErrorCode::not_found, "the checkpoint is gone"));
+  }
   co_return both;
 }
 

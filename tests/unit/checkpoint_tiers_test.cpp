@@ -434,6 +434,33 @@ TEST_F(Tiers, VerifyReadsBothCopiesAndDropsTheBadOne) {
   EXPECT_EQ(again->other_copy, "");
 }
 
+// It was called bad, and `cairn verify` ended with 1.
+TEST_F(Tiers, AGoodStateThatLeavesTheStoreWhileItIsReadIsNotBad) {
+  const CheckpointId old = save(1), longer = save(2);
+  ASSERT_TRUE(copy_all());
+  std::latch reading(1), may_read(1);
+  std::atomic<int> opens{0};
+  files.before = [&](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) != "open" || opens++ > 0) return std::nullopt;
+    reading.count_down();
+    may_read.wait();
+    return std::nullopt;
+  };
+  const auto use = store().use(old);
+  boost::asio::io_context io;
+  std::optional<Result<VerifyOutcome>> verified;
+  boost::asio::co_spawn(io, store().verify_before_restore(old, true),
+                        [&](std::exception_ptr, Result<VerifyOutcome> outcome) { verified = outcome; });
+  boost::asio::co_spawn(io, store().supersede(old, longer), [&](std::exception_ptr, Result<void>) { may_read.count_down(); });
+  io.run_one();
+  reading.wait();
+  io.run();
+  EXPECT_EQ(store().find(old), nullptr);
+  ASSERT_TRUE(verified && *verified) << to_string(verified->error());
+  EXPECT_TRUE((*verified)->checksum_read);
+  EXPECT_EQ((*verified)->other_copy, "");
+}
+
 TEST_F(Tiers, VerifyTellsOfACopyThatCannotBeRead) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());
