@@ -98,12 +98,12 @@ CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, Blockin
       return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
     };
   }
+  counters_.budget_bytes = options_.budget_bytes;
+  if (has_tiers()) counters_.ram_budget_bytes = options_.ram_budget_bytes;
   if (options_.look_only) {
     options_.budget_bytes = options_.ram_budget_bytes = std::numeric_limits<std::uint64_t>::max();
     options_.min_free_bytes = 0;
   }
-  counters_.budget_bytes = options_.budget_bytes;
-  if (has_tiers()) counters_.ram_budget_bytes = options_.ram_budget_bytes;
 }
 
 CheckpointStore::~CheckpointStore() = default;

@@ -506,6 +506,7 @@ TEST_F(Store, ACommandThatLooksEvictsNothing) {
   fixture.options.min_free_bytes = 1ull << 60;
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(store().counters().files, 3u);
+  EXPECT_EQ(store().counters().budget_bytes, 4000u) << "`cairn list --json` told of one of 2^64 bytes";
   EXPECT_TRUE(fixture.await(store().reserve_scratch(4 << 20)));
   files.pretended_space = DiskSpace{1000, 1ull << 40};
   EXPECT_FALSE(fixture.await(store().reserve_scratch(4 << 20)));
