@@ -249,7 +249,9 @@ void Replay::cut(Held& held, std::uint32_t blocks) {
 bool Replay::cuts() const { return options_.cut && profile_.kind == MemoryKind::truncatable && policy_.judges_new_states(); }
 
 std::uint64_t Replay::bytes_of(std::uint32_t blocks, std::size_t resume_points) const {
-  return static_cast<std::uint64_t>(std::uint64_t{blocks} * trace_.block_tokens * profile_.bytes_a_token + static_cast<double>(resume_points) * profile_.bytes_a_state);
+  constexpr double most = 1e18;
+  const double tokens = static_cast<double>(std::uint64_t{blocks} * trace_.block_tokens);
+  return static_cast<std::uint64_t>(std::min(tokens * profile_.bytes_a_token + static_cast<double>(resume_points) * profile_.bytes_a_state, most));
 }
 
 // Of the longest state that takes no more than so many bytes.

@@ -94,7 +94,9 @@ Result<ModelProfile> parse_profile(std::string_view text) {
     const double number = std::strtod(value.c_str(), &rest);
     if (value.empty() || *rest != '\0' || !std::isfinite(number) || number < 0) return wrong(fmt::format("'{}' is no name and no key=number", part));
     const bool is_rate = key == "prefill_tokens_per_s" || key == "restore_bytes_per_s" || key == "save_bytes_per_s";
-    if (is_rate && number <= 0) return wrong(fmt::format("{} must be above 0", key));
+    constexpr double most = 1e15, least_rate = 1e-6;  // beyond them no sum is a number
+    if (is_rate && number < least_rate) return wrong(fmt::format("{} must be {} or more", key, least_rate));
+    if (number > most) return wrong(fmt::format("{} must be {} or less", key, most));
     if (key == "bytes_a_token") profile.bytes_a_token = number;
     else if (key == "bytes_a_state") profile.bytes_a_state = number;
     else if (key == "interval_tokens") profile.interval_tokens = static_cast<std::uint32_t>(std::min(number, 1e9));

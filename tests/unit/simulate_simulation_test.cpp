@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
+
 #include <algorithm>
 #include <cmath>
 #include <iostream>
@@ -342,6 +344,32 @@ TEST(ModelProfiles, NamesAndKeys) {
   for (const char* bad : {"nonsense", "kind=soft", "bytes_a_token=", "bytes_a_token=1x", "prefill_tokens_per_s=0", "colour=1", "bytes_a_state=-1"}) {
     EXPECT_FALSE(parse_profile(bad)) << bad;
   }
+}
+
+// `inf` and `nan` stood where `--json` has numbers, and bytes were counted in what no integer holds.
+TEST(ModelProfiles, AbsurdNumbersAreRefusedAndTheLargestLeaveJson) {
+  for (const char* absurd : {"save_fixed_s=1e308", "prefill_tokens_per_s=1e-310", "bytes_a_token=1e300", "save_bytes_per_s=1e-7"}) {
+    EXPECT_FALSE(parse_profile(absurd)) << absurd;
+  }
+  const auto profile = parse_profile("kind=checkpointed,save_fixed_s=1e15,prefill_tokens_per_s=1e-6,restore_bytes_per_s=1e-6,"
+                                     "save_bytes_per_s=1e-6,bytes_a_token=1e15,bytes_a_state=1e15,interval_tokens=1");
+  ASSERT_TRUE(profile) << profile.error().context;
+  Trace trace;
+  for (int i = 0; i < 4; ++i) add(trace, i, Tokens(10, 1));
+  SimulationReport report;
+  for (const char* policy : {"value", "lru", "gdsf", "marconi"}) {
+    SimulationOptions options;
+    options.profile = *profile;
+    report.unbounded = simulate(trace, options, *make_policy(policy));
+    options.budget_bytes = 1'000'000;
+    report.runs.push_back({policy, options.budget_bytes, simulate(trace, options, *make_policy(policy))});
+  }
+  const std::string json = to_json(report);
+  EXPECT_THAT(json, testing::Not(testing::HasSubstr("inf")));
+  EXPECT_THAT(json, testing::Not(testing::HasSubstr("nan")));
+  boost::system::error_code bad;
+  (void)boost::json::parse(json, bad);
+  EXPECT_FALSE(bad) << bad.message() << json;
 }
 
 TEST(SimulationReports, TableJsonAndChartSayTheSame) {
