@@ -8,6 +8,7 @@
 #include <boost/asio/io_context.hpp>
 
 #include <cerrno>
+#include <chrono>
 #include <exception>
 #include <filesystem>
 #include <memory>
@@ -20,8 +21,10 @@
 #include "base/blocking_pool.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/store.hpp"
+#include "http/checkpoint_endpoints.hpp"
 #include "request/probe.hpp"
 #include "served_store.hpp"
+#include "store_client.hpp"
 #include "tls_files.hpp"
 
 namespace cairn {
@@ -122,6 +125,14 @@ std::string not_writable(const std::string& directory) {
   return fmt::format("{}: {}", path.string(), std::generic_category().message(errno));
 }
 
+// Whoever holds the directories is the server of this configuration.
+Task<bool> serves_here(const Config& config, BlockingPool& pool) {
+  StoreClient client(co_await boost::asio::this_coro::executor, config, pool);
+  if (!client.connect_to_server()) co_return false;
+  const auto told = co_await client.call("GET", std::string(checkpoints_path), {}, std::chrono::seconds{5});
+  co_return told || told.error().code == ErrorCode::rejected;
+}
+
 struct CheckedStore {
   std::unique_ptr<CheckpointStore> store;  // null: saving cannot be tried
   bool works = true;
@@ -136,6 +147,9 @@ Task<CheckedStore> check_store(const Config& config, FileLayer& files, BlockingP
   Result<std::unique_ptr<CheckpointStore>> opened = co_await CheckpointStore::open(std::move(options), files, pool);
   if (!opened && opened.error().code == ErrorCode::invalid) {
     advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
+    // A command ends; who serves elsewhere does not.
+    checked.works = opened.error().may_retry || co_await serves_here(config, pool);
+    if (!checked.works) advice(fmt::format("it does not answer at {}: cairn serve would end because of it", config.listen));
     co_return checked;
   }
   if (!opened) {

@@ -4,11 +4,15 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
 #include <set>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "backend/upstream.hpp"
@@ -18,6 +22,15 @@ namespace cairn {
 namespace {
 
 Error invalid(std::string context) { return Error{ErrorCode::invalid, ErrorSource::internal, false, 0, std::move(context)}; }
+
+// The same however it was written, unless we may not look there.
+std::filesystem::path place_of(const std::string& directory) {
+  std::error_code failed;
+  const std::filesystem::path path = std::filesystem::absolute(directory, failed).lexically_normal();
+  const std::filesystem::path found = std::filesystem::weakly_canonical(path, failed);
+  const std::filesystem::path& place = failed ? path : found;
+  return place.has_filename() ? place : place.parent_path();
+}
 
 std::string where(const std::string& path, const YAML::Mark& mark) {
   return mark.is_null() ? path : fmt::format("{}:{}", path, mark.line + 1);
@@ -313,6 +326,16 @@ Result<void> validate(const Config& config) {
     return invalid(config.slot_dir.empty() ? "slot_dir: missing (state_dir alone is of no use)"
                                            : "state_dir: missing (where Cairn keeps its index)");
   }
+  // Each has a lock of its own.
+  const std::array<std::pair<std::string_view, const std::string*>, 3> directories{
+      {{"slot_dir", &config.slot_dir}, {"state_dir", &config.state_dir}, {"disk_dir", &config.disk_dir}}};
+  for (auto one = directories.begin(); one != directories.end(); ++one) {
+    for (auto other = directories.begin(); other != one; ++other) {
+      if (!one->second->empty() && !other->second->empty() && place_of(*one->second) == place_of(*other->second)) {
+        return invalid(fmt::format("{}: is {} itself; each must be a directory of its own", one->first, other->first));
+      }
+    }
+  }
   if (config.tls_certificate.empty() != config.tls_key.empty()) {
     return invalid(config.tls_key.empty() ? "tls_key: missing (it may be the same file as tls_certificate)"
                                           : "tls_certificate: missing (tls_key alone is of no use)");
@@ -327,7 +350,6 @@ Result<void> validate(const Config& config) {
   }
   if (!config.disk_dir.empty()) {
     if (config.slot_dir.empty()) return invalid("slot_dir: missing (disk_dir alone is of no use)");
-    if (config.disk_dir == config.slot_dir) return invalid("disk_dir: is slot_dir itself; it is for copies on another, lasting disk");
     if (config.ram_budget_bytes > config.budget_bytes) return invalid("ram_budget: is more than budget, which must hold copies of it all");
   }
   return {};

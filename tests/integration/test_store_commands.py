@@ -153,6 +153,24 @@ def test_a_server_waits_for_a_command_and_not_for_another_server(make_stack):
     assert len(run(stack, "list")["checkpoints"]) == 1
 
 
+def test_check_tells_a_server_of_another_configuration_from_its_own(make_stack):
+    """It said that all is well where `cairn serve` would end at once."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+
+    def check(port):
+        done = command_of("check", "--backend", f"http://127.0.0.1:{stack.backend_port}", "--listen", f"127.0.0.1:{port}",
+                          "--slot-dir", stack.slot_dir, "--state-dir", stack.state_dir)
+        assert "another Cairn uses these directories" in done.stdout, done
+        return done.returncode, "cairn serve would end" in done.stdout
+    assert check(stack.cairn_port) == (0, False)
+    assert check(free_port()) == (1, True)
+    stack.cairn.stop()
+    run(stack, "list")
+    with open(stack.state_dir / "cairn.lock", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert check(free_port()) == (0, False), "a command ends"
+
+
 def test_verify_says_in_json_what_is_missing(make_stack):
     stack = make_stack("llama", backend_flags=("-np", "2"))
     saved(stack, 2)

@@ -222,12 +222,11 @@ TEST(ConfigValidate, NamesTheKey) {
   EXPECT_THAT(complaint([](Config& c) { c.backend = "127.0.0.1:8080"; }), StartsWith("backend: "));
   EXPECT_THAT(complaint([](Config& c) { c.slot_dir = "/a"; }), StartsWith("state_dir: "));
   EXPECT_THAT(complaint([](Config& c) { c.state_dir = "/a"; }), StartsWith("slot_dir: "));
-  EXPECT_EQ(complaint([](Config& c) { c.slot_dir = c.state_dir = "/a"; }), "none");
   EXPECT_THAT(complaint([](Config& c) { c.disk_dir = "/a"; }), StartsWith("slot_dir: "));
-  EXPECT_THAT(complaint([](Config& c) { c.slot_dir = c.state_dir = c.disk_dir = "/a"; }), StartsWith("disk_dir: "));
   const auto tiers = [](std::uint64_t ram) {
     return [ram](Config& c) {
-      c.slot_dir = c.state_dir = "/a";
+      c.slot_dir = "/a";
+      c.state_dir = "/c";
       c.disk_dir = "/b";
       c.budget_bytes = 100;
       c.ram_budget_bytes = ram;
@@ -235,6 +234,30 @@ TEST(ConfigValidate, NamesTheKey) {
   };
   EXPECT_THAT(complaint(tiers(101)), StartsWith("ram_budget: "));
   EXPECT_EQ(complaint(tiers(100)), "none");
+}
+
+// `cairn check` said that all is well, and `cairn serve` ended because "another Cairn", itself, held the lock.
+TEST_F(ConfigFile, NoDirectoryIsTwoOfThem) {
+  const auto complaint = [](const std::string& slots, const std::string& states, const std::string& disk) {
+    Config config;
+    config.slot_dir = slots;
+    config.state_dir = states;
+    config.disk_dir = disk;
+    const auto valid = validate(config);
+    return valid ? std::string("none") : valid.error().context;
+  };
+  const std::string one = directory_ + "/one", link = directory_ + "/link";
+  std::filesystem::create_directory(one);
+  std::filesystem::create_directory_symlink(one, link);
+  EXPECT_EQ(complaint(one, directory_ + "/two", ""), "none");
+  EXPECT_EQ(complaint(one, one + "/two", one + "/three"), "none");
+  EXPECT_EQ(complaint("", "", ""), "none");
+  EXPECT_THAT(complaint(one, one, ""), StartsWith("state_dir: is slot_dir itself"));
+  EXPECT_THAT(complaint(one, directory_ + "/two/../one/", ""), StartsWith("state_dir: "));
+  EXPECT_THAT(complaint(one, link, ""), StartsWith("state_dir: "));
+  EXPECT_THAT(complaint(directory_ + "/not/there", directory_ + "/not/there/", ""), StartsWith("state_dir: "));
+  EXPECT_THAT(complaint(one, directory_ + "/two", link), StartsWith("disk_dir: is slot_dir itself"));
+  EXPECT_THAT(complaint(one, directory_ + "/two", directory_ + "/two"), StartsWith("disk_dir: is state_dir itself"));
 }
 
 TEST(ConfigSizes, Table) {
