@@ -86,10 +86,15 @@ void ServedStore::keep_trying(ServedModels& models) {
 }
 
 Task<void> ServedStore::try_again(ServedModels& models) {
+  bool was_anothers = false;
   while (!co_await stop_->wait_for(retry_interval)) {
     const Result<void> opened = co_await open();
     if (!opened) {
-      spdlog::debug("slot_dir {}, state_dir {}: {}", config_.slot_dir, config_.state_dir, opened.error().context);
+      // Both were started while a command had the directories. Our clients are served as well as without a store.
+      const bool is_anothers = opened.error().code == ErrorCode::invalid && !opened.error().may_retry;
+      spdlog::log(is_anothers && !was_anothers ? spdlog::level::warn : spdlog::level::debug, "slot_dir {}, state_dir {}: {}",
+                  config_.slot_dir, config_.state_dir, opened.error().context);
+      was_anothers = is_anothers;
       continue;
     }
     models.attach(*store_, *catalogue_);

@@ -153,6 +153,30 @@ def test_a_server_waits_for_a_command_and_not_for_another_server(make_stack):
     assert len(run(stack, "list")["checkpoints"]) == 1
 
 
+def test_of_two_servers_that_waited_for_a_command_one_says_that_it_goes_on_without_a_store(tmp_path):
+    """It tried again for ever without a word."""
+    slots, state = tmp_path / "slots", tmp_path / "state"
+    slots.mkdir()
+    state.mkdir()
+    servers = []
+    try:
+        with open(state / "cairn.lock", "w", encoding="utf-8") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            held.write("a command, process 1")
+            held.flush()
+            servers += [Cairn(free_port(), 1, slots, state, tmp_path / f"{name}.log") for name in ("one", "two")]
+        wait_until(lambda: any("store" in server.status() for server in servers), "one of them has it")
+        has, without = sorted(servers, key=lambda server: "store" not in server.status())
+        told_of = f"(cairn serve, process {has.child.pid})"
+        wait_until(lambda: told_of in without.log.read_text(), "the other says why it has none")
+        assert without.running and without.log.read_text().count(told_of) == 1
+        has.stop()
+        wait_until(lambda: "store" in without.status(), "it takes the store when that one has ended")
+    finally:
+        for server in servers:
+            server.kill()
+
+
 def test_check_tells_a_server_of_another_configuration_from_its_own(make_stack):
     """It said that all is well where `cairn serve` would end at once."""
     stack = make_stack("llama", backend_flags=("-np", "2"))
