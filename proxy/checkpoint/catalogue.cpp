@@ -13,6 +13,7 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 // Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
 std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
 std::string returns_key(NamespaceId name_space) { return fmt::format("return_times:{}", static_cast<std::int64_t>(name_space)); }
+std::string marks_key(NamespaceId name_space) { return fmt::format("leaving_marks:{}", static_cast<std::int64_t>(name_space)); }
 std::string offsets_key(NamespaceId name_space) { return fmt::format("end_offsets:{}", static_cast<std::int64_t>(name_space)); }
 CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
 }  // namespace
@@ -58,12 +59,18 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   known.matched_tokens = inserted.matched_tokens;
   if (inserted.branch != PrefixTree::kNone) known.branch_tokens = inserted.matched_tokens;
   constexpr std::size_t shown = 12;  // tokens, for the log
-  if (known.branch_tokens > 0) known.other = tree->latest_continuation(inserted.branch, prompt[inserted.matched_tokens], shown);
+  constexpr std::size_t longest_block = 4096;
+  Tokens rest;
+  if (known.branch_tokens > 0) rest = tree->latest_continuation(inserted.branch, prompt[inserted.matched_tokens], longest_block);
+  known.other.assign(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(std::min(rest.size(), shown)));
   Recent& recent = recent_of(name_space);
   known.continues = learn_offset(*tree, recent, inserted, static_cast<std::uint32_t>(prompt.size()));
   constexpr std::uint32_t good_part = 4;
   known.shares = known.matched_tokens * good_part >= prompt.size();
-  recent.offsets.observe_branch(known.shares && !known.continues && known.branch_tokens > 0);
+  const bool left_inside = known.shares && !known.continues && known.branch_tokens > 0;
+  recent.offsets.observe_branch(left_inside);
+  if (left_inside) recent.marks.left(rest);
+  known.mark = recent.marks.offer(prompt, known.matched_tokens);
   return known;
 }
 
@@ -78,6 +85,7 @@ Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
   const auto [at, is_new] = recent_.try_emplace(name_space);
   if (is_new) {
     if (const std::optional<std::string> kept = store_.setting(offsets_key(name_space))) at->second.offsets.load(*kept);
+    if (const std::optional<std::string> kept = store_.setting(marks_key(name_space))) at->second.marks.load(*kept);
   }
   return at->second;
 }
@@ -86,6 +94,7 @@ ResultTask<void> Catalogue::keep_learned(NamespaceId name_space) {
   Recent& recent = recent_of(name_space);
   if (!std::exchange(recent.changed, false)) co_return Result<void>{};
   auto kept = co_await store_.put_setting(offsets_key(name_space), recent.offsets.to_text());
+  if (kept) kept = co_await store_.put_setting(marks_key(name_space), recent.marks.to_text());
   if (!kept) co_return kept;
   co_return co_await store_.put_setting(returns_key(name_space), values_of(name_space).learned());
 }

@@ -17,6 +17,7 @@
 #include "checkpoint/state_values.hpp"
 #include "checkpoint/store.hpp"
 #include "plan/end_offsets.hpp"
+#include "plan/leaving_marks.hpp"
 #include "plan/memory_kind.hpp"
 #include "prefix/prefix_tree.hpp"
 
@@ -36,6 +37,7 @@ class Catalogue {
     bool shares = false;               // a good part of it was known
     bool continues = false;            // it went on from an earlier prompt, or from a little before its end
     Tokens other;                      // how the latest known prompt went on there
+    LeavingMarks::Place mark;          // where a later prompt is likely to leave this one
   };
   // Makes the prompt known, and learns where it left the one before.
   Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms);
@@ -119,6 +121,7 @@ class Catalogue {
     };
     std::deque<Prompt> prompts;  // newest first
     EndOffsets offsets;
+    LeavingMarks marks;
     bool changed = false;        // since they were kept
   };
   Recent& recent_of(NamespaceId name_space);

@@ -126,6 +126,11 @@ Marked marked(const AdmissionInput& input) {
   if (input.branch > input.done && input.branch < input.prompt) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
+  if (input.mark > input.done && input.mark < input.prompt && input.mark != input.branch) {
+    // Who leaves there would go on from a cut, half a piece before it in the mean.
+    const std::uint32_t before = std::min(input.mark - input.done, longest_piece(input) / 2);
+    admitted(input.mark, input.mark_chance * costs.prefill_seconds(input.mark - before, input.mark), 0);
+  }
   const std::uint32_t end = end_stop(input);
   const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
   // Where another session would part: beside a state that is there anyway it is not worth one.

@@ -318,6 +318,16 @@ TEST(Admission, APromptThatIsAloneIsNotCutWhereACutShows) {
   EXPECT_THAT(fast.places(), IsEmpty());
 }
 
+TEST(Admission, WhereLaterPromptsAreSeenToLeaveAStateIsLeft) {
+  Case block(MemoryKind::checkpointed, 0, 2400);
+  EXPECT_THAT(block.places(), Not(Contains(1452u)));
+  block.input.mark = 1452;
+  block.input.mark_chance = 0.6;
+  EXPECT_THAT(block.places(), Contains(1452u));
+  block.input.mark_chance = 0.01;
+  EXPECT_THAT(block.places(), Not(Contains(1452u)));
+}
+
 TEST(Admission, TheBoundMayBeATime) {
   Case fresh(MemoryKind::exact, 0, 16000);
   fresh.policy.budget = 1;
@@ -352,6 +362,8 @@ TEST(Admission, AnyInputGivesAscendingStopsAhead) {
     any.input.others = random() % 2 != 0;
     any.input.others_may_come = random() % 2 != 0;
     any.input.credit_s = up_to(3);
+    any.input.mark = up_to(20000);
+    any.input.mark_chance = up_to(100) / 100.0;
     any.policy.adaptive = random() % 4 != 0;
     any.policy.interval_tokens = up_to(2) * 700;
     const std::vector<Stop> shared{{up_to(20000), random() % 2 != 0}, {20000 + up_to(21000), random() % 2 != 0}};
