@@ -105,6 +105,9 @@ class CachedBackend {
   // --- slots and states; the caller holds the slot's lease.
   // Puts a saved state into the slot. On an error, and when it is cancelled, we know nothing of what the slot holds.
   ResultTask<void> restore(int slot, CheckpointId checkpoint, CancelSource& cancel);
+  // Before one, within the start gate: true when the slot holds what a request has just left there that the backend placed, which no
+  // task has moved into its RAM cache. It is believed now.
+  Task<bool> find_placed(int slot);
   // Saves what the slot holds. A state that is not worth it, or already saved, is no error. `on_written`: called when the backend has
   // written the file, before the disk's part begins: from then on the slot may be given to others.
   ResultTask<void> save(int slot, std::function<void()> on_written = {});

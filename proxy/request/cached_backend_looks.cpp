@@ -254,6 +254,19 @@ Task<bool> CachedBackend::taken(int slot) {
   co_return busy;
 }
 
+Task<bool> CachedBackend::find_placed(int slot) {
+  if (!slots_.looks_for_placed()) co_return false;
+  const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
+  if (!infos) co_return false;
+  const auto info = std::ranges::find(*infos, slot, &SlotInfo::id);
+  if (info == infos->end() || !slots_.believe_placed(slot, info->n_prompt_tokens.value_or(0))) co_return false;
+  note_slot_content(slot);
+  SlotState& state = slots_.at(slot);
+  state.doubtful = false;  // nothing starts meanwhile
+  std::erase_if(backend_cache_, [&](const Cleared& cleared) { return cleared.tokens == state.known; });
+  co_return true;
+}
+
 void CachedBackend::find_taken() { spawn(look_for_taken()); }
 
 Task<void> CachedBackend::look_for_taken() {

@@ -361,6 +361,8 @@ Task<void> CachedRequest::bring_back() {
     plan_recompute();
     co_return;
   }
+  // Planned with a slot that was taken for empty.
+  if (plan_.source == Source::restore && co_await backend_.find_placed(slot_)) plan_in_our_slot();
   if (plan_.save_first && state.unsaved) {
     record_.enter(Step::save);
     Result<void> saved = co_await backend_.save(slot_);

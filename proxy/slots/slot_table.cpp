@@ -86,28 +86,50 @@ bool SlotTable::believe_length(int id, std::optional<std::int64_t> n, bool proce
   return wrong;
 }
 
+bool SlotTable::holds(int id, const Placed& placed, std::optional<std::int64_t> tokens) const {
+  const std::size_t held = placed.known.size() + placed.unknown_tail;
+  return !at(id).other_weights && tokens == static_cast<std::int64_t>(held) && held != at(id).held();
+}
+
+void SlotTable::put_placed(int id, Placed placed) {
+  forget(id);
+  SlotState& to = at(id);
+  to.known = std::move(placed.known);
+  to.unknown_tail = placed.unknown_tail;
+  to.tail_counted = true;
+  to.by_length = true;
+  to.resume_points = std::move(placed.resume_points);
+  to.proven = placed.proven;
+  to.return_chance = placed.return_chance;
+  to.name_space = placed.name_space;
+  touch(id);
+}
+
+bool SlotTable::believe_placed(int id, std::int64_t tokens) {
+  const auto there = std::find_if(placed_.begin(), placed_.end(), [&](const Placed& placed) { return holds(id, placed, tokens); });
+  if (there == placed_.end()) return false;
+  put_placed(id, std::move(*there));
+  placed_.erase(there);
+  return true;
+}
+
 std::vector<int> SlotTable::believe_lengths(std::span<const Length> lengths) {
   const auto unexpected = [this](const Length& one) { return one.tokens.value_or(0) != at(one.id).held(); };
   const auto ours = [this](const Length& one) { return one.id >= 0 && one.id < static_cast<int>(count_) && !at(one.id).leased; };
   std::vector<int> found;
   for (Placed& placed : std::exchange(placed_, {})) {
-    const std::size_t held = placed.known.size() + placed.unknown_tail;
     const auto there = std::find_if(lengths.begin(), lengths.end(), [&](const Length& one) {
-      return ours(one) && !at(one.id).other_weights && unexpected(one) && !one.processing && one.tokens == static_cast<std::int64_t>(held);
+      return ours(one) && !one.processing && holds(one.id, placed, one.tokens);
     });
-    if (there == lengths.end()) continue;
-    forget(there->id);
-    SlotState& to = at(there->id);
-    to.known = std::move(placed.known);
-    to.unknown_tail = placed.unknown_tail;
-    to.tail_counted = true;
-    to.by_length = true;
-    to.resume_points = std::move(placed.resume_points);
-    to.proven = placed.proven;
-    to.return_chance = placed.return_chance;
-    to.name_space = placed.name_space;
-    touch(to.id);
-    found.push_back(to.id);
+    if (there != lengths.end()) {
+      put_placed(there->id, std::move(placed));
+      found.push_back(there->id);
+      continue;
+    }
+    const bool leased_again = std::any_of(lengths.begin(), lengths.end(), [&](const Length& one) {
+      return one.id >= 0 && one.id < static_cast<int>(count_) && at(one.id).leased && !at(one.id).running && holds(one.id, placed, one.tokens);
+    });
+    if (leased_again) placed_.push_back(std::move(placed));
   }
   for (const Length& one : lengths) {
     if (!ours(one) || !std::exchange(at(one.id).chosen_for_us, false) || !unexpected(one)) continue;

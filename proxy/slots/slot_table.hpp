@@ -82,6 +82,8 @@ class SlotTable {
   };
   void note_placed(Placed content) { placed_.push_back(std::move(content)); }
   bool looks_for_placed() const { return !placed_.empty(); }
+  // The slot was leased again before that was asked, and holds so many tokens: true when they are what was placed, which is believed now.
+  bool believe_placed(int id, std::int64_t tokens);
   // Other tasks have begun since: it may have been overwritten, or cleared.
   void forget_placed() { placed_.clear(); }
 
@@ -97,11 +99,15 @@ class SlotTable {
     bool processing = false;  // there may be more of them soon
   };
   // The same for all that were listed. A task whose slot the backend chose may have run elsewhere: where another slot holds just as
-  // many tokens as that task left, unlike before, the belief moves there. Returns the slots where what was placed has been found.
+  // many tokens as that task left, unlike before, the belief moves there. Returns the slots where what was placed has been found. What
+  // may be in a slot that is leased, and in which nothing runs yet, is looked for again.
   std::vector<int> believe_lengths(std::span<const Length> lengths);
   void touch(int id) { at(id).last_used = ++clock_; }
 
  private:
+  bool holds(int id, const Placed& placed, std::optional<std::int64_t> tokens) const;
+  void put_placed(int id, Placed placed);
+
   std::vector<SlotState> slots_;  // never reallocated, never shrunk
   std::vector<Placed> placed_;
   std::size_t count_ = 0;

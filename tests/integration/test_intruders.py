@@ -134,6 +134,65 @@ def test_who_left_while_slots_were_saved_for_it_costs_them_nothing(rig):
     rig.wait_free()
 
 
+def test_what_the_backend_placed_is_not_overwritten_for_who_waits_for_a_slot(rig):
+    """The slot was given on before it had been looked at: what was left there was in no file, and, as no task had moved it there, not in
+    the backend's RAM cache either, where it was taken to be."""
+    backend = rig.start(slots=2, state_version=4, clears_idle=True)
+    waiting, first = prompt(LONG, 320), prompt(2 * LONG, 321)
+    assert rig.right(waiting)
+    rig.settle()
+    backend.refuse_save = True  # this one is in the RAM cache alone
+    assert rig.right(first, n_predict=1)
+    rig.settle()
+    assert rig.right(prompt(LONG, 322))
+    rig.settle()
+    backend.refuse_save = False
+
+    def held_stream(tokens):
+        backend.hold_stream = threading.Event()
+        client = rig.open({"prompt": tokens, "n_predict": 1, "stream": True})
+        read_until(client, b"data: ")
+        return client, backend.hold_stream
+
+    other, end_other = held_stream(prompt(300, 323))
+    turn = first + prompt(60, 324)
+    placed, end_placed = held_stream(turn)
+    backend.hold_stream = None
+    assert "id_slot" not in rig.client_calls()[-1].body, "it was left to the backend"
+    slot = next(slot for slot in backend.slots if slot.believed == turn)
+    lost = []
+    restore = backend.restore
+
+    def note_what_is_lost(into, name):
+        if into is slot and into.believed == turn and turn not in saved:
+            lost.append(name)
+        return restore(into, name)
+
+    saved = []
+    save = backend.save
+
+    def note_what_is_saved(of, name):
+        saved.append(list(of.believed))
+        return save(of, name)
+
+    backend.restore, backend.save = note_what_is_lost, note_what_is_saved
+    answers = []
+    waiter = threading.Thread(target=lambda: answers.append(rig.ask(waiting + prompt(40, 325))))
+    waiter.start()
+    wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "it waits for a slot")
+    end_placed.set()
+    read_until(placed, b"[DONE]")
+    waiter.join()
+    assert answers[0]["timings"]["cache_n"] >= LONG - 1, "its state was put in"
+    assert not lost
+    end_other.set()
+    read_until(other, b"[DONE]")
+    for client in (placed, other):
+        client.close()
+    rig.wait_free()
+    assert rig.ask(turn + prompt(40, 326), n_predict=1)["timings"]["cache_n"] >= len(turn) - 1
+
+
 @pytest.mark.parametrize("model", ["llama"])
 def test_who_speaks_to_the_backend_directly_does_not_change_the_memorys_kind(make_stack, model):
     """The slot held more than before, so its beginning was still believed in; when it was not there, a full-attention model was taken for

@@ -321,6 +321,24 @@ TEST(SlotTable, WhatTheBackendPlacedIsNotGuessed) {
   EXPECT_THAT(table.believe_lengths(std::span(&length, 1)), IsEmpty());
 }
 
+TEST(SlotTable, WhatTheBackendPlacedIsNotGivenUpWhereItsSlotWasLeasedAgain) {
+  SlotTable table(2);
+  table.note_placed(placed(100, 7));
+  table.at(1).leased = true;
+  const SlotTable::Length there[] = {{0, 3}, {1, 107}};
+  EXPECT_THAT(table.believe_lengths(there), IsEmpty());
+  EXPECT_TRUE(table.looks_for_placed());
+  EXPECT_FALSE(table.believe_placed(1, 106));
+  EXPECT_TRUE(table.believe_placed(1, 107));
+  EXPECT_EQ(table.at(1).known.size(), 100u);
+  EXPECT_FALSE(table.looks_for_placed());
+  table.note_placed(placed(200, 7));
+  table.at(1).running = true;  // what it counts is its own
+  const SlotTable::Length running[] = {{0, 3}, {1, 207}};
+  EXPECT_THAT(table.believe_lengths(running), IsEmpty());
+  EXPECT_FALSE(table.looks_for_placed());
+}
+
 TEST(SlotTable, NoBeliefMovesToASlotThatOtherAdaptersMayHaveUsed) {
   SlotTable table(2);
   fill(table.at(0), 100);
