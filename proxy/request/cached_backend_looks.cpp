@@ -176,9 +176,10 @@ void CachedBackend::learn_clearing(const std::vector<SlotInfo>& infos) {
 }
 
 void CachedBackend::set_clears_idle(bool clears, std::string_view because) {
-  probe_.clears_idle_known = true;
-  if (std::exchange(probe_.clears_idle, clears) == clears) return;
-  spdlog::info("{}: idle slots {}: {}", label(), clears ? "are cleared by other tasks" : "keep their state", because);
+  const bool changed = std::exchange(probe_.clears_idle, clears) != clears;
+  // One may be empty for another reason: somebody erased it, the backend made room, or a batch failed. Those that are spared will show.
+  if (changed || !clears) probe_.clears_idle_known = !clears;
+  if (changed) spdlog::info("{}: idle slots {}: {}", label(), clears ? "are cleared by other tasks" : "keep their state", because);
 }
 
 // What could not be found out now was perhaps known before.

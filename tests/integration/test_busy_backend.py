@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from scripted_rig import LONG, Rig, open_request, prompt, read_until
-from stack import wait_until
+from stack import call, wait_until
 
 
 @pytest.fixture
@@ -69,6 +69,22 @@ def test_slots_that_keep_their_state_are_found_to_after_a_probe_beside_busy_ones
         ask(rig, tokens + prompt(40, 5))
         assert rig.latest()["plan"] == "live"
     assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
+
+
+def test_one_slot_that_somebody_erased_is_not_taken_for_a_backend_that_clears_them_for_good(rig):
+    """Starts waited for each other, and idle slots were saved before them, until the next probe."""
+    backend = rig.start(state_version=4, slots=3)
+    first = prompt(LONG, 2)
+    for tokens in (first, prompt(LONG, 3)):
+        ask(rig, tokens)
+        rig.settle()  # nothing is looked at beside a save
+    slot = next(slot for slot in backend.slots if slot.believed == first)
+    assert call(rig.backend_port, "POST", f"/slots/{slot.id}?action=erase", {}).status == 200
+    for seed in (4, 5, 6):
+        ask(rig, prompt(LONG, seed))
+        rig.settle()
+    assert b"idle slots are cleared by other tasks: one was empty" in rig.log.read_bytes()
+    assert not clears_idle(rig)
 
 
 def test_what_a_probe_found_out_is_kept_when_the_next_one_cannot(rig):
