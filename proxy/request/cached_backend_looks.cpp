@@ -149,6 +149,11 @@ void CachedBackend::see_slots(const std::vector<SlotInfo>& infos) {
 
 // Whether tasks clear idle slots: a probe beside others' tasks may not have found out, or wrongly.
 void CachedBackend::learn_clearing(const std::vector<SlotInfo>& infos) {
+  // A task whose slot the backend chose has come where it was believed to.
+  const auto is_where_believed = [&](int id) {
+    const auto info = std::ranges::find(infos, id, &SlotInfo::id);
+    return info != infos.end() && info->n_prompt_tokens == static_cast<std::int64_t>(std::as_const(slots_).at(id).held());
+  };
   bool cleared = false;
   std::vector<SlotTable::Placed> spared;
   for (const SlotInfo& info : infos) {
@@ -156,12 +161,13 @@ void CachedBackend::learn_clearing(const std::vector<SlotInfo>& infos) {
     if (at == seen_.end() || foreign_ > 0) continue;
     Seen& seen = at->second;
     const SlotState& state = std::as_const(slots_).at(info.id);
-    if (state.leased || info.processing || seen.content != state.content || seen.foreign_epoch != foreign_epoch_) continue;
+    if (state.leased || info.processing || seen.content != state.content) continue;
+    const bool among_ours = seen.foreign_epoch == foreign_epoch_;
     // One that has slept holds none either, and tells no number.
-    if (info.n_prompt_tokens == 0 && seen.started >= 0) {
+    if (info.n_prompt_tokens == 0 && seen.started >= 0 && among_ours) {
       cleared = true;
       note_backend_cache(state.known, state.resume_points);
-    } else if (info.n_prompt_tokens == seen.tokens && seen.ended) {
+    } else if (info.n_prompt_tokens == seen.tokens && seen.ended && (among_ours || is_where_believed(seen.started))) {
       spared.push_back(std::move(seen.held));
     }
   }

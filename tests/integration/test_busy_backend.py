@@ -71,6 +71,19 @@ def test_slots_that_keep_their_state_are_found_to_after_a_probe_beside_busy_ones
     assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
 
 
+def test_slots_that_keep_their_state_are_found_to_by_requests_whose_slot_the_backend_chooses(rig):
+    """With clients of /v1/messages alone it was believed until the next probe that they are cleared."""
+    rig.start_backend(state_version=4, slots=3)
+    with busy_slot(rig, 1), busy_slot(rig, 2):
+        rig.start_cairn()
+        assert clears_idle(rig), "until it is known"
+    for seed in (2, 3, 4):
+        said = bytes(prompt(LONG, seed)).decode().replace("\\", "a")
+        assert rig.post({"max_tokens": 1, "messages": [{"role": "user", "content": said}]}, "/v1/messages").status == 200
+        rig.settle()  # nothing is looked at beside a save
+    assert not clears_idle(rig)
+
+
 def test_one_slot_that_somebody_erased_is_not_taken_for_a_backend_that_clears_them_for_good(rig):
     """Starts waited for each other, and idle slots were saved before them, until the next probe."""
     backend = rig.start(state_version=4, slots=3)
