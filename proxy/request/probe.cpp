@@ -1,6 +1,7 @@
 #include "request/probe.hpp"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <boost/json.hpp>
 
@@ -348,6 +349,7 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   // Layout of the memory: number of layers, types of the KV cache, version of the file.
   identity["state_bytes"] = tiny->bytes;
   identity["state_version"] = tiny->version;
+  const std::string without = json::serialize(identity);
   // The behaviour below tells strangers apart, not two of a kind (another quantization run, one more step of training).
   const std::string model_path = probe.props.model_path;
   const auto sample = [model_path] { return sample_weights(model_path); };
@@ -355,11 +357,26 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   if (weights) identity["weights"] = *weights;
   probe.identity = json::serialize(identity);
 
+  const auto find = [&](auto fits) {
+    return std::ranges::find_if(store->namespaces(), [&](const auto& one) {
+      return fits(one.second.identity) && same_behaviour(unpack_logprobs(one.second.probe), *top);
+    });
+  };
+  auto found = find([&](const std::string& other) { return other == probe.identity; });
+  if (found == store->namespaces().end() && weights) {
+    // Of a time when the file could not be read, or was not: its identity is renewed below.
+    found = find([&](const std::string& other) { return other == without; });
+  } else if (found == store->namespaces().end() && !weights) {
+    const std::string beginning = without.substr(0, without.size() - 1) + ",";
+    if (find([&](const std::string& other) { return other.starts_with(beginning); }) != store->namespaces().end()) {
+      spdlog::warn("{} cannot be read: it may hold other weights than those whose states were saved while it could, and these are not used",
+                   model_path);
+    }
+  }
   std::string reference;  // of a known one: what its states were made with, however many small steps lie between
-  bool known = false;
-  for (const auto& [id, record] : store->namespaces()) {
-    if (record.identity != probe.identity || !same_behaviour(unpack_logprobs(record.probe), *top)) continue;
-    known = true;
+  const bool known = found != store->namespaces().end();
+  if (known) {
+    const auto& [id, record] = *found;
     reference = record.probe;
     probe.name_space = id;
     probe.facts = record.facts;
@@ -379,7 +396,6 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
         if (probe.kind == MemoryKind::exact) probe.kind = MemoryKind::unknown;
       }
     }
-    break;
   }
   if (probe.kind == MemoryKind::unknown) {
     Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, tiny->bytes, probe, cancel);
