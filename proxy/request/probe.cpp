@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -29,6 +30,7 @@ constexpr int fingerprint_top = 10;
 constexpr double same_logprob = 0.03;
 // A context checkpoint is only made once 64 tokens are there, at the end - 4 (llama.cpp server-context.cpp).
 constexpr std::uint32_t kind_tokens = 80;
+constexpr std::size_t random_marker_bytes = 32;  // without what stands around them (build 11669)
 
 // Any ids do: the same vocabulary size gives the same ones.
 Tokens probe_tokens(std::int64_t n_vocab, std::uint32_t count, std::uint64_t seed) {
@@ -217,6 +219,43 @@ ResultTask<std::optional<bool>> probe_clearing(LlamaApi& api, const std::vector<
   co_return std::optional<bool>{held == 0};
 }
 
+// Of the model that the process has loaded.
+struct Weights {
+  std::optional<std::string> sample;  // of its file, where it can be read
+  bool uncertain = false;             // `sample` is of this probe alone
+};
+
+// The file may have been replaced since the process has loaded it: what it gave when that was first looked at counts, although it may not
+// be there to be read any more.
+Task<Weights> weights_of(const ProbeResult& probe, CheckpointStore& store, BlockingPool& pool) {
+  const std::string path = probe.props.model_path;
+  const auto sample = [path] { return sample_weights(path); };
+  Weights weights;
+  weights.sample = co_await pool.run(sample);
+  if (probe.process.empty()) co_return weights;
+  const std::string key = "first_samples";
+  const std::string kept = store.setting(key).value_or("");
+  std::optional<std::string> first = first_sample(kept, probe.process);
+  if (probe.props.sleeping) first.reset();  // it has just loaded it anew
+  if (!first) {
+    if (weights.sample && !store.options().look_only) {
+      (void)co_await store.put_setting(key, with_first_sample(kept, probe.process, *weights.sample));
+    }
+    co_return weights;
+  }
+  if (!weights.sample || *weights.sample == *first) {
+    weights.sample = std::move(first);
+    co_return weights;
+  }
+  // It may also have slept meanwhile and loaded the new one.
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  spdlog::warn("{} was replaced while the backend runs: until that is restarted it is not known which of the two it has loaded, and saved "
+               "states of neither are used", path);
+  weights.sample = fmt::format("{} or {} at {}", *first, *weights.sample, std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+  weights.uncertain = true;
+  co_return weights;
+}
+
 Task<bool> is_llama_swap(LlamaApi& api, CancelSource& cancel) {
   const Result<bool> answer = co_await api.is_llama_swap(cancel);
   co_return answer && *answer;
@@ -250,7 +289,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   }
   if (props->sleeping && !may_wake) co_return upstream_error(ErrorCode::rejected, "it sleeps, until a request wakes it");
   probe.props = std::move(*props);
-  probe.process = probe.props.media_marker;
+  // Where LLAMA_MEDIA_MARKER sets it, it is the same for each process.
+  if (probe.props.media_marker.size() >= random_marker_bytes) probe.process = probe.props.media_marker;
   Result<ModelMeta> meta = co_await api.model_meta(cancel);
   if (!meta) co_return meta.error();
   probe.meta = std::move(*meta);
@@ -351,10 +391,8 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
   identity["state_version"] = tiny->version;
   const std::string without = json::serialize(identity);
   // The behaviour below tells strangers apart, not two of a kind (another quantization run, one more step of training).
-  const std::string model_path = probe.props.model_path;
-  const auto sample = [model_path] { return sample_weights(model_path); };
-  const std::optional<std::string> weights = co_await pool.run(sample);
-  if (weights) identity["weights"] = *weights;
+  const Weights weights = co_await weights_of(probe, *store, pool);
+  if (weights.sample) identity["weights"] = *weights.sample;
   probe.identity = json::serialize(identity);
 
   const auto find = [&](auto fits) {
@@ -363,14 +401,14 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
     });
   };
   auto found = find([&](const std::string& other) { return other == probe.identity; });
-  if (found == store->namespaces().end() && weights) {
+  if (found == store->namespaces().end() && weights.sample && !weights.uncertain) {
     // Of a time when the file could not be read, or was not: its identity is renewed below.
     found = find([&](const std::string& other) { return other == without; });
-  } else if (found == store->namespaces().end() && !weights) {
+  } else if (found == store->namespaces().end() && !weights.sample) {
     const std::string beginning = without.substr(0, without.size() - 1) + ",";
     if (find([&](const std::string& other) { return other.starts_with(beginning); }) != store->namespaces().end()) {
       spdlog::warn("{} cannot be read: it may hold other weights than those whose states were saved while it could, and these are not used",
-                   model_path);
+                   probe.props.model_path);
     }
   }
   std::string reference;  // of a known one: what its states were made with, however many small steps lie between

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <boost/json.hpp>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
@@ -11,6 +13,7 @@
 #include <memory>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace cairn {
@@ -68,6 +71,17 @@ std::vector<std::string> files_of(const std::string& path) {
   return files;
 }
 
+// Pairs of process and sample, latest first.
+using FirstSamples = std::vector<std::pair<std::string, std::string>>;
+
+FirstSamples read_first_samples(std::string_view kept) {
+  boost::system::error_code error;
+  const boost::json::value json = boost::json::parse(kept, error);
+  if (error) return {};
+  auto samples = boost::json::try_value_to<FirstSamples>(json);
+  return samples ? std::move(*samples) : FirstSamples{};
+}
+
 }  // namespace
 
 std::optional<std::string> sample_weights(const std::string& path) {
@@ -79,6 +93,22 @@ std::optional<std::string> sample_weights(const std::string& path) {
   }
   const XXH128_hash_t sum = XXH3_128bits_digest(hash.get());
   return fmt::format("{:016x}{:016x}", sum.high64, sum.low64);
+}
+
+std::optional<std::string> first_sample(std::string_view kept, std::string_view process) {
+  for (auto& [name, sample] : read_first_samples(kept)) {
+    if (name == process) return std::move(sample);
+  }
+  return std::nullopt;
+}
+
+std::string with_first_sample(std::string_view kept, std::string_view process, std::string_view sample) {
+  constexpr std::size_t remembered = 64;  // processes
+  FirstSamples samples = read_first_samples(kept);
+  std::erase_if(samples, [&](const auto& one) { return one.first == process; });
+  samples.emplace(samples.begin(), process, sample);
+  if (samples.size() > remembered) samples.resize(remembered);
+  return boost::json::serialize(boost::json::value_from(samples));
 }
 
 }  // namespace cairn

@@ -94,6 +94,7 @@ class ScriptedBackend:
         self.cell = cell  # how a token's state is packed: as another type of the KV cache would be
         self.drift = drift  # of the log-probabilities, as weights that differ a little have
         self.process = uuid.uuid4().hex
+        self.marker = None  # as LLAMA_MEDIA_MARKER sets it, the same for each process
         self.model_path = "/nowhere/model.gguf"
         self.role = "model"  # or "router"
         self.slots = [Slot(number) for number in range(slots)]
@@ -346,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
             if backend.hold_props is not None:
                 backend.hold_props.wait(60)
             self.reply({"total_slots": len(backend.slots), "model_path": str(backend.model_path), "build_info": "b1-scripted",
-                        "chat_template": "scripted", "media_marker": f"<__media_{backend.process}__>",
+                        "chat_template": "scripted", "media_marker": backend.marker or f"<__media_{backend.process}__>",
                         "endpoint_slots": True, "endpoint_metrics": True, "is_sleeping": False, "role": backend.role})
         elif path == "/v1/models":
             self.reply({"data": [{"id": "scripted", "meta": {"n_vocab": VOCABULARY, "n_ctx": backend.n_ctx, "n_embd": 8,

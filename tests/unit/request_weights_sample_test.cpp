@@ -85,5 +85,22 @@ TEST_F(WeightsSample, WhatCannotBeReadSaysNothing) {
   EXPECT_EQ(sample_weights("-00001-of-"), std::nullopt);
 }
 
+TEST(FirstSamples, AreKeptOfTheLatestProcesses) {
+  EXPECT_FALSE(first_sample("", "p"));
+  std::string kept = with_first_sample("", "first", "a");
+  EXPECT_EQ(first_sample(kept, "first"), "a");
+  kept = with_first_sample(kept, "first", "b");
+  EXPECT_EQ(first_sample(kept, "first"), "b") << "it was loaded anew";
+  for (int i = 0; i < 63; ++i) kept = with_first_sample(kept, "other" + std::to_string(i), "c");
+  EXPECT_EQ(first_sample(kept, "first"), "b");
+  kept = with_first_sample(kept, "last", "c");
+  EXPECT_FALSE(first_sample(kept, "first"));
+  EXPECT_EQ(first_sample(kept, "other0"), "c");
+  for (const char* bad : {"{", "{}", "[1]", "[[\"p\"]]", "[[\"p\",1]]"}) {
+    EXPECT_FALSE(first_sample(bad, "p")) << bad;
+    EXPECT_EQ(first_sample(with_first_sample(bad, "p", "a"), "p"), "a") << bad;
+  }
+}
+
 }  // namespace
 }  // namespace cairn
