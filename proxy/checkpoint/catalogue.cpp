@@ -69,7 +69,10 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   known.shares = known.matched_tokens * good_part >= prompt.size();
   const bool left_inside = known.shares && !known.continues && known.branch_tokens > 0;
   recent.offsets.observe_branch(left_inside);
-  if (left_inside) recent.marks.left(rest);
+  // Only the first to leave there tells something: sessions that share a system prompt all leave at its end, which has its state. And
+  // of a path that parts again soon it is not known how it went on.
+  constexpr std::size_t least_rest = 32;
+  if (left_inside && inserted.branch_is_new && rest.size() >= least_rest) recent.marks.left(rest);
   known.mark = recent.marks.offer(prompt, known.matched_tokens);
   return known;
 }

@@ -126,15 +126,21 @@ Marked marked(const AdmissionInput& input) {
   if (input.branch > input.done && input.branch < input.prompt) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
-  if (input.mark > input.done && input.mark < input.prompt && input.mark != input.branch) {
-    // Who leaves there would go on from a cut, half a piece before it in the mean.
-    const std::uint32_t before = std::min(input.mark - input.done, longest_piece(input) / 2);
-    admitted(input.mark, input.mark_chance * costs.prefill_seconds(input.mark - before, input.mark), 0);
-  }
   const std::uint32_t end = end_stop(input);
   const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
-  // Where another session would part: beside a state that is there anyway it is not worth one.
   constexpr std::uint32_t apart = least_bound;
+  // Beside a state that is there anyway a mark is not worth one.
+  const auto beside = [&](std::uint32_t other) { return other + apart > input.mark && input.mark + apart > other; };
+  const bool marks = !ordered && input.mark > input.done && input.mark + apart < input.prompt && !beside(input.branch) && !beside(end);
+  const auto admit_mark = [&](bool seen_often) {
+    if (!marks || seen_often != input.mark_seen_often) return;
+    // Who leaves there would go on from a cut, half a piece before it in the mean.
+    const std::uint32_t before = std::min(input.mark - input.done, longest_piece(input) / 2);
+    const double gain = input.mark_chance * costs.prefill_seconds(input.mark - before, input.mark);
+    if (gain > stop_seconds(input, input.mark)) admitted(input.mark, seen_often ? gain : 0, marked.left_s);
+  };
+  admit_mark(true);
+  // Nor is one where another session would part.
   const std::uint32_t system = input.system_end;
   const auto near = [&](std::uint32_t at) { return at + apart > system && system + apart > at; };
   const bool alone = system >= input.done + apart && system + apart < input.prompt && std::none_of(marked.places.begin(), marked.places.end(), near);
@@ -148,6 +154,7 @@ Marked marked(const AdmissionInput& input) {
   if (system_first) admit_system(budget_left(input, least_caution(input)));
   if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, least_caution(input)));
   if (!system_first) admit_system(marked.left_s);
+  admit_mark(false);  // a guess is insurance, too, in a better place than a cut
   return marked;
 }
 

@@ -48,6 +48,7 @@ struct AdmissionInput {
   bool sessions_seen = false;    // some did before
   std::uint32_t mark = 0;        // where a later prompt is likely to leave this one far before its end; 0: nowhere known
   double mark_chance = 0;        // that one does
+  bool mark_seen_often = false;  // else it is a guess
   std::uint32_t branch = 0;      // where this one left a known path, and no state is there yet; 0: nowhere
 
   // Spent and to spend.

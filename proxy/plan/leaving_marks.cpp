@@ -10,7 +10,8 @@ namespace cairn {
 
 namespace {
 constexpr float remembered = 48;  // prompts: then half of it is forgotten
-constexpr float doubt = 0.5F;     // once may be chance
+constexpr float evidence = 1.5F;  // once may be chance
+constexpr float doubt = 0.5F;
 constexpr float surest = 0.95F;
 }  // namespace
 
@@ -37,7 +38,7 @@ LeavingMarks::Place LeavingMarks::offer(TokenSpan prompt, std::uint32_t known) {
     const auto found = std::find(std::make_reverse_iterator(prompt.end()), std::make_reverse_iterator(begin), mark.token);
     if (found == std::make_reverse_iterator(begin)) continue;
     const double chance = std::min((mark.left - doubt) / (mark.offered + 1), surest);
-    if (chance > best.chance) best = Place{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance};
+    if (chance > best.chance) best = Place{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance, mark.left > evidence};
     mark.offered += 1;
     if (mark.offered > remembered) {
       mark.offered /= 2;

@@ -19,8 +19,9 @@ class LeavingMarks {
   void left(TokenSpan rest);
 
   struct Place {
-    std::uint32_t at = 0;  // tokens before the mark; 0: there is none
-    double chance = 0;     // that a later prompt leaves this one there
+    std::uint32_t at = 0;     // tokens before the mark; 0: there is none
+    double chance = 0;        // that a later prompt leaves this one there
+    bool seen_often = false;  // more than one has left an earlier one there
   };
   // Where a prompt whose first `known` tokens had come before is likely to be left. Counts the marks that it has.
   Place offer(TokenSpan prompt, std::uint32_t known);

@@ -44,6 +44,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   if (known_.mark.at >= backend_.options().shortest_prompt_tokens) {
     input.mark = known_.mark.at;
     input.mark_chance = known_.mark.chance;
+    input.mark_seen_often = known_.mark.seen_often;
   }
   if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
   input.returning = ends.returning();

@@ -25,12 +25,13 @@ TEST(LeavingMarks, WhereABlockWasLeftTheNextPromptWillBeLeft) {
   marks.left(rest_of(one, 900));
   const LeavingMarks::Place once = marks.offer(two, 0);
   EXPECT_EQ(once.at, 1200u);
-  EXPECT_LT(once.chance, 0.3) << "it may be chance";
+  EXPECT_LT(once.chance, 0.3);
+  EXPECT_FALSE(once.seen_often) << "it may be chance";
   marks.left(rest_of(two, 1200));
-  marks.left(rest_of(next, 2000));
   const LeavingMarks::Place place = marks.offer(next, 0);
   EXPECT_EQ(place.at, 2000u);
-  EXPECT_GT(place.chance, 0.5);
+  EXPECT_GT(place.chance, 0.3);
+  EXPECT_TRUE(place.seen_often);
   EXPECT_EQ(marks.offer(next, 2001).at, 0u) << "it lies in what was known before";
   EXPECT_EQ(marks.offer(Tokens{1, 2, 3}, 0).at, 0u);
   EXPECT_EQ(marks.offer(Tokens{}, 0).at, 0u);
