@@ -358,6 +358,7 @@ class CheckpointStore {
   SavingPause pause_;
   SavingPause copying_pause_;  // of copies to the disk directory
   WorthOf worth_;
+  std::int64_t disk_freed_unix_ms_ = 0;  // otherwise than for room
   std::optional<Victims> judged_on_disk_;  // a moment ago
   std::int64_t judged_unix_ms_ = 0;
   std::unique_ptr<FileLock> state_lock_;

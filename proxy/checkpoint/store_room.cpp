@@ -175,6 +175,7 @@ void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
   if (record.on_disk) {
     counters_.disk_bytes -= record.bytes;
     counters_.condemned_disk_bytes += record.bytes;
+    if (reason == RemovalReason::erased) disk_freed_unix_ms_ = now_unix_ms();
     condemned_.push_back({record.file_name, record.bytes, id, true, true});
   }
   if (record.in_slots || !record.on_disk) condemned_.push_back({record.file_name, record.bytes, id, true, false});

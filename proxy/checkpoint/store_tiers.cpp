@@ -5,6 +5,7 @@
 #include <boost/asio/use_awaitable.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -59,7 +60,8 @@ bool CheckpointStore::copies_due() const {
 bool CheckpointStore::copy_due(const CheckpointEntry& entry) const {
   if (entry.record.on_disk || !entry.copy_declined_unix_ms) return !entry.record.on_disk;
   const std::int64_t since_ms = now_unix_ms() - *entry.copy_declined_unix_ms;
-  return since_ms < 0 || since_ms >= longest_uncopied_ms;  // others may be worth less by then
+  // Others may be worth less by then, or somebody has made room.
+  return since_ms < 0 || since_ms >= longest_uncopied_ms || *entry.copy_declined_unix_ms < disk_freed_unix_ms_;
 }
 
 bool CheckpointStore::copies_wait() const {
@@ -293,7 +295,9 @@ bool CheckpointStore::evict_on_disk_for(const CheckpointRecord& incoming, std::u
 
 // No trouble of the disk's: others are copied meanwhile.
 Error CheckpointStore::decline_copy(CheckpointId id) {
-  if (const auto entry = entries_.find(id); entry != entries_.end()) entry->second.copy_declined_unix_ms = now_unix_ms();
+  const auto entry = entries_.find(id);
+  const bool pinned_meanwhile = entry != entries_.end() && entry->second.record.pinned;
+  if (entry != entries_.end() && !pinned_meanwhile) entry->second.copy_declined_unix_ms = now_unix_ms();
   return disk_error(ErrorCode::no_space, options_.disk_dir + " is full of better states");
 }
 
@@ -341,6 +345,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
 // Takes files out of the slot directory, the least valuable first, until so many bytes are on their way out. What has no copy
 // yet gets one first; what cannot get one is evicted, unless it is pinned.
 ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
+  judged_on_disk_.reset();  // what is declined now goes for good
   std::uint64_t gone = 0;
   std::set<CheckpointId> stays;  // pinned, and no copy can be made
   while (gone < at_least_bytes) {
@@ -358,7 +363,7 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
     }
     if (gone >= at_least_bytes) break;
     if (victim == nullptr) {
-      if (co_await copy_ends()) continue;
+      if (co_await copy_ends()) co_return Result<void>{};  // more may have gone meanwhile: the caller counts again
       co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full");
     }
     const CheckpointId id = victim->id;
@@ -380,7 +385,7 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
   co_return Result<void>{};
 }
 
-// False: nothing may leave RAM when a copy under way has ended.
+// False: nothing may leave RAM when a copy under way has ended, or the disk is too slow for somebody who may hold up others.
 Task<bool> CheckpointStore::copy_ends() {
   const auto may_go_then = [this](CheckpointId id) {
     const CheckpointRecord* record = find(id);
@@ -389,8 +394,8 @@ Task<bool> CheckpointStore::copy_ends() {
   if (!std::ranges::any_of(copying_, may_go_then)) co_return false;
   const auto ended = std::make_shared<Wakeup>(co_await boost::asio::this_coro::executor);
   waiting_for_copies_.push_back(ended);
-  co_await ended->wait();
-  co_return true;
+  constexpr std::chrono::seconds bearable{5};
+  co_return co_await ended->wait_for(bearable);
 }
 
 // Its copy on disk stays.
