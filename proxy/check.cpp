@@ -148,8 +148,8 @@ Task<CheckedStore> check_store(const Config& config, FileLayer& files, BlockingP
   if (!opened && opened.error().code == ErrorCode::invalid) {
     advice(fmt::format("another Cairn uses these directories, its states are not looked at: {}", opened.error().context));
     // A command ends; who serves elsewhere does not.
-    checked.works = opened.error().may_retry || co_await serves_here(config, pool);
-    if (!checked.works) advice(fmt::format("it does not answer at {}: cairn serve would end because of it", config.listen));
+    const bool in_the_way = !opened.error().may_retry && !co_await serves_here(config, pool);
+    if (in_the_way) advice(fmt::format("it does not answer at {}: while it runs cairn serve would end because of it", config.listen));
     co_return checked;
   }
   if (!opened) {
