@@ -233,16 +233,19 @@ Task<Weights> weights_of(const ProbeResult& probe, CheckpointStore& store, Block
   Weights weights;
   weights.sample = co_await pool.run(sample);
   if (probe.process.empty()) co_return weights;
-  const std::string key = "first_samples";
+  const std::string key = "first_samples", unknown = "unknown";
   const std::string kept = store.setting(key).value_or("");
   std::optional<std::string> first = first_sample(kept, probe.process);
   if (probe.props.sleeping) first.reset();  // it has just loaded it anew
   if (!first) {
-    if (weights.sample && !store.options().look_only) {
-      (void)co_await store.put_setting(key, with_first_sample(kept, probe.process, *weights.sample));
+    // Of one that has slept an unreadable file must not leave the old sample: whoever looks next would take it for the new one's.
+    const std::string noted = weights.sample.value_or(probe.props.sleeping ? unknown : "");
+    if (!noted.empty() && !store.options().look_only) {
+      (void)co_await store.put_setting(key, with_first_sample(kept, probe.process, noted));
     }
     co_return weights;
   }
+  if (!weights.sample && *first == unknown) co_return weights;
   if (!weights.sample || *weights.sample == *first) {
     weights.sample = std::move(first);
     co_return weights;

@@ -90,6 +90,7 @@ def test_a_slot_is_not_shunned_when_the_request_that_took_it_has_ended(rig):
     backend.hold_stream = None
     told = lambda count: backend.of(lambda made: made.told_busy == count and made.answered.is_set())
     wait_until(lambda: told(2), "Cairn looks where they run")
+    backend.forget_calls()
     client, hold = running[1]
     hold.set()
     read_until(client, b"[DONE]")
