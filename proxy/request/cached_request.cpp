@@ -311,7 +311,8 @@ Task<void> CachedRequest::serve_cached() {
   if (gate) co_await backend_.save_idle_slots(slot_);  // those that ended meanwhile
   backend_.slots().at(slot_).piece_end = plan_.base;
   backend_.scheduler().reconsider();  // whoever waits for a stop that this plan has passed
-  if (in_pieces() && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  const bool is_short = !downstream_.cancel().cancelled() && co_await come_from_before();
+  if (in_pieces() && !is_short && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
   if (!parsed_.takes_slot && !downstream_.cancel().cancelled()) co_await make_findable();
   backend_.slots().at(slot_).in_pieces = false;
   backend_.scheduler().reconsider();  // or for one that was not made

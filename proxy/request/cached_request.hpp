@@ -52,6 +52,8 @@ class CachedRequest {
   bool would_keep_silent(std::uint32_t done, std::uint32_t end) const;
   Task<void> compute_pieces(StartGate& gate);
   // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
+  // True: the slot holds the prompt but for a token or a few, whose logits are not to come from a context checkpoint's very end.
+  Task<bool> come_from_before();
   Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);
   Task<void> make_findable();
   // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun. True when the

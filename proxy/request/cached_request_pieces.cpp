@@ -81,6 +81,20 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
   co_return true;
 }
 
+// llama-server goes on one token before the end of a context checkpoint (build 11669). Of a prompt that ends there it steps back by one
+// more, for the logits: what that token sees of a sliding window begins before the checkpoint does, and the answer is a little wrong. A
+// piece that is a token shorter is computed from the checkpoint before.
+Task<bool> CachedRequest::come_from_before() {
+  const SlotState& state = std::as_const(backend_.slots()).at(slot_);
+  const auto begins_in = [&](std::uint32_t tokens) { return std::ranges::binary_search(state.resume_points, tokens + 1); };
+  auto end = static_cast<std::uint32_t>(prompt_.size());
+  if (backend_.kind() != MemoryKind::checkpointed || !own_weights() || base_common_ < end || !begins_in(end)) co_return false;
+  while (end > 0 && begins_in(end)) --end;
+  if (end == 0) co_return false;
+  record_.enter(Step::prefill);
+  co_return co_await compute_piece(end, plan_.base);
+}
+
 // llama-server sends a stream's head at once and a comment each 30 s, so that many clients, and proxies between, wait no longer than a
 // minute for the next byte. While pieces are computed there is no head to send: the backend has not accepted the request yet.
 // What is not stopped for leaves the backend's own context checkpoints; where there are none, no stop may be left out.
