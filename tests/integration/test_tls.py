@@ -300,7 +300,8 @@ def test_what_is_cut_or_changed_on_the_way_never_looks_whole(gated, trouble):
         left[0] = source.randrange(6000)
         gate.script = script
         try:
-            got = through_gate(door, request, ended)
+            # A changed length may have both sides wait for the other: the comments that keep a client waiting come for ever then.
+            got = through_gate(door, request, lambda so_far: ended(so_far) or b": waiting" in so_far)
         except OSError:
             got = b""
         gate.script = whole_pieces
