@@ -1,10 +1,10 @@
 #include "checkpoint/store.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 #include <utility>
 
+#include "base/unix_time.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/store_disk.hpp"
 #include "checkpoint/store_startup.hpp"
@@ -92,12 +92,7 @@ CheckpointStore::CheckpointStore(StoreOptions options, FileLayer& files, Blockin
                                  std::unique_ptr<EvictionPolicy> policy)
     : options_(std::move(options)), files_(files), disk_pool_(disk_pool), policy_(std::move(policy)) {
   if (policy_ == nullptr) policy_ = std::make_unique<ValuePolicy>();
-  if (!options_.now_unix_ms) {
-    options_.now_unix_ms = [] {
-      const auto now = std::chrono::system_clock::now().time_since_epoch();
-      return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
-    };
-  }
+  if (!options_.now_unix_ms) options_.now_unix_ms = unix_now_ms;
   counters_.budget_bytes = options_.budget_bytes;
   if (has_tiers()) counters_.ram_budget_bytes = options_.ram_budget_bytes;
   if (options_.look_only) {

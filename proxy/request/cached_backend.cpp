@@ -59,10 +59,6 @@ void CachedBackend::spawn(Task<void> task) {
   });
 }
 
-std::int64_t CachedBackend::now_ms() const {
-  return std::chrono::duration_cast<milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
 Task<void> CachedBackend::start(milliseconds patience) {
   spawn(watch());
   const auto deadline = std::chrono::steady_clock::now() + patience;

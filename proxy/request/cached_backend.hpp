@@ -315,7 +315,6 @@ class CachedBackend {
   void set_kind(MemoryKind kind, std::string_view because);
   void keep_facts();
   void spawn(Task<void> task);
-  std::int64_t now_ms() const;
 
   boost::asio::any_io_executor executor_;
   Upstream& upstream_;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/counted.hpp"
+#include "base/unix_time.hpp"
 #include "request/cached_backend.hpp"
 
 namespace cairn {
@@ -86,7 +87,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   coming.cost_to_recompute_s = costs_.prefill_seconds(0, static_cast<double>(state.known.size()));
   if (coming.kind == CheckpointKind::checkpointed) coming.resume_positions = state.resume_points;
   std::optional<Catalogue::Incoming> incoming;
-  incoming.emplace(*catalogue_, std::move(coming), state.known, now_ms());
+  incoming.emplace(*catalogue_, std::move(coming), state.known, unix_now_ms());
   if (!co_await incoming->worth_its_room()) {
     spdlog::debug("slot {} is not saved: what would have to go for it is worth more", slot);
     co_return Result<void>{};
@@ -139,7 +140,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     if (committed.error().code == ErrorCode::corrupt && content == state.content) slots_.forget(slot);  // it held something else
     co_return if_the_disk_refused(committed.error());
   }
-  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, now_ms());
+  const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, unix_now_ms());
   for (const CheckpointId old : useless) (void)co_await store_->supersede(old, committed->id);
   copy_late();
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");

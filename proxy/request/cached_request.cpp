@@ -5,23 +5,15 @@
 #include <boost/asio/experimental/awaitable_operators.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <tuple>
 #include <utility>
 
+#include "base/unix_time.hpp"
 #include "request/api_key.hpp"
 #include "request/error_answer.hpp"
 #include "request/system_end.hpp"
 
 namespace cairn {
-
-namespace {
-
-std::int64_t unix_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
 
 Task<void> CachedRequest::fail(const Error& error) {
   record_.status = error_status(error);
@@ -263,7 +255,7 @@ bool CachedRequest::in_pieces() const {
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
   if (own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens) {
-    known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_ms());
+    known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_now_ms());
     record_.known_tokens = known_.matched_tokens;
     if (!known_.other.empty()) {
       record_.left_at = known_.matched_tokens;

@@ -7,13 +7,13 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <optional>
 #include <utility>
 
 #include "backend/gguf_metadata.hpp"
+#include "base/unix_time.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/state_file.hpp"
 #include "request/weights_sample.hpp"
@@ -251,10 +251,9 @@ Task<Weights> weights_of(const ProbeResult& probe, CheckpointStore& store, Block
     co_return weights;
   }
   // It may also have slept meanwhile and loaded the new one.
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
   spdlog::warn("{} was replaced while the backend runs: until that is restarted it is not known which of the two it has loaded, and saved "
                "states of neither are used", path);
-  weights.sample = fmt::format("{} or {} at {}", *first, *weights.sample, std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+  weights.sample = fmt::format("{} or {} at {}", *first, *weights.sample, unix_now_ms());
   weights.uncertain = true;
   co_return weights;
 }
