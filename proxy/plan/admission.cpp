@@ -11,6 +11,9 @@ constexpr double branch_chance = 0.5;          // that a third prompt parts wher
 constexpr std::uint32_t left_by_backend = 4;   // tokens before a prompt's end where llama-server leaves a context checkpoint
 constexpr std::uint32_t least_bound = 256;
 
+// So near to each other that one state serves both.
+bool beside(std::uint32_t one, std::uint32_t other) { return std::max(one, other) - std::min(one, other) < least_bound; }
+
 // Tokens in a piece so that none of its inside is further than the bound from a point to go on from. On a checkpointed
 // backend each piece leaves one an ubatch before its end, too.
 std::uint32_t longest_piece(const AdmissionInput& input) {
@@ -128,22 +131,22 @@ Marked marked(const AdmissionInput& input) {
   }
   const std::uint32_t end = end_stop(input);
   const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
-  constexpr std::uint32_t apart = least_bound;
   // Beside a state that is there anyway a mark is not worth one.
-  const auto beside = [&](std::uint32_t other) { return other + apart > input.mark && input.mark + apart > other; };
-  const bool marks = !ordered && input.mark > input.done && input.mark + apart < input.prompt && !beside(input.branch) && !beside(end);
+  const std::uint32_t mark = input.mark.at;
+  const bool marks = !ordered && mark > input.done && mark + least_bound < input.prompt && !beside(mark, input.branch) && !beside(mark, end);
   const auto admit_mark = [&](bool seen_often) {
-    if (!marks || seen_often != input.mark_seen_often) return;
+    if (!marks || seen_often != input.mark.seen_often) return;
     // Who leaves there would go on from a cut, half a piece before it in the mean.
-    const std::uint32_t before = std::min(input.mark - input.done, longest_piece(input) / 2);
-    const double gain = input.mark_chance * costs.prefill_seconds(input.mark - before, input.mark);
-    if (gain > stop_seconds(input, input.mark)) admitted(input.mark, seen_often ? gain : 0, marked.left_s);
+    const std::uint32_t before = std::min(mark - input.done, longest_piece(input) / 2);
+    const double gain = input.mark.chance * costs.prefill_seconds(mark - before, mark);
+    if (gain > stop_seconds(input, mark)) admitted(mark, seen_often ? gain : 0, marked.left_s);
   };
   admit_mark(true);
   // Nor is one where another session would part.
   const std::uint32_t system = input.system_end;
-  const auto near = [&](std::uint32_t at) { return at + apart > system && system + apart > at; };
-  const bool alone = system >= input.done + apart && system + apart < input.prompt && std::none_of(marked.places.begin(), marked.places.end(), near);
+  const auto near = [&](std::uint32_t at) { return beside(at, system); };
+  const bool alone = system >= input.done + least_bound && system + least_bound < input.prompt &&
+                     std::none_of(marked.places.begin(), marked.places.end(), near);
   const double system_gain = alone ? input.sessions * costs.prefill_seconds(input.done, system) : 0;
   // The likelier place to be come back to may take the whole budget, and the other what is left.
   const bool system_first = system_gain > end_gain;
@@ -177,10 +180,8 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
     if (cuts == 0 && wanted.empty() && input.pieces == 0) cuts = std::min(affordable_cuts(input, budget_left(input, least_caution(input))), 1U);
     for (std::uint32_t i = 1; i <= cuts; ++i) {
       const std::uint32_t at = cut_at(input, i, cuts);
-      const bool beside = std::any_of(wanted.begin(), wanted.end(), [&](std::uint32_t other) {
-        return (other > at ? other - at : at - other) < least_bound;
-      });
-      if (!beside) wanted.push_back(at);
+      const auto near = [&](std::uint32_t other) { return beside(at, other); };
+      if (std::none_of(wanted.begin(), wanted.end(), near)) wanted.push_back(at);
     }
   }
   stops.wanted = wanted;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "plan/cost_model.hpp"
+#include "plan/leaving_marks.hpp"
 #include "plan/memory_kind.hpp"
 #include "plan/stops.hpp"
 
@@ -46,9 +47,7 @@ struct AdmissionInput {
   std::uint32_t system_end = 0;  // where the system prompt and the tools end: what other sessions are likeliest to share; 0: unknown
   double sessions = 0;           // chance that one does
   bool sessions_seen = false;    // some did before
-  std::uint32_t mark = 0;        // where a later prompt is likely to leave this one far before its end; 0: nowhere known
-  double mark_chance = 0;        // that one does
-  bool mark_seen_often = false;  // else it is a guess
+  LeavingMarks::Place mark;      // where a later prompt is likely to leave this one far before its end; not seen often: a guess
   std::uint32_t branch = 0;      // where this one left a known path, and no state is there yet; 0: nowhere
 
   // Spent and to spend.

@@ -115,7 +115,8 @@ bool SlotTable::believe_placed(int id, std::int64_t tokens) {
 
 std::vector<int> SlotTable::believe_lengths(std::span<const Length> lengths) {
   const auto unexpected = [this](const Length& one) { return one.tokens.value_or(0) != at(one.id).held(); };
-  const auto ours = [this](const Length& one) { return one.id >= 0 && one.id < static_cast<int>(count_) && !at(one.id).leased; };
+  const auto listed = [this](const Length& one) { return one.id >= 0 && one.id < static_cast<int>(count_); };
+  const auto ours = [&](const Length& one) { return listed(one) && !at(one.id).leased; };
   std::vector<int> found;
   for (Placed& placed : std::exchange(placed_, {})) {
     const auto there = std::find_if(lengths.begin(), lengths.end(), [&](const Length& one) {
@@ -127,7 +128,7 @@ std::vector<int> SlotTable::believe_lengths(std::span<const Length> lengths) {
       continue;
     }
     const bool leased_again = std::any_of(lengths.begin(), lengths.end(), [&](const Length& one) {
-      return one.id >= 0 && one.id < static_cast<int>(count_) && at(one.id).leased && !at(one.id).running && holds(one.id, placed, one.tokens);
+      return listed(one) && at(one.id).leased && !at(one.id).running && holds(one.id, placed, one.tokens);
     });
     if (leased_again) placed_.push_back(std::move(placed));
   }

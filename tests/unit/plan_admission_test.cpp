@@ -321,17 +321,17 @@ TEST(Admission, APromptThatIsAloneIsNotCutWhereACutShows) {
 TEST(Admission, WhereLaterPromptsAreSeenToLeaveAStateIsLeft) {
   Case block(MemoryKind::checkpointed, 0, 2400);
   EXPECT_THAT(block.places(), Not(Contains(1452u)));
-  block.input.mark = 1452;
-  block.input.mark_chance = 0.6;
+  block.input.mark.at = 1452;
+  block.input.mark.chance = 0.6;
   EXPECT_THAT(block.places(), Contains(1452u));
   block.policy.budget = 0;
   EXPECT_THAT(block.places(), IsEmpty()) << "a guess is paid from the budget";
-  block.input.mark_seen_often = true;
+  block.input.mark.seen_often = true;
   EXPECT_THAT(block.places(), Contains(1452u));
   block.policy = CheckpointPolicy{};
-  block.input.mark_chance = 0.01;
+  block.input.mark.chance = 0.01;
   EXPECT_THAT(block.places(), Not(Contains(1452u)));
-  block.input.mark_chance = 0.6;
+  block.input.mark.chance = 0.6;
   block.input.branch = 1400;
   EXPECT_THAT(block.places(), Not(Contains(1452u))) << "a state is left just before it anyway";
 }
@@ -340,8 +340,8 @@ TEST(Admission, AGridIsNoOrderToLeaveAStateAtAMark) {
   Case grid(MemoryKind::exact, 0, 2400);
   grid.policy.adaptive = false;
   grid.policy.interval_tokens = 1000;
-  grid.input.mark = 1452;
-  grid.input.mark_chance = 0.6;
+  grid.input.mark.at = 1452;
+  grid.input.mark.chance = 0.6;
   EXPECT_THAT(grid.places(), ElementsAre(1000, 2000, 2399));
 }
 
@@ -379,9 +379,9 @@ TEST(Admission, AnyInputGivesAscendingStopsAhead) {
     any.input.others = random() % 2 != 0;
     any.input.others_may_come = random() % 2 != 0;
     any.input.credit_s = up_to(3);
-    any.input.mark = up_to(20000);
-    any.input.mark_chance = up_to(100) / 100.0;
-    any.input.mark_seen_often = random() % 2 != 0;
+    any.input.mark.at = up_to(20000);
+    any.input.mark.chance = up_to(100) / 100.0;
+    any.input.mark.seen_often = random() % 2 != 0;
     any.policy.adaptive = random() % 4 != 0;
     any.policy.interval_tokens = up_to(2) * 700;
     const std::vector<Stop> shared{{up_to(20000), random() % 2 != 0}, {20000 + up_to(21000), random() % 2 != 0}};
