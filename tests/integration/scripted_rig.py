@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import threading
 
 from scripted_backend import ScriptedBackend
 from stack import Cairn, call, connect, free_port, wait_until
@@ -63,6 +64,21 @@ class Rig:
     def open(self, body, path="/completion"):
         self.asked += 1
         return open_request(self.cairn_port, body, path)
+
+    @contextlib.contextmanager
+    def streaming(self, body, path="/completion", past_cairn=False):
+        """A stream past its first chunk: the slot it has is in use. It ends with the block."""
+        self.backend.hold_stream = hold = threading.Event()
+        body = {**body, "stream": True}
+        client = open_request(self.backend_port, body, path) if past_cairn else self.open(body, path)
+        read_until(client, b"data: ")
+        self.backend.hold_stream = None
+        try:
+            yield
+        finally:
+            hold.set()
+            read_until(client, b"[DONE]")
+            client.close()
 
     def ask(self, tokens, n_predict=2, **more):
         """A completion that must succeed."""

@@ -1,11 +1,10 @@
 """What Cairn believes of a backend that is busy, or that changes, when it is looked at."""
 
-import contextlib
 import threading
 
 import pytest
 
-from scripted_rig import LONG, Rig, open_request, prompt, read_until
+from scripted_rig import LONG, Rig, prompt, read_until
 from stack import call, wait_until
 
 
@@ -16,20 +15,9 @@ def rig(tmp_path, watch_log):
     rig.close()
 
 
-@contextlib.contextmanager
 def busy_slot(rig, slot):
     """A client past Cairn has the slot."""
-    backend = rig.backend
-    backend.hold_stream = hold = threading.Event()
-    client = open_request(rig.backend_port, {"prompt": prompt(200, 1), "n_predict": 2, "stream": True, "id_slot": slot})
-    read_until(client, b"data: ")
-    backend.hold_stream = None
-    try:
-        yield
-    finally:
-        hold.set()
-        read_until(client, b"[DONE]")
-        client.close()
+    return rig.streaming({"prompt": prompt(200, 1), "n_predict": 2, "id_slot": slot}, past_cairn=True)
 
 
 def clears_idle(rig):

@@ -64,74 +64,55 @@ def test_no_pieces_where_a_request_waits_for_any_slot(rig):
 
 def test_a_request_with_a_slot_is_not_taken_for_one_that_waits_for_any(rig):
     """A stream of /v1/messages counted as two tasks: beside it no prompt was left with a state."""
-    backend = rig.start(slots=2, state_version=4)
-    backend.hold_stream = hold = threading.Event()
-    other = rig.open({"messages": [{"role": "user", "content": "a" * 60}], "max_tokens": 2, "stream": True}, "/v1/messages")
-    read_until(other, b"data: ")
-    backend.hold_stream = None
-    text = prompt(4 * 512 + 100, 313)
-    assert rig.right(text)
-    assert len(pieces_of(rig, text)) == 4
-    hold.set()
-    read_until(other, b"[DONE]")
-    other.close()
+    rig.start(slots=2, state_version=4)
+    with rig.streaming({"messages": [{"role": "user", "content": "a" * 60}], "max_tokens": 2}, "/v1/messages"):
+        text = prompt(4 * 512 + 100, 313)
+        assert rig.right(text)
+        assert len(pieces_of(rig, text)) == 4
     rig.wait_free()
 
 
 def test_a_slot_is_not_shunned_when_the_request_that_took_it_has_ended(rig):
     """While another such request ran on, the next prompt was sent to wait behind that one, beside an idle slot."""
     backend = rig.start(slots=2, state_version=4)
-    running = {}
-    for slot in (1, 0):
-        backend.hold_stream = threading.Event()
-        body = {"prompt": prompt(200, 320 + slot), "n_predict": 2, "stream": True, "cache_prompt": False, "id_slot": slot}
-        running[slot] = rig.open(body), backend.hold_stream
-        read_until(running[slot][0], b"data: ")
-    backend.hold_stream = None
-    told = lambda count: backend.of(lambda made: made.told_busy == count and made.answered.is_set())
-    wait_until(lambda: told(2), "Cairn looks where they run")
-    backend.forget_calls()
-    client, hold = running[1]
-    hold.set()
-    read_until(client, b"[DONE]")
-    client.close()
-    wait_until(lambda: told(1), "Cairn looks again")
-    text = prompt(300, 322)
-    answer = rig.post({"prompt": text, "n_predict": 2}, timeout=10)
-    assert answer.json()["content"] == backend.expected(text)
-    assert backend.slots[0].busy
-    client, hold = running[0]
-    hold.set()
-    read_until(client, b"[DONE]")
-    client.close()
+
+    def unpinned(slot):
+        return rig.streaming({"prompt": prompt(200, 320 + slot), "n_predict": 2, "cache_prompt": False, "id_slot": slot})
+
+    def told(count):
+        return backend.of(lambda made: made.told_busy == count and made.answered.is_set())
+
+    with unpinned(0):
+        with unpinned(1):
+            wait_until(lambda: told(2), "Cairn looks where they run")
+            backend.forget_calls()
+        wait_until(lambda: told(1), "Cairn looks again")
+        text = prompt(300, 322)
+        answer = rig.post({"prompt": text, "n_predict": 2}, timeout=10)
+        assert answer.json()["content"] == backend.expected(text)
+        assert backend.slots[0].busy
     rig.wait_free()
 
 
 def test_who_left_while_slots_were_saved_for_it_costs_them_nothing(rig):
     """Its adapters were noted in each slot although no task of its ever came: what these held was erased before their next prompt."""
     backend = rig.start(slots=2, state_version=4)
-    backend.hold_stream = streaming = threading.Event()
-    other = rig.open({"prompt": prompt(200, 330), "n_predict": 2, "stream": True})  # so that nothing is written back
-    read_until(other, b"data: ")
-    backend.hold_stream = None
-    first = prompt(LONG, 331)
-    assert rig.right(first)
-    backend.hold_save = saving = threading.Event()
-    leaving = rig.open({"prompt": prompt(60, 332), "n_predict": 2, "lora": [{"id": 0, "scale": 0.5}], "cache_prompt": False})
-    wait_until(lambda: backend.slot_actions("save"), "the conversation is saved before the slot is taken")
-    leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    leaving.close()  # by a reset
-    rig.cairn.status()  # asked after that
-    backend.hold_save = None
-    saving.set()
-    wait_until(lambda: any(rig.slot_dir.glob("*.state")), "it is saved")
-    wait_until(lambda: any(one["status"] == 499 for one in rig.cairn.status()["latest_requests"]), "Cairn is done with who left")
-    answer = rig.post({"prompt": first + prompt(40, 333), "n_predict": 2}).json()
-    assert answer["timings"]["cache_n"] >= LONG
-    assert not backend.slot_actions("erase") and not backend.of(lambda made: made.body.get("lora"))
-    streaming.set()
-    read_until(other, b"[DONE]")
-    other.close()
+    with rig.streaming({"prompt": prompt(200, 330), "n_predict": 2}):  # so that nothing is written back
+        first = prompt(LONG, 331)
+        assert rig.right(first)
+        backend.hold_save = saving = threading.Event()
+        leaving = rig.open({"prompt": prompt(60, 332), "n_predict": 2, "lora": [{"id": 0, "scale": 0.5}], "cache_prompt": False})
+        wait_until(lambda: backend.slot_actions("save"), "the conversation is saved before the slot is taken")
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leaving.close()  # by a reset
+        rig.cairn.status()  # asked after that
+        backend.hold_save = None
+        saving.set()
+        wait_until(lambda: any(rig.slot_dir.glob("*.state")), "it is saved")
+        wait_until(lambda: any(one["status"] == 499 for one in rig.cairn.status()["latest_requests"]), "Cairn is done with who left")
+        answer = rig.post({"prompt": first + prompt(40, 333), "n_predict": 2}).json()
+        assert answer["timings"]["cache_n"] >= LONG
+        assert not backend.slot_actions("erase") and not backend.of(lambda made: made.body.get("lora"))
     rig.wait_free()
 
 

@@ -99,17 +99,9 @@ TEST_F(Store, ARestoreDoesNotWaitWhileADiskIsSlowWithWhatWasSaved) {
     return std::nullopt;
   };
   for (int i = 0; i < saves; ++i) {
-    const Tokens tokens = tokens_of_length(400 + static_cast<std::size_t>(i));
-    const std::string data = state_bytes(4, tokens, 1000).data;
-    auto reservation = fixture.await(store().reserve(data.size()));
-    ASSERT_TRUE(reservation);
-    write_file(scratch.slots() + "/" + reservation->temporary_name(), data);
-    NewCheckpoint checkpoint;
-    checkpoint.namespace_id = NamespaceId{1};
-    checkpoint.expected_prefix = tokens;
-    checkpoint.saved_tokens = tokens.size();
-    checkpoint.saved_bytes = data.size();
-    boost::asio::co_spawn(io, store().commit(std::move(*reservation), checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
+    auto written = fixture.write_state(tokens_of_length(400 + static_cast<std::size_t>(i)), 1000);
+    ASSERT_TRUE(written);
+    boost::asio::co_spawn(io, store().commit(std::move(written->reservation), written->checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
       EXPECT_TRUE(done);
       ++committed;
     });

@@ -236,9 +236,12 @@ class StoreFixture {
     return {};
   }
 
-  // What the backend would do: write a file under the reservation's name.
-  Result<CommittedCheckpoint> save(const Tokens& tokens, std::size_t memory_bytes, double cost_s = 1,
-                                   const std::vector<std::string>& side_files = {}) {
+  struct Written {
+    CheckpointStore::Reservation reservation;
+    NewCheckpoint checkpoint;
+  };
+  // What the backend would do: write a file under the reservation's name. Then it is ready to be committed.
+  Result<Written> write_state(const Tokens& tokens, std::size_t memory_bytes, const std::vector<std::string>& side_files = {}) {
     const std::string data = state_bytes(4, tokens, memory_bytes).data;
     auto reservation = await(store->reserve(data.size()));
     if (!reservation) return reservation.error();
@@ -250,9 +253,16 @@ class StoreFixture {
     checkpoint.expected_prefix = tokens;
     checkpoint.saved_tokens = tokens.size();
     checkpoint.saved_bytes = data.size();
-    checkpoint.kind = CheckpointKind::checkpointed;
-    checkpoint.cost_to_recompute_s = cost_s;
-    return await(store->commit(std::move(*reservation), checkpoint));
+    return Written{std::move(*reservation), std::move(checkpoint)};
+  }
+
+  Result<CommittedCheckpoint> save(const Tokens& tokens, std::size_t memory_bytes, double cost_s = 1,
+                                   const std::vector<std::string>& side_files = {}) {
+    auto written = write_state(tokens, memory_bytes, side_files);
+    if (!written) return written.error();
+    written->checkpoint.kind = CheckpointKind::checkpointed;
+    written->checkpoint.cost_to_recompute_s = cost_s;
+    return await(store->commit(std::move(written->reservation), std::move(written->checkpoint)));
   }
 
   std::vector<std::string> slot_files() const {

@@ -322,20 +322,14 @@ TEST_F(Tiers, WhereAllThatMayLeaveTheRamIsBeingCopiedThatIsWaitedFor) {
 TEST_F(Tiers, ACommitDoesNotWaitForCopies) {
   save(1);
   save(2);
-  const Tokens tokens = tokens_of_length(60);
-  const std::string data = state_bytes(4, tokens, 1000).data;
-  auto reservation = fixture.await(store().reserve(data.size()));
-  ASSERT_TRUE(reservation);
-  write_file(scratch.slots() + "/" + reservation->temporary_name(), data);
-  NewCheckpoint checkpoint;
-  checkpoint.namespace_id = NamespaceId{1};
-  checkpoint.saved_tokens = tokens.size();
+  auto written = fixture.write_state(tokens_of_length(60), 1000);
+  ASSERT_TRUE(written);
   boost::asio::io_context io;
   std::promise<void> enough;
   const std::shared_future<void> slow{enough.get_future()};
   std::uint64_t copied_before = 99;
   const auto commit = [&] {
-    boost::asio::co_spawn(io, store().commit(std::move(*reservation), checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
+    boost::asio::co_spawn(io, store().commit(std::move(written->reservation), written->checkpoint), [&](std::exception_ptr, const Result<CommittedCheckpoint>& done) {
       EXPECT_TRUE(done);
       copied_before = store().counters().copied_down;
       enough.set_value();
