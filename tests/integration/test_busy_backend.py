@@ -111,18 +111,12 @@ def test_a_wrong_belief_that_idle_slots_keep_their_state_is_corrected_by_a_look(
 def test_a_wrong_belief_that_idle_slots_keep_their_state_is_corrected_by_a_save(rig):
     """Where something always runs the slots are not looked at."""
     backend = rig.start(state_version=4, slots=3)
-    hold = backend.hold_stream = threading.Event()
-    client = rig.open({"prompt": prompt(200, 1), "n_predict": 2, "stream": True})
-    read_until(client, b"data: ")
-    backend.hold_stream = None
-    backend.clears_idle = True
-    for seed, slot in ((2, 1), (3, 2), (4, 1)):
-        assert rig.right(prompt(LONG, seed), id_slot=slot)
-        wait_until(lambda: rig.cairn.status()["queue"]["leased"] == 1, "its slot is given back")
-    assert clears_idle(rig)
-    hold.set()
-    read_until(client, b"[DONE]")
-    client.close()
+    with rig.streaming({"prompt": prompt(200, 1), "n_predict": 2}):
+        backend.clears_idle = True
+        for seed, slot in ((2, 1), (3, 2), (4, 1)):
+            assert rig.right(prompt(LONG, seed), id_slot=slot)
+            wait_until(lambda: rig.cairn.status()["queue"]["leased"] == 1, "its slot is given back")
+        assert clears_idle(rig)
 
 
 # --- which process it is ----------------------------------------------------------------------------------
