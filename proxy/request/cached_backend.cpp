@@ -348,6 +348,12 @@ CachedBackend::Foreign::~Foreign() {
   backend_->spawn(backend_->look_at_slots());
 }
 
+bool CachedBackend::crowded() const {
+  const std::size_t slots = slots_.slots().size();
+  if (slots == 0) return false;  // how many it serves at a time is not known
+  return scheduler_.leased() + scheduler_.waiting() + unleased_ >= slots + options_.queue.max_waiting;
+}
+
 Task<void> CachedBackend::save_before_foreign(CancelSource& cancel) {
   const auto all = std::as_const(slots_).slots();
   const auto idle = std::ranges::count_if(all, [](const SlotState& state) { return !state.leased; });

@@ -141,6 +141,8 @@ class CachedBackend {
   std::uint64_t foreign_epoch() const { return foreign_epoch_; }
   // There are more tasks about than slots: one that is put off gets whichever slot comes free, be it for a moment between two pieces.
   bool foreign_may_wait() const { return unleased_ > 0 && scheduler_.leased() + unleased_ > slots_.slots().size(); }
+  // As many wait as may, those included that the backend lets wait: one more is refused.
+  bool crowded() const;
   // A prompt was computed in pieces. `lost`: what they had left was not there for the next one.
   void note_pieces(bool lost);
   bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }

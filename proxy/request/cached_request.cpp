@@ -29,6 +29,13 @@ Task<bool> CachedRequest::has_left() {
   co_return true;
 }
 
+// One that no slot is kept for waits in the backend, in as long a queue as the others.
+Task<bool> CachedRequest::is_one_too_many() {
+  if (!backend_.crowded()) co_return false;
+  co_await fail(too_many_wait());
+  co_return true;
+}
+
 Task<void> CachedRequest::run(PromptForm form, std::string body) {
   body_ = std::move(body);
   record_.enter(Step::parse);
@@ -46,6 +53,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
   record_.enter(Step::forward);
   // One that has waited for a probe in vain waits no more.
   if (record_.no_cache != NoCacheReason::backend_not_ready) co_await backend_.probe_passes(downstream_.cancel());
+  if (co_await is_one_too_many()) co_return;
   foreign_.emplace(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
   Result<StartGate> gate = co_await backend_.gate_if_needed(downstream_.cancel());
@@ -62,6 +70,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
 Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
   record_.enter(Step::forward);
   co_await backend_.probe_passes(downstream_.cancel());
+  if (co_await is_one_too_many()) co_return;
   const CachedBackend::Foreign foreign(backend_);
   co_await backend_.save_before_foreign(downstream_.cancel());
   if (co_await has_left()) co_return;

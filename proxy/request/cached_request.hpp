@@ -75,6 +75,7 @@ class CachedRequest {
   MissReason explain() const;
   Task<void> fail(const Error& error);
   Task<bool> has_left();
+  Task<bool> is_one_too_many();
 
   CachedBackend& backend_;
   Downstream& downstream_;

@@ -5,6 +5,8 @@
 
 namespace cairn {
 
+Error too_many_wait() { return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "too many requests wait for a slot"}; }
+
 Lease::Lease(Lease&& other) noexcept : scheduler_(std::exchange(other.scheduler_, nullptr)), slot_(other.slot_) {}
 Lease& Lease::operator=(Lease&& other) noexcept {
   if (this != &other) {
@@ -55,7 +57,7 @@ ResultTask<Lease> Scheduler::acquire(Choose choose, CancelSource& cancel) {
   // Those that wait may have declined the idle slots.
   if (waiter->slot < 0 && queue_.size() > limits_.max_waiting) {
     queue_.remove(waiter);
-    co_return Error{ErrorCode::no_space, ErrorSource::internal, false, 0, "too many requests wait for a slot"};
+    co_return too_many_wait();
   }
   if (waiter->slot < 0 && table_.slots().size() == leased_) (void)waiter->choose({}, true);
   std::function<void()> leave = [waiter] {

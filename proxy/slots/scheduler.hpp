@@ -23,6 +23,9 @@ namespace cairn {
 
 class Scheduler;
 
+// What a request gets that finds the queue full.
+Error too_many_wait();
+
 // A slot while somebody uses it. Gives it back when it goes out of scope.
 class [[nodiscard]] Lease {
  public:

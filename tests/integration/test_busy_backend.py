@@ -173,3 +173,22 @@ def test_who_waits_for_a_slot_is_served_when_the_backend_turns_out_to_be_a_route
         for thread in threads:
             thread.join(60)
     assert answers == [True, True]
+
+
+def test_requests_that_no_slot_is_kept_for_wait_in_as_long_a_queue_as_others(rig):
+    """They were passed on without end, where others beyond max_waiting are told to come again."""
+    (rig.folder / "cairn.yaml").write_text("max_waiting: 1\n")
+    rig.flags = ("--config", rig.folder / "cairn.yaml")
+    rig.start(state_version=4, slots=1)
+    passed_on = {"prompt": prompt(200, 2), "n_predict": 1, "cache_prompt": False}
+    answers = []
+    with rig.streaming({"prompt": prompt(200, 1), "n_predict": 2}):
+        waits = threading.Thread(target=lambda: answers.append(rig.post(passed_on)))
+        waits.start()
+        wait_until(lambda: len(rig.client_calls()) == 2, "it waits in the backend")
+        refused = rig.post(passed_on)
+        assert refused.status == 503 and int(refused.header("Retry-After")) > 0
+        assert len(rig.client_calls()) == 2
+    waits.join(60)
+    assert answers[0].status == 200
+    assert rig.post(passed_on).status == 200
