@@ -40,7 +40,7 @@ struct Config {
   double low_water = 1.0;  // of the budget: what an eviction trims to
   std::optional<std::uint32_t> checkpoint_interval_tokens;  // 0: none inside a prompt; nullopt: chosen from what things cost
   double checkpoint_budget = 0.03;           // of a prompt's own time, for the stops that are chosen
-  std::uint32_t worst_recomputation_tokens = 1024;      // what they aim at
+  std::uint32_t worst_recomputation_tokens = 512;       // what they aim at
   std::chrono::milliseconds worst_recomputation{0};     // the same as a time; 0: the tokens hold
   std::uint32_t ubatch_tokens = 512;
   std::uint64_t max_body_bytes = 64ull << 20;

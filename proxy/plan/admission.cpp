@@ -24,7 +24,8 @@ std::uint32_t longest_piece(const AdmissionInput& input) {
   if (input.continues || input.branches > 0) bound /= 2;
   bound = std::clamp(bound, static_cast<double>(least_bound), 1e6);
   const auto tokens = static_cast<std::uint32_t>(bound);
-  return input.kind == MemoryKind::exact ? tokens : tokens + input.ubatch;
+  // Where each is a whole state in a file, half as many are worth their bytes.
+  return input.kind == MemoryKind::exact ? 2 * tokens : tokens + input.ubatch;
 }
 
 // The prompt waits until it is committed.

@@ -19,7 +19,7 @@ struct CheckpointPolicy {
   bool adaptive = true;               // false: a grid of `interval_tokens`, whatever it costs
   std::uint32_t interval_tokens = 0;  // for a grid; 0: none
   double budget = 0.03;               // of the time that computing the prompt takes, for stops that nothing speaks for yet
-  std::uint32_t bound_tokens = 1024;  // the worst recomputation aimed at, where the budget allows it
+  std::uint32_t bound_tokens = 512;   // the worst recomputation aimed at, where the budget allows it
   double bound_s = 0;                 // the same as a time; 0: bound_tokens holds
 };
 

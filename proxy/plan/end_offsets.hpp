@@ -18,8 +18,11 @@ class EndOffsets {
   // it went on from none.
   void observe(std::uint32_t offset);
 
-  // Share of the latest prompts that a later one went on from, `unlearned` weighing as much as two prompts.
-  double followed(double unlearned) const;
+  // Share of the latest prompts that a later one went on from, `unlearned` weighing as much as `weight` prompts.
+  double followed(double unlearned, double weight = 2) const;
+  // The chance that the next turn of this prompt's conversation comes and leaves it at its end. `continues`: it went on from an earlier
+  // one. `end_is_told`: by the chat's template, before any was seen.
+  double next_turn(bool continues, bool end_is_told) const;
 
   // A prompt shared a good part of an earlier one and left it far before its end (or did not).
   void observe_branch(bool inside);

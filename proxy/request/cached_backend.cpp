@@ -406,8 +406,10 @@ void CachedBackend::note_foreign_started(bool other_weights) {
 }
 double CachedBackend::return_chance() {
   constexpr double unlearned = 0.5, least = 0.015, most = 0.9;
+  // The next turns of a dozen conversations that have just begun are still to come.
+  constexpr double weight_of_unlearned = 4;
   if (catalogue_ == nullptr) return unlearned;
-  return std::clamp(catalogue_->end_offsets(probe_.name_space).followed(unlearned), least, most);
+  return std::clamp(catalogue_->end_offsets(probe_.name_space).followed(unlearned, weight_of_unlearned), least, most);
 }
 
 void CachedBackend::note_prompt(std::uint32_t gap, double seconds_a_token) {

@@ -31,10 +31,9 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
   // The end of what the next turn will share: where next prompts were seen to leave, or before the generation suffix and the
   // tokens that close the last message.
   constexpr std::uint32_t closing_tokens = 4;
-  constexpr double unlearned_chance = 0.5;
   const EndOffsets& ends = backend_.catalogue()->end_offsets(backend_.name_space());
   if (known_.shares) input.branches = ends.branches();
-  input.followed = ends.followed(known_.continues ? unlearned_chance : 0);
+  input.followed = ends.next_turn(known_.continues, suffix_tokens_ > 0);
   input.before_end = ends.advised(suffix_tokens_ > 0 ? suffix_tokens_ + closing_tokens : 0);
   // Where this prompt branches off a known one: a third will, too.
   if (known_.branch_tokens >= backend_.options().shortest_prompt_tokens) {

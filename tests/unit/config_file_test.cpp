@@ -105,7 +105,7 @@ TEST_F(ConfigFile, WhatIsNotSaidKeepsItsDefault) {
     EXPECT_EQ(config.listen, defaults.listen);
     EXPECT_EQ(config.budget_bytes, defaults.budget_bytes);
     EXPECT_EQ(config.checkpoint_interval_tokens, std::nullopt);
-    EXPECT_EQ(config.worst_recomputation_tokens, 1024u);
+    EXPECT_EQ(config.worst_recomputation_tokens, 512u);
     EXPECT_FALSE(config.log_prompts);
     EXPECT_TRUE(config.verify_checksums);
   }

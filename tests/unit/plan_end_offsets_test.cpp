@@ -79,6 +79,13 @@ TEST(EndOffsets, ReturningFallsWhilePromptsShareNothing) {
   EXPECT_GT(offsets.returning(), 0.15);
 }
 
+// The eleventh conversation in turn was believed not to come back, before the first had had its second turn.
+TEST(EndOffsets, AHeavierPriorOutlastsADozenConversationsThatHaveJustBegun) {
+  EndOffsets offsets;
+  for (int i = 0; i < 11; ++i) offsets.observe(EndOffsets::longest + 1);
+  EXPECT_GT(offsets.followed(0.5, 4), 1.5 * offsets.followed(0.5));
+}
+
 TEST(EndOffsets, OftenIsSaidOfWhatWasSeenAlone) {
   EndOffsets offsets;
   EXPECT_FALSE(offsets.returns_often());
