@@ -342,6 +342,7 @@ class CheckpointStore {
   bool late_files_may_come() const;
   Task<void> condemn_late_files();
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
+  bool some_are_in_use() const;  // that may leave the slot directory when they are not any more
   void saving_failed(const Error& error);
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
   std::string disk_path(const std::string& name) const { return options_.disk_dir + "/" + name; }

@@ -31,14 +31,18 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   // With tiers the floor is the disk directory's: the slot directory is RAM set aside for it.
   const std::uint64_t floor_bytes = has_tiers() ? 0 : options_.min_free_bytes;
   for (int round = 0; round < max_rounds; ++round) {
-    const auto job = [this]() -> Result<DiskSpace> {
+    std::unique_ptr<FileLock> locked_anew;
+    const auto job = [this, &locked_anew]() -> Result<DiskSpace> {
       auto found = files_.space(options_.slot_dir);
       if (found || found.error().code != ErrorCode::not_found || !has_tiers() || options_.look_only) return found;
       // What is in RAM does not come back by itself, as a disk may.
       if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
+      // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
+      if (auto lock = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*lock);
       return files_.space(options_.slot_dir);
     };
     auto space = co_await index_pool_.run(job);
+    if (locked_anew) slot_lock_ = std::move(locked_anew);
     if (!space) {
       ++counters_.disk_errors;
       co_return space.error();
@@ -78,7 +82,7 @@ ResultTask<void> CheckpointStore::fit_budget() {
       auto left = co_await leave_slots(wanted - budget);
       if (!left) co_return left;
     } else if (wanted > budget && !evict(Tier::slots, wanted - budget, wanted - low_water)) {
-      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full");
+      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(budget) + " bytes is full", some_are_in_use());
     }
     // Also when there is nothing to delete: the index thread takes one job after the other, so that deletions which
     // another save asked for are done when this one returns.
@@ -87,7 +91,14 @@ ResultTask<void> CheckpointStore::fit_budget() {
     // Not yet: what others condemned meanwhile is on its way out.
   }
   if (!tidied) co_return tidied;
-  co_return disk_error(ErrorCode::no_space, "evicted files are still there");
+  co_return disk_error(ErrorCode::no_space, "evicted files are still there", true);
+}
+
+bool CheckpointStore::some_are_in_use() const {
+  return std::ranges::any_of(uses_, [this](const auto& use) {
+    const auto entry = entries_.find(use.first);
+    return entry != entries_.end() && entry->second.record.in_slots && !entry->second.record.pinned;
+  });
 }
 
 // Condemns victims of the policy's choice until `at_least` bytes are gone, then as many more as fit into `at_most`. When

@@ -364,7 +364,7 @@ ResultTask<void> CheckpointStore::leave_slots(std::uint64_t at_least_bytes) {
     if (gone >= at_least_bytes) break;
     if (victim == nullptr) {
       if (co_await copy_ends()) co_return Result<void>{};  // more may have gone meanwhile: the caller counts again
-      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full");
+      co_return disk_error(ErrorCode::no_space, "budget of " + std::to_string(slot_budget()) + " bytes is full", some_are_in_use());
     }
     const CheckpointId id = victim->id;
     const bool may_go = !victim->pinned;

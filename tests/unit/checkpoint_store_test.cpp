@@ -794,7 +794,9 @@ TEST_F(Store, PinnedAndUsedStay) {
   {
     const auto use = store().use(used);
     ASSERT_TRUE(use);
-    EXPECT_EQ(fixture.save(tokens_of_length(50, 3), 9000).error().code, ErrorCode::no_space);
+    const auto refused = fixture.save(tokens_of_length(50, 3), 9000);
+    EXPECT_EQ(refused.error().code, ErrorCode::no_space);
+    EXPECT_TRUE(refused.error().may_retry) << "it is used for a moment";
     EXPECT_EQ(store().counters().refused_reservations, 1u);
     EXPECT_EQ(store().counters().reserved_bytes, 0u);
     EXPECT_NE(store().find(used), nullptr);

@@ -710,6 +710,21 @@ TEST_F(Tiers, ARamThatWasClearedOrRemovedUnderAStoreIsFilledFromTheDisk) {
   EXPECT_NE(store().find(saved), nullptr);
 }
 
+// Made anew without its lock file, it passed for a directory that is away: what was lost with it was listed, and asked for, until a restart.
+TEST_F(Tiers, WhatWasLostWithTheRamIsForgottenOnceItIsMadeAnew) {
+  const CheckpointId lost = save(1);
+  fs::remove_all(scratch.slots());
+  const CheckpointId saved = save(2);
+  EXPECT_EQ(verify(lost).error().code, ErrorCode::not_found);
+  EXPECT_EQ(store().find(lost), nullptr);
+  ASSERT_TRUE(copy_all());
+  EXPECT_FALSE(store().copies_wait());
+  EXPECT_TRUE(store().find(saved)->on_disk);
+  EXPECT_EQ(store().counters().slot_bytes, store().find(saved)->bytes);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(saved), nullptr);
+}
+
 TEST_F(Tiers, AFileInRamThatCannotBeReadIsReplacedByItsCopy) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());
