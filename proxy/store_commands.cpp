@@ -257,8 +257,7 @@ int run_store_command(const std::string& name, const Config& config, const Store
   try {
     io.run();
   } catch (const std::exception& error) {
-    fmt::print(stderr, "cairn: the answer is not what was expected: {}\n", error.what());
-    return 1;
+    return failed(internal_error(fmt::format("the answer is not what was expected: {}", error.what())), command);
   }
   return status;
 }

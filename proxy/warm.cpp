@@ -61,11 +61,26 @@ const Form forms[] = {
     {{"input"}, "/v1/responses", "max_output_tokens"},
 };
 
+// A slip in such a text makes no prompt of it.
+bool begins_as_object(std::string_view text) {
+  constexpr std::string_view space = " \t\r\n";
+  const std::size_t brace = text.find_first_not_of(space);
+  if (brace == std::string_view::npos || text[brace] != '{') return false;
+  const std::size_t name = text.find_first_not_of(space, brace + 1);
+  return name != std::string_view::npos && text[name] == '"';
+}
+
 // A request's body keeps its meaning but generates nothing; what is no JSON object is a prompt's text.
 Result<Request> request_of(const std::string& text) {
   boost::system::error_code bad;
-  json::value value = json::parse(text, bad);
+  json::parse_options deep;
+  deep.max_depth = 256;  // schemas nest deeper than the library's 32
+  json::value value = json::parse(text, bad, {}, deep);
   json::object* object = bad ? nullptr : value.if_object();
+  // A list of objects, say, is a text.
+  if (bad && bad != json::error::extra_data && begins_as_object(text)) {
+    return disk_error(ErrorCode::invalid, fmt::format("looks like a request's body, but is no JSON: {}", bad.message()));
+  }
   Request request;
   if (object == nullptr) {
     json::object completion;

@@ -327,6 +327,23 @@ def test_warm_sends_a_body_where_it_belongs(make_stack, tmp_path):
     assert usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"] <= 16, usage
 
 
+def test_warm_takes_no_slip_in_a_body_for_a_text(make_stack, tmp_path):
+    """Of schemas that nest deep, and of bodies with a comma too many, the JSON itself was warmed and reported as saved."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    schema = {"type": "object"}
+    for _ in range(40):
+        schema = {"type": "object", "properties": {"inner": schema}}
+    tool = {"type": "function", "function": {"name": "look", "parameters": schema}}
+    chat = {"messages": [{"role": "user", "content": prose(100, 1)}], "tools": [tool]}
+    (tmp_path / "deep.json").write_text(json.dumps(chat))
+    (tmp_path / "slip.json").write_text(json.dumps({"messages": chat["messages"]})[:-1] + ",}")
+    (tmp_path / "lines.jsonl").write_text(f'{{"text": "{prose(100, 2)}"}}\n' * 2)
+    deep, slip, lines = run(stack, "warm", *(tmp_path / name for name in ("deep.json", "slip.json", "lines.jsonl")), status=1)
+    assert deep["computed_tokens"] + deep["reused_tokens"] == len(stack.backend.chat_tokens(chat))
+    assert "is no JSON" in slip["error"]
+    assert lines["saved"]
+
+
 def test_warm_fills_in(make_stack, special_tokens, tmp_path):  # noqa: F811
     stack = make_stack("llama", backend_flags=("-np", "2", *infill_flags(special_tokens)))
     body = {"input_prefix": prose(300, 1), "input_suffix": prose(30, 2), "prompt": "  ", "n_predict": 9}
