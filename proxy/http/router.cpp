@@ -129,8 +129,9 @@ Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   if (route.kind == RouteKind::plain) {
     const ModelServer::Visit visit(*server, model);
     co_await pass_on(downstream, record, *server, std::move(body));
-    // Other adapters are another model.
-    CachedBackend* const changed = record.method == "POST" && record.path == lora_path ? server->known(model) : nullptr;
+    // Other adapters are another model. What the backend refuses changes nothing.
+    const bool refused = record.status / 100 == 4 && record.status != status_client_left;
+    CachedBackend* const changed = record.method == "POST" && record.path == lora_path && !refused ? server->known(model) : nullptr;
     if (changed != nullptr) changed->suspect_down();
     co_return;
   }

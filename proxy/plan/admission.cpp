@@ -189,11 +189,11 @@ std::vector<Stop> stops_for_later(const AdmissionInput& input) {
   return plan_stops(stops);
 }
 
-// Stops that somebody else waits for. Where one state serves every prefix, only a saved one is worth a stop.
+// Stops that somebody else waits for. Where one state serves every prefix, or its end alone, only a saved one is worth a stop.
 void add_shared(std::vector<Stop>& stops, const AdmissionInput& input) {
-  const bool any_prefix = input.kind == MemoryKind::truncatable;
+  const bool needs_file = input.kind == MemoryKind::truncatable || input.kind == MemoryKind::exact;
   for (const Stop& wanted : input.shared) {
-    if (wanted.at <= input.done || wanted.at >= input.prompt || (any_prefix && !wanted.save)) continue;
+    if (wanted.at <= input.done || wanted.at >= input.prompt || (needs_file && !wanted.save)) continue;
     if (wanted.save && !input.can_save) continue;
     add_stop(stops, wanted);
   }

@@ -94,7 +94,8 @@ Task<void> CachedBackend::stop(milliseconds limit) {
   }
   // What was cut for requests that did not end is cut; the saves to come are not.
   if (tasks_ == 0) background_ = std::make_unique<CancelSource>();
-  if (phase_ == BackendPhase::ready && can_save() && (shared_ == nullptr || co_await shared_->is_there(*this, *background_))) {
+  last_chance_ = true;  // of a disk that has refused, too
+  if (phase_ == BackendPhase::ready && keeps_states() && (shared_ == nullptr || co_await shared_->is_there(*this, *background_))) {
     co_await find_chosen();
     for (const SlotState& state : std::as_const(slots_).slots()) {
       if (!state.unsaved || state.leased || std::chrono::steady_clock::now() >= deadline) continue;
@@ -102,6 +103,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
       if (!lease) continue;
       Result<void> saved = co_await save(state.id);
       if (!saved) spdlog::warn("slot {} could not be saved at shutdown: {}", state.id, to_string(saved.error()));
+      if (!saved && saved.error().source == ErrorSource::disk) break;
     }
   }
   keep_facts();

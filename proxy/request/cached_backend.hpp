@@ -24,6 +24,7 @@
 #include "base/cancel.hpp"
 #include "base/wakeup.hpp"
 #include "checkpoint/catalogue.hpp"
+#include "checkpoint/evicted_states.hpp"
 #include "checkpoint/store.hpp"
 #include "plan/admission.hpp"
 #include "plan/cost_model.hpp"
@@ -145,6 +146,8 @@ class CachedBackend {
   bool crowded() const;
   // A prompt was computed in pieces. `lost`: what they had left was not there for the next one.
   void note_pieces(bool lost);
+  // The backend has emptied a slot whose state would have served more than `beyond` tokens of the prompt.
+  bool was_cleared(TokenSpan prompt, std::uint32_t beyond) const { return cleared_.would_have_served(probe_.name_space, prompt, beyond); }
   bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }
   // A request with adapters of its own runs in the slot.
   void note_other_weights(int slot);
@@ -359,7 +362,9 @@ class CachedBackend {
   // For calls that must not end with a client.
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();
   bool write_back_scheduled_ = false;
-  std::chrono::steady_clock::time_point late_until_;  // the backend did not answer when a slot was to be saved: not before
+  std::chrono::steady_clock::time_point late_until_;  // the backend did not answer when a slot was to be saved, or others had the room: not before
+  EvictedStates cleared_;     // by the backend, out of slots
+  bool last_chance_ = false;  // to save: at shutdown
   int tasks_ = 0;  // upkeep coroutines alive
   std::uint64_t foreign_ = 0;
   std::uint64_t unleased_ = 0;  // of them

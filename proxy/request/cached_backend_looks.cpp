@@ -119,6 +119,12 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   std::vector<SlotTable::Length> lengths;
   for (const SlotInfo& info : infos) lengths.push_back(SlotTable::Length{info.id, info.n_prompt_tokens, info.processing});
   learn_clearing(infos);
+  for (const SlotTable::Length& one : lengths) {
+    if (one.id < 0 || one.id >= static_cast<int>(slots_.slots().size()) || one.tokens.value_or(0) > 0) continue;
+    const SlotState& state = std::as_const(slots_).at(one.id);
+    const bool ours = state.name_space == static_cast<std::int64_t>(probe_.name_space);
+    if (ours && !state.leased && !state.known.empty()) cleared_.add(probe_.name_space, state.known, state.resume_points);
+  }
   std::vector<int> broken_off;
   for (const SlotState& state : std::as_const(slots_).slots()) {
     if (state.attempted != nullptr && !state.leased) broken_off.push_back(state.id);

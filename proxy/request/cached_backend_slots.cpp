@@ -65,11 +65,12 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   const std::uint64_t generation = generation_;
   const std::uint64_t content = state.content;
   const auto asked = std::chrono::steady_clock::now();
-  if (keeps_states() && store_->saving_waits()) co_return Result<void>{};  // later
+  if (keeps_states() && store_->saving_waits() && !last_chance_) co_return Result<void>{};  // later
   state.unsaved = false;  // whatever comes of it: not tried again until the content changes, or the disk allows it
-  if (!can_save() || state.known.empty() || state.other_weights) co_return Result<void>{};
-  const auto if_the_disk_refused = [&](Error error) {
-    if (generation == generation_ && content == state.content && !state.known.empty()) state.unsaved = keeps_states() && store_->saving_waits();
+  if (!keeps_states() || state.known.empty() || state.other_weights) co_return Result<void>{};
+  const auto if_the_disk_refused = [&](Error error, bool later = false) {
+    const bool holds_it = generation == generation_ && content == state.content && !state.known.empty();
+    if (holds_it) state.unsaved = keeps_states() && (later || store_->saving_waits());
     return error;
   };
   // Another model's state under this namespace would be a wrong answer one day.
@@ -94,7 +95,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   }
   Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(bytes);
   incoming.reset();
-  if (!reservation) co_return if_the_disk_refused(reservation.error());
+  if (!reservation) co_return if_the_disk_refused(reservation.error(), reservation.error().may_retry);
   const std::string name = reservation->temporary_name();
   const auto began = std::chrono::steady_clock::now();
   Result<SlotAction> saved = co_await api_.save(slot, name, *background_);
@@ -180,6 +181,8 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
   state.running = false;
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
+  // Refused, it has touched nothing.
+  if (!timings && timings.error().code == ErrorCode::rejected && timings.error().status / 100 == 4) co_return timings.error();
   if (!timings) {
     // How far it came we do not know; what was there before may be overwritten beyond the common part.
     const std::size_t common = common_prefix(state.known, tokens);
@@ -248,7 +251,8 @@ Task<void> CachedBackend::save_idle_slots(int except) {
     // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
     Result<void> saved = co_await save(state.id);
     if (!saved) spdlog::debug("slot {} was not saved before it is cleared: {}", state.id, to_string(saved.error()));
-    if (!saved && saved.error().code == ErrorCode::timeout) co_return;  // it would be asked for ever
+    const bool waits = !saved && (saved.error().code == ErrorCode::timeout || saved.error().may_retry);
+    if (waits) co_return;  // it would be asked for ever
     i = 0;
   }
 }
@@ -269,6 +273,7 @@ void CachedBackend::note_task_started(int slot) {
 void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
   constexpr std::size_t remembered = 16;  // its size in bytes we do not know
   if (cleared.size() < options_.shortest_prompt_tokens) return;
+  cleared_.add(probe_.name_space, cleared, resume_points);
   // As the server does: what a kept one begins with is not put there, and those that begin the new one go (build 11669).
   const auto begins = [](TokenSpan one, TokenSpan other) { return one.size() <= other.size() && common_prefix(one, other) == one.size(); };
   const bool there = std::ranges::any_of(backend_cache_, [&](const Cleared& known) {

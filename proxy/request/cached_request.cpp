@@ -312,8 +312,10 @@ Task<void> CachedRequest::serve_cached() {
   if (gate) co_await backend_.save_idle_slots(slot_);  // those that ended meanwhile
   backend_.slots().at(slot_).piece_end = plan_.base;
   backend_.scheduler().reconsider();  // whoever waits for a stop that this plan has passed
-  const bool is_short = !downstream_.cancel().cancelled() && co_await come_from_before();
-  if (in_pieces() && !is_short && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
+  // It could not be emptied: llama-server would go on from what another request's adapters computed.
+  const bool others_tokens = own_weights() && backend_.slots().at(slot_).other_weights;
+  const bool is_short = !others_tokens && !downstream_.cancel().cancelled() && co_await come_from_before();
+  if (in_pieces() && !is_short && !others_tokens && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
   if (!parsed_.takes_slot && !downstream_.cancel().cancelled()) co_await make_findable();
   backend_.slots().at(slot_).in_pieces = false;
   backend_.scheduler().reconsider();  // or for one that was not made
@@ -325,12 +327,13 @@ Task<void> CachedRequest::serve_cached() {
     co_await fail(downstream_error(ErrorCode::cancelled, "the client left before its answer began"));
     co_return;
   }
-  const bool add_cache_prompt = !parsed_.cache_prompt.has_value();
   std::string spliced;
-  if (parsed_.id_slot || !parsed_.takes_slot) {
+  if (!parsed_.takes_slot || (parsed_.id_slot && !others_tokens)) {
     spliced = body_;
+  } else if (others_tokens) {
+    spliced = splice_slot(body_, slot_, false);  // the last of two members of a name counts
   } else {
-    spliced = splice_slot(body_, slot_, add_cache_prompt);
+    spliced = splice_slot(body_, slot_, parsed_.cache_prompt ? std::nullopt : std::optional(true));
   }
   if (!parsed_.takes_slot) foreign_.emplace(backend_, CachedBackend::Foreign::Holds::a_slot);
   backend_.note_task_started(slot_);

@@ -313,6 +313,8 @@ MissReason CachedRequest::explain() const {
   constexpr std::int64_t tolerance = 16;
   if (pieces_lost_) return MissReason::broken_promise;
   if (!own_weights()) return MissReason::none;  // nothing is kept of what was known
+  const auto all = static_cast<std::int64_t>(prompt_.size());
+  if (record_.reused_tokens > 0 && record_.reused_tokens + tolerance >= all) return MissReason::none;  // known or too short to be
   const auto could = static_cast<std::int64_t>(std::min<std::size_t>(known_.matched_tokens, prompt_.size() - 1));
   if (record_.reused_tokens + tolerance >= could) return could == 0 ? MissReason::new_prompt : MissReason::none;
   if (restore_failed_) return MissReason::restore_failed;
@@ -321,6 +323,7 @@ MissReason CachedRequest::explain() const {
     return cleared ? MissReason::cleared : MissReason::broken_promise;
   }
   if (plan_.empty_first || plan_.restore_dearer) return MissReason::cheaper;
+  if (backend_.was_cleared(prompt_, static_cast<std::uint32_t>(record_.reused_tokens + tolerance))) return MissReason::cleared;
   if (backend_.catalogue() == nullptr) return MissReason::not_admitted;
   const auto reused = static_cast<std::uint32_t>(record_.reused_tokens);
   if (backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;

@@ -70,6 +70,7 @@ Task<bool> CachedRequest::compute_piece(std::uint32_t end, std::uint32_t expecte
   }
   ++record_.pieces;
   computed_in_pieces_ += timings->prompt_n;
+  record_.computed_tokens = computed_in_pieces_;  // until the answer says the rest, if there is one
   if (first_reused_ < 0) first_reused_ = timings->cache_n;
   learn(timings->cache_n);
   note_pieces(timings->cache_n);

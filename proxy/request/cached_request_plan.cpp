@@ -71,7 +71,8 @@ void CachedRequest::ask_for_stop(SlotState& busy, std::uint32_t at, bool save) c
 void CachedRequest::ask_for_stops() const {
   if (parsed_.id_slot || !own_weights()) return;
   const CostModel& costs = backend_.costs();
-  const bool several = backend_.slots().slots().size() > 1;
+  const bool exact = backend_.kind() == MemoryKind::exact;
+  const bool by_file = backend_.slots().slots().size() > 1 || exact;
   const auto running = static_cast<double>(std::ranges::count_if(backend_.slots().slots(), [](const SlotState& state) { return state.running; }));
   for (SlotState& busy : backend_.slots().slots()) {
     if (!busy.in_pieces || !busy.target) continue;
@@ -81,8 +82,9 @@ void CachedRequest::ask_for_stops() const {
     // A file serves whoever gets another slot, and stalls all that run.
     const double bytes = costs.state_bytes(common, 2);
     const double by_file_s = (costs.save_seconds(bytes) + costs.commit_seconds(bytes)) * (1.0 + running) + costs.restore_seconds(bytes);
-    const bool save = several && backend_.can_save() && by_file_s < costs.prefill_seconds(0, common) &&
+    const bool save = by_file && backend_.can_save() && by_file_s < costs.prefill_seconds(0, common) &&
                       !backend_.catalogue()->has_state_at(backend_.name_space(), TokenSpan{prompt_.data(), common});
+    if (exact && !save) continue;  // what is computed behind it leaves nothing there
     ask_for_stop(busy, common, save);
   }
 }

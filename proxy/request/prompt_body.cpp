@@ -168,7 +168,7 @@ Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view text) {
   return body;
 }
 
-std::string splice_slot(std::string_view body, int slot, bool add_cache_prompt) {
+std::string splice_slot(std::string_view body, int slot, std::optional<bool> cache_prompt) {
   const std::size_t close = body.rfind('}');
   const std::size_t before = body.find_last_not_of(" \t\r\n", close - 1);
   std::string spliced;
@@ -176,7 +176,7 @@ std::string splice_slot(std::string_view body, int slot, bool add_cache_prompt) 
   spliced.append(body.substr(0, close));
   if (body[before] != '{') spliced += ',';
   fmt::format_to(std::back_inserter(spliced), R"("id_slot":{})", slot);
-  if (add_cache_prompt) spliced += R"(,"cache_prompt":true)";
+  if (cache_prompt) fmt::format_to(std::back_inserter(spliced), R"(,"cache_prompt":{})", *cache_prompt);
   spliced.append(body.substr(close));
   return spliced;
 }

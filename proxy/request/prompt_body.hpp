@@ -48,9 +48,9 @@ struct PromptBody {
 
 Result<PromptBody> parse_prompt_body(PromptForm form, std::string_view body);
 
-// `body` with `"id_slot":N` (and `"cache_prompt":true` unless the client said something about it) as its last members: what the
+// `body` with `"id_slot":N` (and `"cache_prompt"`, where it is given) as its last members: what the
 // backend finds wrong in the rest it finds at the same place. Every other byte stays as it is. `body` must be a JSON object that
 // parse_prompt_body() accepted.
-std::string splice_slot(std::string_view body, int slot, bool add_cache_prompt);
+std::string splice_slot(std::string_view body, int slot, std::optional<bool> cache_prompt);
 
 }  // namespace cairn

@@ -39,6 +39,7 @@ std::string_view to_string(NoCacheReason reason) {
 
 std::string_view to_string(MissReason reason) {
   switch (reason) {
+    case MissReason::unknown: return "unknown";
     case MissReason::none: return "none";
     case MissReason::new_prompt: return "new_prompt";
     case MissReason::not_admitted: return "not_admitted";
@@ -99,7 +100,7 @@ void RequestRecord::finish(Metrics& metrics) {
     }
   }
   const std::string plan = fmt::format("source=\"{}\"", to_string(source));
-  metrics.add("cairn_plans_total", plan);
+  if (!plan_reason.empty()) metrics.add("cairn_plans_total", plan);  // else it never came so far
   if (reused_tokens >= 0) {
     metrics.add("cairn_plan_promised_tokens_total", plan, planned_tokens);
     metrics.add("cairn_plan_reused_tokens_total", plan, static_cast<double>(reused_tokens));

@@ -43,6 +43,7 @@ std::string_view to_string(NoCacheReason reason);
 
 // Why a request that used the cache had to compute more than its new tokens.
 enum class MissReason {
+  unknown,          // there was no answer, or it did not say what was reused
   none,             // a full hit
   new_prompt,       // nothing like it was known
   not_admitted,     // known, but no state was left that far
@@ -77,7 +78,7 @@ struct RequestRecord {
   std::int64_t reused_tokens = -1;    // what the backend reported
   std::int64_t computed_tokens = -1;  // by it, our own pieces included
   std::uint32_t pieces = 0;
-  MissReason miss = MissReason::none;
+  MissReason miss = MissReason::unknown;
   int slot = -1;
   std::int64_t checkpoint = 0;
   // Where it left the known prompt that shares the most with it; -1: it left none, or nothing came there.

@@ -110,6 +110,24 @@ def test_full_disk_stops_saving_and_not_serving(make_stack, small_disk):
     assert stack.cairn.status()["store"]["checkpoints"] > 0
 
 
+def test_what_waits_for_a_disk_is_saved_at_shutdown_where_that_is_well_again(make_stack, small_disk):
+    """Within the pause after a refusal nothing was tried any more."""
+    stack = make_stack("llama", backend_flags=FLAGS, cairn_flags=("--min-free", "0", "--checkpoint-interval", "off"))
+    stack.cairn.stop()
+    stack.backend.stop()
+    stack.slot_dir = small_disk / "slots"
+    stack.slot_dir.mkdir()
+    stack.start()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(23 << 20))
+    first = tokens(1500, seed="full")
+    stack.complete(first)
+    wait_until(lambda: stack.cairn.status()["store"]["saving_paused"], "the disk has refused")
+    ballast.unlink()
+    stack.restart()
+    assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
 @pytest.mark.parametrize("trouble", ["state directory is a file", "slot directory is missing"])
 def test_a_start_without_its_directories_serves_and_caches_later(make_stack, trouble):
     stack = make_stack("llama", backend_flags=FLAGS)

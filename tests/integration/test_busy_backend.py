@@ -192,3 +192,55 @@ def test_requests_that_no_slot_is_kept_for_wait_in_as_long_a_queue_as_others(rig
     waits.join(60)
     assert answers[0].status == 200
     assert rig.post(passed_on).status == 200
+
+
+# --- what is told and what is forgotten -------------------------------------------------------------------
+
+def test_why_says_that_the_backend_had_emptied_the_slot(rig):
+    """It said not_admitted: what is known to be cleared is forgotten before the plan is made."""
+    rig.flags = ("--budget", "4KiB")  # what is there is in the slot alone
+    backend = rig.start(state_version=4, slots=2)
+    first = prompt(LONG, 2)
+    ask(rig, first)
+    slot = next(slot for slot in backend.slots if slot.believed == first)
+    assert call(rig.backend_port, "POST", f"/slots/{slot.id}?action=erase", {}).status == 200
+    ask(rig, first + prompt(40, 3))
+    said = rig.latest()
+    assert said["reused_tokens"] == 0 and said["miss"] == "slot_cleared_by_backend"
+
+
+def test_a_request_that_got_no_answer_is_no_full_hit(rig):
+    (rig.folder / "cairn.yaml").write_text("max_waiting: 1\n")
+    rig.flags = ("--config", rig.folder / "cairn.yaml")
+    rig.start(state_version=4, slots=1)
+    with rig.streaming({"prompt": prompt(200, 1), "n_predict": 2}):
+        waits = threading.Thread(target=lambda: rig.post({"prompt": prompt(200, 2), "n_predict": 1}))
+        waits.start()
+        wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "it waits for the slot")
+        assert rig.post({"prompt": prompt(200, 3), "n_predict": 1}).status == 503
+        refused = rig.cairn.status()["latest_requests"][0]
+    waits.join(60)
+    assert refused["status"] == 503 and refused["miss"] == "unknown"
+    told = call(rig.cairn_port, "GET", "/cairn/metrics").body.decode()
+    assert 'cairn_misses_total{reason="unknown"} 1\n' in told and 'cairn_misses_total{reason="none"}' not in told
+    assert 'cairn_plans_total{source="recompute"} 2\n' in told
+
+
+def test_a_short_prompt_that_was_reused_whole_is_no_new_one(rig):
+    rig.start(state_version=4, slots=1)
+    for tokens in (prompt(50, 2), prompt(50, 2) + prompt(5, 3)):
+        ask(rig, tokens)
+    assert rig.latest()["reused_tokens"] == 50 and rig.latest()["miss"] == "none"
+
+
+def test_a_switch_of_adapters_that_the_backend_refuses_costs_no_slot_its_state(rig):
+    """All beliefs were forgotten, and the probe took the only slot."""
+    rig.flags = ("--budget", "4KiB")  # what is there is in the slot alone
+    backend = rig.start(state_version=4, slots=1)
+    first = prompt(LONG, 2)
+    ask(rig, first)
+    backend.forget_calls()
+    assert rig.post(b"[{", "/lora-adapters").status == 400
+    ask(rig, first + prompt(40, 3))
+    assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
+    assert rig.cairn.status()["latest_requests"][0]["reused_tokens"] >= LONG - 1

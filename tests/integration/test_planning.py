@@ -137,3 +137,18 @@ def test_the_next_turn_of_a_short_chat_goes_on_in_its_slot(make_stack):
     stack.complete(first + tokens(70, "then"))
     said = latest(stack, 2)
     assert said["reused_tokens"] == 20, said
+
+
+def test_a_prompt_that_the_backend_refuses_costs_the_slot_nothing(make_stack):
+    """Its first piece was refused, too, and what the slot held was forgotten all the same."""
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"))
+    talk = tokens(1500, "talk")
+    stack.complete(talk)
+    stack.cairn.settle()
+    beyond_the_vocabulary = 10**9
+    bad = {"prompt": [beyond_the_vocabulary, *tokens(2000, "bad")], "n_predict": 1}
+    assert stack.ask(bad, "/completion", expect=400).answer.status == 400
+    asked = len(stack.cairn.status()["latest_requests"])
+    stack.complete(talk + tokens(40, "more"))
+    said = latest(stack, asked + 1)
+    assert said["plan"] == "live" and said["computed_tokens"] <= 40 + SLACK, said

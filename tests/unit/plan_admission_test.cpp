@@ -308,6 +308,16 @@ TEST(Admission, WhoWaitsForASharedPrefixGetsASavedStopOnAnyKind) {
 }
 
 // Sixteen clients waited for each insurance of the first prompt of theirs.
+// It computed the prefix twice on a single slot: behind such a stop an older build keeps nothing of it.
+TEST(Admission, WhereOnlyItsEndCanBeGoneOnFromAStopForAnotherIsSavedOrNotMade) {
+  const std::vector<Stop> in_the_slot{{3000, false}};
+  Case leader(MemoryKind::exact, 0, 4000);
+  leader.input.shared = in_the_slot;
+  EXPECT_THAT(leader.places(), Not(Contains(3000)));
+  leader.input.kind = MemoryKind::checkpointed;
+  EXPECT_THAT(leader.places(), Contains(3000));
+}
+
 TEST(Admission, NothingIsInsuredWhileOthersWaitForTheSharedPrefix) {
   const std::vector<Stop> shared{{8000, true}};
   Case leader(MemoryKind::checkpointed, 0, 8050);

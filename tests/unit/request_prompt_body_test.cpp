@@ -204,14 +204,14 @@ TEST(SpliceSlot, EveryOtherByteStays) {
     EXPECT_FALSE(error) << row.spliced;
     EXPECT_EQ(parsed.at("id_slot").as_int64(), 3);
   }
-  EXPECT_EQ(splice_slot(R"({"prompt":"a"})", 0, false), R"({"prompt":"a","id_slot":0})");
-  EXPECT_EQ(splice_slot("{}", 12, false), R"({"id_slot":12})");
+  EXPECT_EQ(splice_slot(R"({"prompt":"a"})", 0, std::nullopt), R"({"prompt":"a","id_slot":0})");
+  EXPECT_EQ(splice_slot("{}", 12, std::nullopt), R"({"id_slot":12})");
 }
 
 TEST(SpliceSlot, TheResultIsReadLikeTheOriginal) {
   for (const char* text : {R"({"prompt":"a","stream":true})", R"({"prompt":[1,"x"],"n":2})", R"({"prompt":"a","cache_prompt":false})"}) {
     const auto before = completion(text);
-    const auto after = completion(splice_slot(text, 1, !before->cache_prompt));
+    const auto after = completion(splice_slot(text, 1, before->cache_prompt ? std::nullopt : std::optional(true)));
     ASSERT_TRUE(before && after);
     EXPECT_EQ(after->prompt, before->prompt);
     EXPECT_EQ(after->stream, before->stream);
