@@ -8,7 +8,6 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <initializer_list>
 #include <iostream>
 #include <iterator>
 #include <optional>
@@ -16,6 +15,7 @@
 
 #include "backend/timings.hpp"
 #include "base/wakeup.hpp"
+#include "http/warm_request.hpp"
 #include "progress_line.hpp"
 #include "request/cached_backend.hpp"
 
@@ -39,70 +39,6 @@ Result<std::string> contents(const std::string& file) {
   std::string text{std::istreambuf_iterator<char>(in), {}};
   if (text.empty()) return disk_error(ErrorCode::io, "is empty");
   return text;
-}
-
-struct Request {
-  std::string path;
-  std::string body;
-};
-
-// By the members of its body: the endpoint that takes it, and what limits the answer there. The first that fits.
-struct Form {
-  std::initializer_list<const char*> members;  // all of them
-  const char* path;
-  const char* limit;
-};
-const Form forms[] = {
-    {{"messages", "system"}, "/v1/messages", "max_tokens"},
-    {{"messages"}, "/v1/chat/completions", "max_tokens"},
-    {{"input_prefix"}, "/infill", "n_predict"},
-    {{"input_suffix"}, "/infill", "n_predict"},
-    {{"prompt"}, "/v1/completions", "max_tokens"},
-    {{"input"}, "/v1/responses", "max_output_tokens"},
-};
-
-// A slip in such a text makes no prompt of it.
-bool begins_as_object(std::string_view text) {
-  constexpr std::string_view space = " \t\r\n";
-  const std::size_t brace = text.find_first_not_of(space);
-  if (brace == std::string_view::npos || text[brace] != '{') return false;
-  const std::size_t name = text.find_first_not_of(space, brace + 1);
-  return name != std::string_view::npos && text[name] == '"';
-}
-
-// A request's body keeps its meaning but generates nothing; what is no JSON object is a prompt's text.
-Result<Request> request_of(const std::string& text) {
-  boost::system::error_code bad;
-  json::parse_options deep;
-  deep.max_depth = 256;  // schemas nest deeper than the library's 32
-  json::value value = json::parse(text, bad, {}, deep);
-  json::object* object = bad ? nullptr : value.if_object();
-  // A list of objects, say, is a text.
-  if (bad && bad != json::error::extra_data && begins_as_object(text)) {
-    return disk_error(ErrorCode::invalid, fmt::format("looks like a request's body, but is no JSON: {}", bad.message()));
-  }
-  Request request;
-  if (object == nullptr) {
-    json::object completion;
-    completion["prompt"] = text;
-    completion["n_predict"] = 0;
-    request.path = "/completion";
-    request.body = json::serialize(completion);
-    return request;
-  }
-  const auto fits = [object](const Form& one) {
-    return std::ranges::all_of(one.members, [object](const char* member) { return object->contains(member); });
-  };
-  const auto form = std::ranges::find_if(forms, fits);
-  if (form == std::end(forms)) {
-    return disk_error(ErrorCode::invalid, "is JSON, but no request with a prompt: it has neither messages, prompt, input nor input_prefix");
-  }
-  for (const char* limit : {"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"}) object->erase(limit);
-  (*object)[form->limit] = 0;
-  (*object)["stream"] = false;
-  request.path = form->path;
-  request.body = json::serialize(*object);
-  return request;
 }
 
 // What an answer says of its prompt.
@@ -182,7 +118,7 @@ Task<bool> nothing_is_left(StoreClient& server) {
 ResultTask<json::object> warm_one(StoreClient& server, const std::string& file) {
   const Result<std::string> text = contents(file);
   if (!text) co_return text.error();
-  const Result<Request> request = request_of(*text);
+  const Result<WarmRequest> request = warm_request(*text);
   if (!request) co_return request.error();
   const std::optional<Saves> before = co_await saves(server);
   const Result<json::value> answer = co_await server.call("POST", request->path, request->body, longest_prompt);

@@ -149,7 +149,7 @@ Task<OwnAnswer> checkpoints_answer(CheckpointStore& store, std::string method, s
   rest.remove_prefix(checkpoints_path.size());
   const bool reads = method == "GET" || method == "HEAD";
   if (rest.empty()) {
-    if (!reads) co_return refusal(405, "the list can only be read");
+    if (!reads) co_return refusal(405, "GET, or POST of a prompt through `cairn serve`");
     co_return list(store);
   }
   std::int64_t number = 0;

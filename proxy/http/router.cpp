@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "http/checkpoint_endpoints.hpp"
+#include "http/warm_request.hpp"
 #include "request/api_key.hpp"
 #include "request/cached_request.hpp"
 #include "request/error_answer.hpp"
@@ -96,7 +97,10 @@ Task<void> Router::handle(Downstream& downstream) {
 Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   const Route route = find_route(record.method, record.path);
   if (route.kind == RouteKind::own) {
-    co_await answer_own(downstream, record);
+    const bool warms = record.method == "POST" && record.path == checkpoints_path;
+    if (!co_await may_ask_cairn(downstream, record)) co_return;
+    if (warms) co_await warm(downstream, record);
+    else co_await answer_own(downstream, record);
     co_return;
   }
   const bool reads = record.method == "GET" || record.method == "HEAD";
@@ -188,14 +192,30 @@ Task<void> Router::pass_on(Downstream& downstream, RequestRecord& record, ModelS
   if (downstream.cancel().cancelled()) record.status = status_client_left;
 }
 
+Task<bool> Router::may_ask_cairn(Downstream& downstream, RequestRecord& record) {
+  if (own_key_.empty() || carries_key(downstream.head().fields, own_key_)) co_return true;
+  record.status = 401;
+  (void)co_await write_error(downstream, 401, "Cairn's own endpoints want the key that own_api_key (--own-api-key) says");
+  co_return false;
+}
+
+Task<void> Router::warm(Downstream& downstream, RequestRecord& record) {
+  const Result<std::string> text = co_await read_body(downstream, record);
+  if (!text) co_return;
+  Result<WarmRequest> request = warm_request(*text);
+  if (!request) {
+    record.status = 400;
+    (void)co_await write_error(downstream, 400, "the body " + request.error().context);
+    co_return;
+  }
+  record.path = request->path;
+  WarmingDownstream warming(downstream, std::move(*request));
+  co_await dispatch(warming, record);
+}
+
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   const std::string_view path = downstream.head().path();
   const std::string& method = downstream.head().method;
-  if (!own_key_.empty() && !carries_key(downstream.head().fields, own_key_)) {
-    record.status = 401;
-    (void)co_await write_error(downstream, 401, "Cairn's own endpoints want the key that own_api_key (--own-api-key) says");
-    co_return;
-  }
   const bool about_checkpoints = path == checkpoints_path || path.starts_with(std::string(checkpoints_path) + "/");
   if (method != "GET" && method != "HEAD" && !about_checkpoints) {
     record.status = 405;

@@ -46,6 +46,9 @@ class Router final : public RequestHandler {
   ResultTask<std::string> read_body(Downstream& downstream, RequestRecord& record);
   Task<void> pass_on(Downstream& downstream, RequestRecord& record, ModelServer& server, std::optional<std::string> body);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
+  Task<bool> may_ask_cairn(Downstream& downstream, RequestRecord& record);
+  // What a prompt is to be computed and saved for: as if that request had come.
+  Task<void> warm(Downstream& downstream, RequestRecord& record);
   Task<void> send(Downstream& downstream, RequestRecord& record, OwnAnswer answer);
 
   ServedModels& served_;

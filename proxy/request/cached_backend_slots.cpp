@@ -251,7 +251,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
     // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
     Result<void> saved = co_await save(state.id);
     if (!saved) spdlog::debug("slot {} was not saved before it is cleared: {}", state.id, to_string(saved.error()));
-    const bool waits = !saved && (saved.error().code == ErrorCode::timeout || saved.error().may_retry);
+    const bool waits = !saved && (saved.error().code == ErrorCode::timeout || (saved.error().source == ErrorSource::disk && saved.error().may_retry));
     if (waits) co_return;  // it would be asked for ever
     i = 0;
   }

@@ -327,6 +327,26 @@ def test_warm_sends_a_body_where_it_belongs(make_stack, tmp_path):
     assert usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"] <= 16, usage
 
 
+def test_warm_over_http(make_stack):
+    stack = make_stack("granitehybrid", backend_flags=("-np", "2"))
+    chat = {"messages": [{"role": "user", "content": prose(400, 1)}], "stream": True, "max_tokens": 50}
+    text = prose(400, 2)
+
+    def warm(body, status=200):
+        answer = call(stack.cairn_port, "POST", "/cairn/checkpoints", body, headers={"Content-Type": "text/plain"})
+        assert answer.status == status, answer.body
+        return answer.json()
+    assert warm(json.dumps(chat).encode())["usage"]["completion_tokens"] <= 1
+    assert warm(text.encode())["timings"]["prompt_n"] > 400
+    assert "no request with a prompt" in warm(b'{"content": 1}', 400)["error"]["message"]
+    assert "empty" in warm(b"", 400)["error"]["message"]
+    stack.cairn.settle()
+    stack.restart()
+    asked = stack.ask({**chat, "stream": False, "max_tokens": 1}, "/v1/chat/completions")
+    assert asked.computed <= 16
+    assert stack.ask({"prompt": text, "n_predict": 1}).computed <= 16
+
+
 def test_warm_takes_no_slip_in_a_body_for_a_text(make_stack, tmp_path):
     """Of schemas that nest deep, and of bodies with a comma too many, the JSON itself was warmed and reported as saved."""
     stack = make_stack("llama", backend_flags=("-np", "2"))

@@ -1,0 +1,47 @@
+// A prompt that is to be computed and saved before anybody asks it: the request that does so.
+// Thread: any.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/result.hpp"
+#include "request/downstream.hpp"
+
+namespace cairn {
+
+struct WarmRequest {
+  std::string path;  // of the endpoint that takes it
+  std::string body;
+};
+
+// Of a request's body (chat, completion, messages, responses, infill) the same request, generating nothing; of anything else, which is a
+// prompt's text, a completion. Errors: invalid, what is wrong with it in words.
+Result<WarmRequest> warm_request(const std::string& text);
+
+// `request` as if `client` had sent it; the answer goes to that one.
+class WarmingDownstream final : public Downstream {
+ public:
+  WarmingDownstream(Downstream& client, WarmRequest request);
+
+  const RequestHead& head() const override { return head_; }
+  BodyFraming request_framing() const override;
+  std::string peer() const override { return client_.peer(); }
+  ResultTask<std::string> read_body(std::size_t max_bytes) override;
+  ResultTask<std::size_t> read_some(std::span<char> into) override;
+  CancelSource& cancel() override { return client_.cancel(); }
+  ResultTask<void> write_head(const ResponseHead& head, BodyFraming framing) override { return client_.write_head(head, framing); }
+  ResultTask<void> write_body(std::span<const char> bytes) override { return client_.write_body(bytes); }
+  ResultTask<void> finish() override { return client_.finish(); }
+  bool head_written() const override { return client_.head_written(); }
+  void abort() override { client_.abort(); }
+
+ private:
+  Downstream& client_;
+  RequestHead head_;
+  std::string body_;
+  std::size_t read_bytes_ = 0;
+};
+
+}  // namespace cairn
