@@ -243,7 +243,7 @@ def test_over_http_mistakes_are_named(make_stack):
     port = stack.cairn_port
     number = call(port, "GET", "/cairn/checkpoints").json()["checkpoints"][0]["id"]
     for method, path, body, status in [
-            ("GET", f"/cairn/checkpoints/{number}", None, 200), ("POST", "/cairn/checkpoints", None, 405),
+            ("GET", f"/cairn/checkpoints/{number}", None, 200), ("POST", "/cairn/checkpoints", None, 400), ("PUT", "/cairn/checkpoints", None, 405),
             ("GET", "/cairn/checkpoints/x", None, 404), ("GET", "/cairn/checkpoints/", None, 404),
             ("GET", f"/cairn/checkpoints/{number}0", None, 404), ("GET", f"/cairn/checkpoints/{number}x", None, 404),
             ("GET", f"/cairn/checkpoints/{number}/pin", None, 405), ("POST", f"/cairn/checkpoints/{number}/steal", None, 404),
