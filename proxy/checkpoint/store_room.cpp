@@ -39,6 +39,8 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
       if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
       // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
       if (auto lock = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*lock);
+      const std::string owner = read_note(files_, disk_path(std::string(lock_file_name)));  // the same index
+      if (locked_anew != nullptr && !owner.empty()) (void)locked_anew->note(owner);
       return files_.space(options_.slot_dir);
     };
     auto space = co_await index_pool_.run(job);
@@ -95,6 +97,8 @@ ResultTask<void> CheckpointStore::fit_budget() {
 }
 
 bool CheckpointStore::some_are_in_use() const {
+  const auto goes_then = [this](const Condemned& one) { return !one.on_disk && one.bytes > 0 && in_use(one.id); };
+  if (std::ranges::any_of(condemned_, goes_then)) return true;
   return std::ranges::any_of(uses_, [this](const auto& use) {
     const auto entry = entries_.find(use.first);
     return entry != entries_.end() && entry->second.record.in_slots && !entry->second.record.pinned;

@@ -233,8 +233,8 @@ Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, Ch
   return read;
 }
 
-// What a lock file says. Empty when it tells nothing. Those beside the states name the index that knows them, the one beside the index
-// who took it last.
+}  // namespace
+
 std::string read_note(FileLayer& files, const std::string& lock_file) {
   constexpr std::size_t longest = 4096 + 1 + name_digits;
   const auto file = files.open(lock_file);
@@ -243,6 +243,8 @@ std::string read_note(FileLayer& files, const std::string& lock_file) {
   const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(text)));
   return read && *read == text.size() ? text : std::string{};
 }
+
+namespace {
 
 // The index that knows the states beside a lock file.
 struct Owner {

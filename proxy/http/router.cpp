@@ -97,10 +97,7 @@ Task<void> Router::handle(Downstream& downstream) {
 Task<void> Router::dispatch(Downstream& downstream, RequestRecord& record) {
   const Route route = find_route(record.method, record.path);
   if (route.kind == RouteKind::own) {
-    const bool warms = record.method == "POST" && record.path == checkpoints_path;
-    if (!co_await may_ask_cairn(downstream, record)) co_return;
-    if (warms) co_await warm(downstream, record);
-    else co_await answer_own(downstream, record);
+    if (co_await may_ask_cairn(downstream, record)) co_await answer_own(downstream, record);
     co_return;
   }
   const bool reads = record.method == "GET" || record.method == "HEAD";
@@ -210,6 +207,11 @@ Task<void> Router::warm(Downstream& downstream, RequestRecord& record) {
   }
   record.path = request->path;
   WarmingDownstream warming(downstream, std::move(*request));
+  if (!own_key_.empty()) {
+    // It is Cairn's and no business of the backend's; who has it may have Cairn ask that.
+    const CacheOptions& options = served_.entries().front().server->front().options();
+    warming.change_key(own_key_, options.api_key);
+  }
   co_await dispatch(warming, record);
 }
 
@@ -227,6 +229,10 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   if (about_checkpoints && store == nullptr) {
     record.status = 503;
     (void)co_await write_error(downstream, 503, "there is no store: see slot_dir and state_dir, and the log");
+    co_return;
+  }
+  if (method == "POST" && path == checkpoints_path) {
+    co_await warm(downstream, record);
     co_return;
   }
   if (about_checkpoints) {

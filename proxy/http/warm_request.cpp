@@ -8,6 +8,8 @@
 #include <initializer_list>
 #include <iterator>
 
+#include "request/api_key.hpp"
+
 namespace cairn {
 
 namespace json = boost::json;
@@ -29,13 +31,15 @@ const Form forms[] = {
     {{"input"}, "/v1/responses", "max_output_tokens"},
 };
 
+std::string_view behind_space(std::string_view text) {
+  const std::size_t at = text.find_first_not_of(" \t\r\n");
+  return at == std::string_view::npos ? std::string_view{} : text.substr(at);
+}
+
 // A slip in such a text makes no prompt of it.
 bool begins_as_object(std::string_view text) {
-  constexpr std::string_view space = " \t\r\n";
-  const std::size_t brace = text.find_first_not_of(space);
-  if (brace == std::string_view::npos || text[brace] != '{') return false;
-  const std::size_t name = text.find_first_not_of(space, brace + 1);
-  return name != std::string_view::npos && text[name] == '"';
+  const std::string_view object = behind_space(text);
+  return object.starts_with('{') && behind_space(object.substr(1)).starts_with('"');
 }
 
 }  // namespace
@@ -45,12 +49,17 @@ Result<WarmRequest> warm_request(const std::string& text) {
   boost::system::error_code bad;
   json::parse_options deep;
   deep.max_depth = 256;  // schemas nest deeper than the library's 32
-  json::value value = json::parse(text, bad, {}, deep);
-  json::object* object = bad ? nullptr : value.if_object();
-  // A list of objects, say, is a text.
-  if (bad && bad != json::error::extra_data && begins_as_object(text)) {
+  json::stream_parser parser({}, deep);
+  const std::string_view rest = behind_space(std::string_view{text}.substr(parser.write_some(text, bad)));
+  if (!bad && !parser.done()) parser.finish(bad);
+  if (!bad && !rest.empty()) bad = json::error::extra_data;
+  // Objects one after the other are a text.
+  const bool several = bad == json::error::extra_data && rest.starts_with('{');
+  if (bad && !several && begins_as_object(text)) {
     return disk_error(ErrorCode::invalid, fmt::format("looks like a request's body, but is no JSON: {}", bad.message()));
   }
+  json::value value = bad ? json::value{} : parser.release();
+  json::object* object = value.if_object();
   WarmRequest request;
   if (object == nullptr) {
     json::object completion;
@@ -80,6 +89,16 @@ WarmingDownstream::WarmingDownstream(Downstream& client, WarmRequest request)
   head_.target = std::move(request.path);
   head_.fields.set("Content-Type", "application/json");
   for (const char* name : {"Content-Encoding", "Expect"}) head_.fields.erase(name);
+}
+
+void WarmingDownstream::change_key(const std::string& from, const std::string& to) {
+  for (const char* name : {"Authorization", "X-Api-Key"}) {
+    HeaderFields one;
+    if (const auto value = head_.fields.get(name)) one.add(name, *value);
+    if (carries_key(one, from)) head_.fields.erase(name);
+  }
+  const bool names_another = head_.fields.get("Authorization") || head_.fields.get("X-Api-Key");
+  if (!to.empty() && !names_another) head_.fields.set("Authorization", "Bearer " + to);
 }
 
 BodyFraming WarmingDownstream::request_framing() const { return BodyFraming{BodyFraming::Kind::length, body_.size()}; }

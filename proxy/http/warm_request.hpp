@@ -25,6 +25,9 @@ class WarmingDownstream final : public Downstream {
  public:
   WarmingDownstream(Downstream& client, WarmRequest request);
 
+  // Where the client's key is `from`, `to` goes up instead; empty: none does.
+  void change_key(const std::string& from, const std::string& to);
+
   const RequestHead& head() const override { return head_; }
   BodyFraming request_framing() const override;
   std::string peer() const override { return client_.peer(); }

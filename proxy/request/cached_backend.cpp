@@ -103,7 +103,7 @@ Task<void> CachedBackend::stop(milliseconds limit) {
       if (!lease) continue;
       Result<void> saved = co_await save(state.id);
       if (!saved) spdlog::warn("slot {} could not be saved at shutdown: {}", state.id, to_string(saved.error()));
-      if (!saved && saved.error().source == ErrorSource::disk) break;
+      if (!saved && store_->saving_waits()) break;
     }
   }
   keep_facts();
@@ -402,6 +402,7 @@ void CachedBackend::note_foreign_started(bool other_weights) {
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // With adapters of its own it leaves our tokens with another model's state behind.
     if (state.running || !(probe_.clears_idle || (other_weights && !state.leased))) continue;
+    if (probe_.clears_idle) note_cleared(state);
     if (probe_.clears_idle && !other_weights) note_backend_cache(state.known, state.resume_points);
     slots_.forget(state.id);
   }

@@ -297,6 +297,7 @@ class CachedBackend {
   void recall_clearing(ProbeResult& probed) const;
   void set_clears_idle(bool clears, std::string_view because);
   void clear_idle(int started);
+  void note_cleared(const SlotState& state);  // for the one whose prompt it served
   Task<bool> believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel);
   Task<void> find_chosen();
   Task<void> look_at_slots();

@@ -122,8 +122,7 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   for (const SlotTable::Length& one : lengths) {
     if (one.id < 0 || one.id >= static_cast<int>(slots_.slots().size()) || one.tokens.value_or(0) > 0) continue;
     const SlotState& state = std::as_const(slots_).at(one.id);
-    const bool ours = state.name_space == static_cast<std::int64_t>(probe_.name_space);
-    if (ours && !state.leased && !state.known.empty()) cleared_.add(probe_.name_space, state.known, state.resume_points);
+    if (!state.leased) note_cleared(state);
   }
   std::vector<int> broken_off;
   for (const SlotState& state : std::as_const(slots_).slots()) {
@@ -208,6 +207,7 @@ void CachedBackend::clear_idle(int started) {
   for (const SlotState& state : std::as_const(slots_).slots()) {
     // One that is leased but waits at the start gate is idle to the backend.
     if (state.id == started || state.running) continue;
+    note_cleared(state);
     note_backend_cache(state.known, state.resume_points);
     const auto seen = seen_.find(state.id);
     const bool untouched = seen != seen_.end() && seen->second.content == state.content && !state.leased;

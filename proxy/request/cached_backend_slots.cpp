@@ -122,6 +122,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
     // The backend had emptied or replaced it.
     if (saved->n_tokens == 0 && !state.by_length && !state.unresolved) set_clears_idle(true, "one was empty when it was to be saved");
+    note_cleared(state);
     if (probe_.clears_idle) note_backend_cache(state.known, state.resume_points);
     slots_.forget(slot);
     (void)co_await store_->discard(std::move(*reservation));
@@ -270,10 +271,14 @@ void CachedBackend::note_task_started(int slot) {
   if (probe_.clears_idle) clear_idle(slot);
 }
 
+void CachedBackend::note_cleared(const SlotState& state) {
+  const bool ours = state.name_space == static_cast<std::int64_t>(probe_.name_space) && !state.other_weights;
+  if (ours && state.known.size() >= options_.shortest_prompt_tokens) cleared_.add(probe_.name_space, state.known, state.resume_points);
+}
+
 void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
   constexpr std::size_t remembered = 16;  // its size in bytes we do not know
   if (cleared.size() < options_.shortest_prompt_tokens) return;
-  cleared_.add(probe_.name_space, cleared, resume_points);
   // As the server does: what a kept one begins with is not put there, and those that begin the new one go (build 11669).
   const auto begins = [](TokenSpan one, TokenSpan other) { return one.size() <= other.size() && common_prefix(one, other) == one.size(); };
   const bool there = std::ranges::any_of(backend_cache_, [&](const Cleared& known) {

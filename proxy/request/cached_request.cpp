@@ -316,7 +316,7 @@ Task<void> CachedRequest::serve_cached() {
   const bool others_tokens = own_weights() && backend_.slots().at(slot_).other_weights;
   const bool is_short = !others_tokens && !downstream_.cancel().cancelled() && co_await come_from_before();
   if (in_pieces() && !is_short && !others_tokens && !downstream_.cancel().cancelled()) co_await compute_pieces(gate);
-  if (!parsed_.takes_slot && !downstream_.cancel().cancelled()) co_await make_findable();
+  if (!parsed_.takes_slot && !others_tokens && !downstream_.cancel().cancelled()) co_await make_findable();
   backend_.slots().at(slot_).in_pieces = false;
   backend_.scheduler().reconsider();  // or for one that was not made
 
@@ -400,6 +400,7 @@ Task<void> CachedRequest::bring_back() {
     CancelSource* cancel = state.other_weights ? nullptr : &downstream_.cancel();
     Result<void> emptied = co_await backend_.empty(slot_, cancel);
     if (!emptied) record_.error = to_string(emptied.error());
+    if (state.other_weights) plan_recompute();  // nothing is reused there
   }
   if (!own_weights() && state.name_space != name_space()) {
     backend_.slots().forget(slot_);  // so does the backend

@@ -255,8 +255,8 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
     backend_.catalogue()->answered(backend_.name_space(), prompt_, static_cast<std::uint32_t>(timings->predicted_n));
   }
   state.name_space = name_space();
-  note_content();
   record_.miss = explain();
+  note_content();
 }
 
 // What the first answer says of what we went on from.
@@ -294,6 +294,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
   record_.reused_tokens = timings.cache_n;
   record_.computed_tokens = timings.prompt_n;
   if (backend_.generation() != generation_) return;
+  record_.miss = explain();
   backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
   std::vector<std::uint32_t> points = backend_.take_from_backend_cache(prompt_, timings.cache_n);
   add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
@@ -305,7 +306,6 @@ void CachedRequest::account_unpinned(const Timings& timings) {
     backend_.slots().note_placed(std::move(placed));
   }
   backend_.note_backend_cache(prompt_, std::move(points));  // where the next task's start clears it before we have seen its slot
-  record_.miss = explain();
 }
 
 MissReason CachedRequest::explain() const {
@@ -323,10 +323,11 @@ MissReason CachedRequest::explain() const {
     return cleared ? MissReason::cleared : MissReason::broken_promise;
   }
   if (plan_.empty_first || plan_.restore_dearer) return MissReason::cheaper;
-  if (backend_.was_cleared(prompt_, static_cast<std::uint32_t>(record_.reused_tokens + tolerance))) return MissReason::cleared;
-  if (backend_.catalogue() == nullptr) return MissReason::not_admitted;
   const auto reused = static_cast<std::uint32_t>(record_.reused_tokens);
-  if (backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;
+  const bool has_store = backend_.catalogue() != nullptr;
+  if (has_store && backend_.catalogue()->evicted_beyond(backend_.name_space(), prompt_, reused)) return MissReason::evicted;
+  if (backend_.was_cleared(prompt_, static_cast<std::uint32_t>(record_.reused_tokens + tolerance))) return MissReason::cleared;
+  if (!has_store) return MissReason::not_admitted;
   if (!candidates_.empty() || base_common_ > reused) return MissReason::cannot_rewind;
   return MissReason::not_admitted;
 }

@@ -244,3 +244,20 @@ def test_a_switch_of_adapters_that_the_backend_refuses_costs_no_slot_its_state(r
     ask(rig, first + prompt(40, 3))
     assert not backend.of(lambda call: "n_probs" in call.body), "it was not probed anew"
     assert rig.cairn.status()["latest_requests"][0]["reused_tokens"] >= LONG - 1
+
+
+def test_a_prompt_that_is_warmed_over_http_takes_the_backends_key_along_and_not_cairns(rig):
+    rig.own_key = "sesame"
+    rig.flags = ("--own-api-key", rig.own_key, "--backend-api-key", "open")
+    backend = rig.start(state_version=4, slots=1)
+    text = bytes(prompt(LONG, 2)).replace(b"{", b"a")
+
+    def warm(key):
+        return call(rig.cairn_port, "POST", "/cairn/checkpoints", text, headers={"Authorization": f"Bearer {key}"})
+    assert warm("open").status == 401 and not rig.client_calls()
+    assert warm(rig.own_key).status == 200
+    sent, = rig.client_calls()
+    assert "Bearer open" in sent.headers and "sesame" not in sent.headers and sent.body["n_predict"] == 0
+    rig.settle()
+    assert rig.cairn.status()["store"]["checkpoints"] > 0
+    assert not backend.of(lambda made: "sesame" in made.headers)

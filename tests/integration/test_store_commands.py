@@ -358,7 +358,9 @@ def test_warm_takes_no_slip_in_a_body_for_a_text(make_stack, tmp_path):
     (tmp_path / "deep.json").write_text(json.dumps(chat))
     (tmp_path / "slip.json").write_text(json.dumps({"messages": chat["messages"]})[:-1] + ",}")
     (tmp_path / "lines.jsonl").write_text(f'{{"text": "{prose(100, 2)}"}}\n' * 2)
-    deep, slip, lines = run(stack, "warm", *(tmp_path / name for name in ("deep.json", "slip.json", "lines.jsonl")), status=1)
+    (tmp_path / "behind.json").write_text(json.dumps({"messages": chat["messages"]}) + "}")
+    deep, slip, behind, lines = run(stack, "warm", *(tmp_path / name for name in ("deep.json", "slip.json", "behind.json", "lines.jsonl")), status=1)
+    assert "is no JSON" in behind["error"]
     assert deep["computed_tokens"] + deep["reused_tokens"] == len(stack.backend.chat_tokens(chat))
     assert "is no JSON" in slip["error"]
     assert lines["saved"]
