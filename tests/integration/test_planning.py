@@ -148,7 +148,7 @@ def test_a_prompt_that_the_backend_refuses_costs_the_slot_nothing(make_stack):
     beyond_the_vocabulary = 10**9
     bad = {"prompt": [beyond_the_vocabulary, *tokens(2000, "bad")], "n_predict": 1}
     assert stack.ask(bad, "/completion", expect=400).answer.status == 400
-    asked = len(stack.cairn.status()["latest_requests"])
+    latest(stack, 2)
     stack.complete(talk + tokens(40, "more"))
-    said = latest(stack, asked + 1)
+    said = latest(stack, 3)
     assert said["plan"] == "live" and said["computed_tokens"] <= 40 + SLACK, said
