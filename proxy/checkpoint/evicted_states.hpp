@@ -1,5 +1,5 @@
 // Remembers which states were evicted, so that a request can be told why it had to compute what had been saved once.
-// Thread: the I/O thread. Owner: the catalogue.
+// Thread: the I/O thread. Owner: the catalogue; and a backend, of what it has cleared out of slots.
 #pragma once
 
 #include <cstdint>

@@ -47,7 +47,7 @@ class Router final : public RequestHandler {
   Task<void> pass_on(Downstream& downstream, RequestRecord& record, ModelServer& server, std::optional<std::string> body);
   Task<void> answer_own(Downstream& downstream, RequestRecord& record);
   Task<bool> may_ask_cairn(Downstream& downstream, RequestRecord& record);
-  // What a prompt is to be computed and saved for: as if that request had come.
+  // The request that a posted prompt means goes its way, generating nothing.
   Task<void> warm(Downstream& downstream, RequestRecord& record);
   Task<void> send(Downstream& downstream, RequestRecord& record, OwnAnswer answer);
 

@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <initializer_list>
 #include <iterator>
+#include <string_view>
+#include <utility>
 
 #include "request/api_key.hpp"
+#include "request/json_fields.hpp"
 
 namespace cairn {
 
@@ -48,7 +51,7 @@ Result<WarmRequest> warm_request(const std::string& text) {
   if (text.empty()) return disk_error(ErrorCode::invalid, "is empty");
   boost::system::error_code bad;
   json::parse_options deep;
-  deep.max_depth = 256;  // schemas nest deeper than the library's 32
+  deep.max_depth = deepest_json;
   json::stream_parser parser({}, deep);
   const std::string_view rest = behind_space(std::string_view{text}.substr(parser.write_some(text, bad)));
   if (!bad && !parser.done()) parser.finish(bad);

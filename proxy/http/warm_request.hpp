@@ -2,9 +2,8 @@
 // Thread: any.
 #pragma once
 
+#include <span>
 #include <string>
-#include <string_view>
-#include <utility>
 
 #include "base/result.hpp"
 #include "request/downstream.hpp"

@@ -146,9 +146,9 @@ class CachedBackend {
   bool crowded() const;
   // A prompt was computed in pieces. `lost`: what they had left was not there for the next one.
   void note_pieces(bool lost);
+  bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }
   // The backend has emptied a slot whose state would have served more than `beyond` tokens of the prompt.
   bool was_cleared(TokenSpan prompt, std::uint32_t beyond) const { return cleared_.would_have_served(probe_.name_space, prompt, beyond); }
-  bool pieces_hold() const { return std::chrono::steady_clock::now() >= pieces_from_; }
   // A request with adapters of its own runs in the slot.
   void note_other_weights(int slot);
   // A request of the model's own reused `reused` tokens of `prompt` in the slot, before the belief about it is renewed: more than was
@@ -298,6 +298,7 @@ class CachedBackend {
   void set_clears_idle(bool clears, std::string_view because);
   void clear_idle(int started);
   void note_cleared(const SlotState& state);  // for the one whose prompt it served
+  static bool puts_off(const Error& error);   // a save that is worth another try later
   Task<bool> believe_all(const Result<std::vector<SlotInfo>>& infos, CancelSource& cancel);
   Task<void> find_chosen();
   Task<void> look_at_slots();

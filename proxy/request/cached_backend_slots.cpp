@@ -240,6 +240,11 @@ bool CachedBackend::worth_a_stall(const SlotState& state, double chance_lost) co
   return save_seconds(state) * static_cast<double>(stalled) + costs_.commit_seconds(bytes_of(state)) < loss_s;
 }
 
+// What was late is so for a while; so is what others use of the room.
+bool CachedBackend::puts_off(const Error& error) {
+  return error.code == ErrorCode::timeout || (error.source == ErrorSource::disk && error.may_retry);
+}
+
 Task<void> CachedBackend::save_idle_slots(int except) {
   if (!probe_.clears_idle) co_return;
   // Those that are leased and wait at the gate are idle to the backend as well, and while one is saved another may end.
@@ -252,8 +257,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
     // Not through the queue: whoever waits there cannot start before the gate is free, and we hold it.
     Result<void> saved = co_await save(state.id);
     if (!saved) spdlog::debug("slot {} was not saved before it is cleared: {}", state.id, to_string(saved.error()));
-    const bool waits = !saved && (saved.error().code == ErrorCode::timeout || (saved.error().source == ErrorSource::disk && saved.error().may_retry));
-    if (waits) co_return;  // it would be asked for ever
+    if (!saved && puts_off(saved.error())) co_return;  // it would be asked for ever
     i = 0;
   }
 }

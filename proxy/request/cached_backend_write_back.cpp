@@ -99,10 +99,10 @@ Task<void> CachedBackend::write_back(bool again) {
     };
     Result<void> saved = co_await save(state.id, std::move(give_back));
     if (!saved) {
-      // What was late is so for a while, and most likely again at once. So is what others use of the room.
+      // Most likely it would be again at once.
       constexpr std::chrono::seconds while_late{10};
       const auto now = std::chrono::steady_clock::now();
-      const bool late = saved.error().code == ErrorCode::timeout || (saved.error().source == ErrorSource::disk && saved.error().may_retry);
+      const bool late = puts_off(saved.error());
       const bool again_late = late && now - late_until_ < while_late;
       if (late) late_until_ = now + while_late;
       // Trouble with the disk is said once, by the store.

@@ -48,9 +48,8 @@ void append_double(std::string& out, double number) {
 }  // namespace
 
 Result<json::object> parse_object(std::string_view text) {
-  constexpr std::size_t deepest = 256;  // schemas nest deeper than the library's 32
   json::parse_options options;
-  options.max_depth = deepest;
+  options.max_depth = deepest_json;
   boost::system::error_code error;
   json::value value = json::parse(text, error, {}, options);
   if (error || !value.is_object()) return downstream_error(ErrorCode::malformed, "body: not a JSON object");

@@ -5,12 +5,15 @@
 
 #include <boost/json.hpp>
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 
 #include "base/result.hpp"
 
 namespace cairn {
+
+inline constexpr std::size_t deepest_json = 256;  // schemas nest deeper than the library's 32
 
 // Errors: downstream malformed, also for what is no object.
 Result<boost::json::object> parse_object(std::string_view text);

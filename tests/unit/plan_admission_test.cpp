@@ -307,7 +307,6 @@ TEST(Admission, WhoWaitsForASharedPrefixGetsASavedStopOnAnyKind) {
   }
 }
 
-// Sixteen clients waited for each insurance of the first prompt of theirs.
 // It computed the prefix twice on a single slot: behind such a stop an older build keeps nothing of it.
 TEST(Admission, WhereOnlyItsEndCanBeGoneOnFromAStopForAnotherIsSavedOrNotMade) {
   const std::vector<Stop> in_the_slot{{3000, false}};
@@ -318,6 +317,7 @@ TEST(Admission, WhereOnlyItsEndCanBeGoneOnFromAStopForAnotherIsSavedOrNotMade) {
   EXPECT_THAT(leader.places(), Contains(3000));
 }
 
+// Sixteen clients waited for each insurance of the first prompt of theirs.
 TEST(Admission, NothingIsInsuredWhileOthersWaitForTheSharedPrefix) {
   const std::vector<Stop> shared{{8000, true}};
   Case leader(MemoryKind::checkpointed, 0, 8050);
