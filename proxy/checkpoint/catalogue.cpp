@@ -14,8 +14,17 @@ enum MarkKind : std::uint32_t { inside = 0, end = 1 };
 std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
 std::string returns_key(NamespaceId name_space) { return fmt::format("return_times:{}", static_cast<std::int64_t>(name_space)); }
 std::string marks_key(NamespaceId name_space) { return fmt::format("leaving_marks:{}", static_cast<std::int64_t>(name_space)); }
+std::string messages_key(NamespaceId name_space) { return fmt::format("message_starts:{}", static_cast<std::int64_t>(name_space)); }
 std::string offsets_key(NamespaceId name_space) { return fmt::format("end_offsets:{}", static_cast<std::int64_t>(name_space)); }
 CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
+
+// The earlier prompt is on the way of the one just inserted, at least up to `parted` tokens.
+bool shares(const PrefixTree& tree, NodeId earlier, NodeId own, std::uint32_t parted) {
+  // Climb to the node whose edge holds the point where they part.
+  while (tree.begin_tokens(earlier) >= parted && earlier != PrefixTree::kRoot) earlier = tree.parent(earlier);
+  while (tree.begin_tokens(own) >= parted && own != PrefixTree::kRoot) own = tree.parent(own);
+  return earlier == own && earlier != PrefixTree::kRoot;
+}
 }  // namespace
 
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
@@ -47,7 +56,7 @@ ResultTask<std::size_t> Catalogue::load() {
   return store_.load_tokens(std::move(visitor), std::move(announce));
 }
 
-Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms) {
+Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms, std::uint32_t last_message) {
   std::unique_ptr<PrefixTree>& tree = trees_[name_space];
   if (!tree) tree = std::make_unique<PrefixTree>();
   if (tree->edge_tokens_held() + prompt.size() > max_tree_tokens_) {
@@ -64,6 +73,7 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   if (known.branch_tokens > 0) rest = tree->latest_continuation(inserted.branch, prompt[inserted.matched_tokens], longest_block);
   known.other.assign(rest.begin(), rest.begin() + static_cast<std::ptrdiff_t>(std::min(rest.size(), shown)));
   Recent& recent = recent_of(name_space);
+  learn_message(*tree, recent, inserted);
   known.continues = learn_offset(*tree, recent, inserted, static_cast<std::uint32_t>(prompt.size()));
   constexpr std::uint32_t good_part = 4;
   known.shares = known.matched_tokens * good_part >= prompt.size();
@@ -74,6 +84,11 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   constexpr std::size_t least_rest = 32;
   if (left_inside && inserted.branch_is_new && rest.size() >= least_rest) recent.marks.left(rest);
   known.mark = recent.marks.offer(prompt, known.matched_tokens);
+  if (last_message > known.matched_tokens) {
+    known.message = LeavingPlace{last_message, recent.messages.chance(), recent.messages.seen_often()};
+    recent.messages.offered();
+    recent.prompts.front().last_message = last_message;
+  }
   return known;
 }
 
@@ -89,6 +104,7 @@ Catalogue::Recent& Catalogue::recent_of(NamespaceId name_space) {
   if (is_new) {
     if (const std::optional<std::string> kept = store_.setting(offsets_key(name_space))) at->second.offsets.load(*kept);
     if (const std::optional<std::string> kept = store_.setting(marks_key(name_space))) at->second.marks.load(*kept);
+    if (const std::optional<std::string> kept = store_.setting(messages_key(name_space))) at->second.messages.load(*kept);
   }
   return at->second;
 }
@@ -98,6 +114,7 @@ ResultTask<void> Catalogue::keep_learned(NamespaceId name_space) {
   if (!std::exchange(recent.changed, false)) co_return Result<void>{};
   auto kept = co_await store_.put_setting(offsets_key(name_space), recent.offsets.to_text());
   if (kept) kept = co_await store_.put_setting(marks_key(name_space), recent.marks.to_text());
+  if (kept) kept = co_await store_.put_setting(messages_key(name_space), recent.messages.to_text());
   if (!kept) co_return kept;
   co_return co_await store_.put_setting(returns_key(name_space), values_of(name_space).learned());
 }
@@ -110,8 +127,20 @@ StateValues& Catalogue::values_of(NamespaceId name_space) {
   return at->second;
 }
 
-bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted,
-                             std::uint32_t tokens) const {
+void Catalogue::learn_message(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted) {
+  constexpr std::uint32_t opening = 8;  // tokens: who speaks may be the same
+  if (inserted.branch == PrefixTree::kNone) return;
+  const std::uint32_t left_at = inserted.matched_tokens;
+  for (Recent::Prompt& earlier : recent.prompts) {
+    if (earlier.last_message == 0 || left_at < earlier.last_message || left_at > earlier.last_message + opening) continue;
+    if (!tree.is_live(earlier.leaf) || tree.end_tokens(earlier.leaf) != earlier.tokens) continue;  // trimmed meanwhile
+    if (!shares(tree, earlier.leaf, inserted.leaf, left_at)) continue;
+    recent.messages.left();
+    earlier.last_message = 0;  // whoever else leaves it there finds a state
+  }
+}
+
+bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) {
   constexpr std::size_t remembered = 64;
   constexpr std::uint32_t mostly_shared = 4;
   // Which of the latest prompts did it leave, and how far before its end? The nearest end counts: with several turns of one
@@ -126,16 +155,11 @@ bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
     // Two short prompts in the same template part near each other's end, too: only who shares most of it goes on from it.
     if ((earlier.tokens - parted) * mostly_shared > parted) continue;
     if (earlier.tokens == tokens && earlier.leaf == inserted.leaf) continue;  // the same prompt again
-    // On its path? Climb to the node whose edge holds the point where they part.
-    NodeId node = earlier.leaf;
-    while (tree.begin_tokens(node) >= parted && node != PrefixTree::kRoot) node = tree.parent(node);
-    NodeId own = inserted.leaf;
-    while (tree.begin_tokens(own) >= parted && own != PrefixTree::kRoot) own = tree.parent(own);
-    if (node == own && node != PrefixTree::kRoot) nearest = earlier.tokens - parted;
+    if (shares(tree, earlier.leaf, inserted.leaf, parted)) nearest = earlier.tokens - parted;
   }
   recent.offsets.observe(nearest);
   recent.changed = true;
-  recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens});
+  recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens, 0});
   if (recent.prompts.size() > remembered) recent.prompts.pop_back();
   return nearest <= EndOffsets::longest;
 }

@@ -19,6 +19,7 @@
 #include "plan/end_offsets.hpp"
 #include "plan/leaving_marks.hpp"
 #include "plan/memory_kind.hpp"
+#include "plan/message_starts.hpp"
 #include "prefix/prefix_tree.hpp"
 
 namespace cairn {
@@ -37,10 +38,12 @@ class Catalogue {
     bool shares = false;               // a good part of it was known
     bool continues = false;            // it went on from an earlier prompt, or from a little before its end
     Tokens other;                      // how the latest known prompt went on there
-    LeavingMarks::Place mark;          // where a later prompt is likely to leave this one
+    // Where a later prompt is likely to leave this one: as earlier ones were left, and where its last message begins.
+    LeavingPlace mark;
+    LeavingPlace message;
   };
-  // Makes the prompt known, and learns where it left the one before.
-  Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms);
+  // Makes the prompt known, and learns where it left the one before. `last_message`: tokens in front of its last message; 0: unknown.
+  Known learn(NamespaceId name_space, TokenSpan prompt, std::int64_t now_ms, std::uint32_t last_message = 0);
   // That prompt was answered with so many tokens: long answers are gone on from more seldom, or more often.
   void answered(NamespaceId name_space, TokenSpan prompt, std::uint32_t answer_tokens);
 
@@ -118,16 +121,20 @@ class Catalogue {
     struct Prompt {
       NodeId leaf = PrefixTree::kNone;
       std::uint32_t tokens = 0;
+      std::uint32_t last_message = 0;  // tokens in front of it; 0: unknown, known before, or another prompt has left it there
     };
     std::deque<Prompt> prompts;  // newest first
     EndOffsets offsets;
     LeavingMarks marks;
+    MessageStarts messages;
     bool changed = false;        // since they were kept
   };
   Recent& recent_of(NamespaceId name_space);
   StateValues& values_of(NamespaceId name_space);
   // True when it went on from one of the latest prompts.
-  bool learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens) const;
+  static bool learn_offset(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted, std::uint32_t tokens);
+  // Whether it left one of them where that one's last message begins.
+  static void learn_message(const PrefixTree& tree, Recent& recent, const PrefixTree::InsertResult& inserted);
 
   CheckpointStore& store_;
   std::uint64_t max_tree_tokens_;

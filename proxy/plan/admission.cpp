@@ -132,17 +132,23 @@ Marked marked(const AdmissionInput& input) {
   }
   const std::uint32_t end = end_stop(input);
   const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
-  // Beside a state that is there anyway a mark is not worth one.
-  const std::uint32_t mark = input.mark.at;
-  const bool marks = !ordered && mark > input.done && mark + least_bound < input.prompt && !beside(mark, input.branch) && !beside(mark, end);
-  const auto admit_mark = [&](bool seen_often) {
-    if (!marks || seen_often != input.mark.seen_often) return;
-    // Who leaves there would go on from a cut, half a piece before it in the mean.
-    const std::uint32_t before = std::min(mark - input.done, longest_piece(input) / 2);
-    const double gain = input.mark.chance * costs.prefill_seconds(mark - before, mark);
-    if (gain > stop_seconds(input, mark)) admitted(mark, seen_often ? gain : 0, marked.left_s);
+  const auto admit_leaving = [&](const LeavingPlace& place, bool seen_often) {
+    const std::uint32_t at = place.at;
+    if (ordered || seen_often != place.seen_often || at <= input.done || at + least_bound >= input.prompt) return;
+    // Who leaves there would go on from the last stop before it, or from a cut, half a piece before it in the mean.
+    std::uint32_t before = std::min(at - input.done, longest_piece(input) / 2);
+    for (const std::uint32_t other : marked.places) {
+      if (other <= at) before = std::min(before, at - other);
+    }
+    const double gain = place.chance * costs.prefill_seconds(at - before, at);
+    if (gain > stop_seconds(input, at)) admitted(at, seen_often ? gain : 0, marked.left_s);
   };
-  admit_mark(true);
+  // What a mark tells is exact.
+  const auto admit_leavings = [&](bool seen_often) {
+    admit_leaving(input.mark, seen_often);
+    admit_leaving(input.message, seen_often);
+  };
+  admit_leavings(true);
   // Nor is one where another session would part.
   const std::uint32_t system = input.system_end;
   const auto near = [&](std::uint32_t at) { return beside(at, system); };
@@ -158,7 +164,7 @@ Marked marked(const AdmissionInput& input) {
   if (system_first) admit_system(budget_left(input, least_caution(input)));
   if (end > 0) admitted(end, end_gain, system_first ? marked.left_s : budget_left(input, least_caution(input)));
   if (!system_first) admit_system(marked.left_s);
-  admit_mark(false);  // a guess is insurance, too, in a better place than a cut
+  admit_leavings(false);  // a guess is insurance, too, in a better place than a cut
   return marked;
 }
 

@@ -47,7 +47,8 @@ struct AdmissionInput {
   std::uint32_t system_end = 0;  // where the system prompt and the tools end: what other sessions are likeliest to share; 0: unknown
   double sessions = 0;           // chance that one does
   bool sessions_seen = false;    // some did before
-  LeavingMarks::Place mark;      // where a later prompt is likely to leave this one far before its end; not seen often: a guess
+  LeavingPlace mark;             // where a later prompt is likely to leave this one far before its end: before a mark,
+  LeavingPlace message;          // and where its last message begins
   std::uint32_t branch = 0;      // where this one left a known path, and no state is there yet; 0: nowhere
 
   // Spent and to spend.

@@ -30,15 +30,15 @@ void LeavingMarks::left(TokenSpan rest) {
   marks_.push_back(mark);
 }
 
-LeavingMarks::Place LeavingMarks::offer(TokenSpan prompt, std::uint32_t known) {
-  Place best;
+LeavingPlace LeavingMarks::offer(TokenSpan prompt, std::uint32_t known) {
+  LeavingPlace best;
   for (Mark& mark : marks_) {
     // The last one in what is new: what lies behind it is what the next prompt has not.
     const auto begin = prompt.begin() + std::min<std::ptrdiff_t>(known, static_cast<std::ptrdiff_t>(prompt.size()));
     const auto found = std::find(std::make_reverse_iterator(prompt.end()), std::make_reverse_iterator(begin), mark.token);
     if (found == std::make_reverse_iterator(begin)) continue;
     const double chance = std::min((mark.left - doubt) / (mark.offered + 1), surest);
-    if (chance > best.chance) best = Place{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance, mark.left > evidence};
+    if (chance > best.chance) best = LeavingPlace{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance, mark.left > evidence};
     mark.offered += 1;
     if (mark.offered > remembered) {
       mark.offered /= 2;

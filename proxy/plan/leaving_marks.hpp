@@ -12,19 +12,21 @@
 
 namespace cairn {
 
+// Where a later prompt is likely to leave this one far before its end.
+struct LeavingPlace {
+  std::uint32_t at = 0;     // tokens before it; 0: there is none
+  double chance = 0;        // that a later prompt leaves this one there
+  bool seen_often = false;  // more than one has left an earlier one there; else it is a guess
+};
+
 class LeavingMarks {
  public:
   // A prompt left an earlier one inside; `rest` is how that one had gone on, as far as it is known. Nothing is learned from a token
   // that comes again in it: such are all over the place.
   void left(TokenSpan rest);
 
-  struct Place {
-    std::uint32_t at = 0;     // tokens before the mark; 0: there is none
-    double chance = 0;        // that a later prompt leaves this one there
-    bool seen_often = false;  // more than one has left an earlier one there
-  };
-  // Where a prompt whose first `known` tokens had come before is likely to be left. Counts the marks that it has.
-  Place offer(TokenSpan prompt, std::uint32_t known);
+  // Where a prompt whose first `known` tokens had come before is likely to be left: before a mark. Counts the marks that it has.
+  LeavingPlace offer(TokenSpan prompt, std::uint32_t known);
 
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;

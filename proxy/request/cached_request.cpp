@@ -11,6 +11,7 @@
 #include "base/unix_time.hpp"
 #include "request/api_key.hpp"
 #include "request/error_answer.hpp"
+#include "request/last_message.hpp"
 #include "request/system_end.hpp"
 
 namespace cairn {
@@ -171,7 +172,7 @@ ResultTask<Tokens> CachedRequest::tokenize(PromptForm form) {
 
 ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   LlamaApi& api = backend_.api();
-  suffix_tokens_ = system_tokens_ = 0;
+  suffix_tokens_ = system_tokens_ = message_tokens_ = 0;
   parsed_.has_media = false;
   Result<std::string> text = co_await api.apply_template(chat, downstream_.cancel());
   if (!text) co_return text.error();
@@ -191,7 +192,17 @@ ResultTask<Tokens> CachedRequest::tokenize_chat(const std::string& chat) {
   const std::size_t system_bytes = wanted ? system_end_bytes(chat, *text) : 0;
   const std::size_t behind = system_bytes > 0 ? backend_.memo().tokens_in_tail(*text, text->size() - system_bytes) : 0;
   if (behind > 0) system_tokens_ = static_cast<std::uint32_t>(tokens->size() - behind);
+  find_last_message(*text, suffix_bytes, tokens->size());
   co_return tokens;
+}
+
+// In a text of the prompt's last part, of `tokens` in all.
+void CachedRequest::find_last_message(std::string_view text, std::size_t suffix_bytes, std::size_t tokens) {
+  message_tokens_ = 0;
+  if (backend_.kind() == MemoryKind::truncatable) return;
+  const std::size_t before = last_message_bytes(text, suffix_bytes);
+  const std::size_t behind = before > 0 ? backend_.memo().tokens_in_tail(text, text.size() - before) : 0;
+  if (behind > 0 && behind < tokens) message_tokens_ = static_cast<std::uint32_t>(tokens - behind);
 }
 
 ResultTask<Tokens> CachedRequest::tokenize_completion() {
@@ -208,6 +219,7 @@ ResultTask<Tokens> CachedRequest::tokenize_completion() {
     Result<Tokens> tokens = co_await backend_.memo().tokenize(std::get<std::string>(part), add_special, downstream_.cancel());
     if (!tokens) co_return tokens.error();
     all.insert(all.end(), tokens->begin(), tokens->end());
+    find_last_message(std::get<std::string>(part), 0, all.size());
   }
   co_return all;
 }
@@ -264,7 +276,7 @@ bool CachedRequest::in_pieces() const {
 Task<void> CachedRequest::serve_cached() {
   record_.enter(Step::match);
   if (own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens) {
-    known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_now_ms());
+    known_ = backend_.catalogue()->learn(backend_.name_space(), prompt_, unix_now_ms(), message_tokens_);
     record_.known_tokens = known_.matched_tokens;
     if (!known_.other.empty()) {
       record_.left_at = known_.matched_tokens;

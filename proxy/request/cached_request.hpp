@@ -32,6 +32,7 @@ class CachedRequest {
   ResultTask<Tokens> tokenize_chat(const std::string& chat);
   Task<bool> derived_right();
   ResultTask<Tokens> tokenize_completion();
+  void find_last_message(std::string_view text, std::size_t suffix_bytes, std::size_t tokens);
   ResultTask<Tokens> tokenize_infill();
   Task<void> serve_cached();
   // The best plan over the idle slots; sets plan_.
@@ -86,6 +87,7 @@ class CachedRequest {
   Tokens prompt_;
   std::uint32_t suffix_tokens_ = 0;  // of the template's generation suffix, which the next turn may not repeat
   std::uint32_t system_tokens_ = 0;  // in front of the first user's words; 0: nothing that sessions share, or unknown
+  std::uint32_t message_tokens_ = 0;  // in front of the last message; 0: unknown, or there is one alone
   Catalogue::Known known_;
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;

@@ -41,6 +41,7 @@ AdmissionInput CachedRequest::admission(std::uint32_t done) const {
     if (!backend_.catalogue()->has_state_at(backend_.name_space(), branch)) input.branch = known_.branch_tokens;
   }
   if (known_.mark.at >= backend_.options().shortest_prompt_tokens) input.mark = known_.mark;
+  if (known_.message.at >= backend_.options().shortest_prompt_tokens) input.message = known_.message;
   if (system_tokens_ >= backend_.options().shortest_prompt_tokens) input.system_end = system_tokens_;
   input.returning = ends.returning();
   input.returns_often = ends.returns_often();

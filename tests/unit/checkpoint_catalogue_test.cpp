@@ -115,6 +115,27 @@ TEST_F(CatalogueTest, ATurnThatSharesTheAnswerTooGoesOnFromThePrompt) {
   EXPECT_FALSE(catalogue->learn(ours, text("another system"), 3).continues);
 }
 
+// Agents ask with a closing message that their next prompt has not.
+TEST_F(CatalogueTest, LearnsHowOftenPromptsAreLeftBeforeTheirLastMessage) {
+  const auto first = catalogue->learn(ours, text("history user: what next?"), 1, 8);
+  EXPECT_EQ(first.message.at, 8u);
+  EXPECT_FALSE(first.message.seen_often);
+  const auto second = catalogue->learn(ours, text("history agent: it. user: and next?"), 2, 19);
+  EXPECT_EQ(second.matched_tokens, 8u);
+  EXPECT_EQ(second.message.at, 19u);
+  EXPECT_GT(second.message.chance, first.message.chance);
+  catalogue->learn(ours, text("history other: that."), 3);  // finds a state there: tells nothing new
+  const auto third = catalogue->learn(ours, text("history agent: it. user: or that?"), 4, 19);
+  EXPECT_EQ(third.message.at, 0u) << "it lies in what was known";
+  EXPECT_TRUE(catalogue->learn(ours, text("another user: hello?"), 5, 8).message.seen_often) << "the same one spoke";
+  ASSERT_TRUE(fixture.await(catalogue->keep_learned(ours)));
+  reopen();
+  EXPECT_TRUE(catalogue->learn(ours, text("a third user: hello?"), 6, 8).message.seen_often) << "it outlives the process";
+  const double chance = catalogue->learn(ours, text("a fourth user: hello?"), 7, 9).message.chance;
+  for (int i = 0; i < 30; ++i) catalogue->learn(ours, tokens_of_length(150, 1000 + i * 500), 8 + i, 100);
+  EXPECT_LT(catalogue->learn(ours, text("a fifth user: hello?"), 50, 8).message.chance, chance / 3);
+}
+
 TEST_F(CatalogueTest, TruncatableServesWhateverIsShared) {
   const CheckpointId a = save("abcdefghij", truncatable);
   EXPECT_THAT(find("abcdefghijkl", truncatable), ElementsAre(at(a, 10)));  // extended

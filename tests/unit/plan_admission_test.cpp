@@ -374,8 +374,24 @@ TEST(Admission, WhereLaterPromptsAreSeenToLeaveAStateIsLeft) {
   block.input.mark.chance = 0.01;
   EXPECT_THAT(block.places(), Not(Contains(1452u)));
   block.input.mark.chance = 0.6;
-  block.input.branch = 1400;
+  block.input.branch = 1440;
   EXPECT_THAT(block.places(), Not(Contains(1452u))) << "a state is left just before it anyway";
+}
+
+TEST(Admission, BeforeTheLastMessageIsABetterPlaceThanACut) {
+  Case ledger(MemoryKind::checkpointed, 0, 2400);
+  ledger.input.message.at = 1452;
+  ledger.input.message.chance = 0.125;
+  EXPECT_THAT(ledger.places(), Contains(1452u));
+  ledger.policy.budget = 0;
+  EXPECT_THAT(ledger.places(), IsEmpty()) << "nobody has left one there yet";
+  ledger.input.message.seen_often = true;
+  EXPECT_THAT(ledger.places(), Contains(1452u));
+  ledger.input.branch = 1247;
+  ledger.input.message.chance = 0.6;
+  EXPECT_THAT(ledger.places(), ElementsAre(1247u, 1452u)) << "200 tokens each time cost more than a stop";
+  ledger.input.mark = ledger.input.message;
+  EXPECT_THAT(ledger.places(), ElementsAre(1247u, 1452u)) << "once";
 }
 
 TEST(Admission, AGridIsNoOrderToLeaveAStateAtAMark) {
@@ -424,6 +440,9 @@ TEST(Admission, AnyInputGivesAscendingStopsAhead) {
     any.input.mark.at = up_to(20000);
     any.input.mark.chance = up_to(100) / 100.0;
     any.input.mark.seen_often = random() % 2 != 0;
+    any.input.message.at = up_to(41000);
+    any.input.message.chance = up_to(100) / 100.0;
+    any.input.message.seen_often = random() % 2 != 0;
     any.policy.adaptive = random() % 4 != 0;
     any.policy.interval_tokens = up_to(2) * 700;
     const std::vector<Stop> shared{{up_to(20000), random() % 2 != 0}, {20000 + up_to(21000), random() % 2 != 0}};

@@ -23,12 +23,12 @@ TEST(LeavingMarks, WhereABlockWasLeftTheNextPromptWillBeLeft) {
   const Tokens one = prompt(900, 940, 10'000), two = prompt(1200, 55, 30'000), next = prompt(2000, 400, 50'000);
   EXPECT_EQ(marks.offer(one, 0).at, 0u);
   marks.left(rest_of(one, 900));
-  const LeavingMarks::Place once = marks.offer(two, 0);
+  const LeavingPlace once = marks.offer(two, 0);
   EXPECT_EQ(once.at, 1200u);
   EXPECT_LT(once.chance, 0.3);
   EXPECT_FALSE(once.seen_often) << "it may be chance";
   marks.left(rest_of(two, 1200));
-  const LeavingMarks::Place place = marks.offer(next, 0);
+  const LeavingPlace place = marks.offer(next, 0);
   EXPECT_EQ(place.at, 2000u);
   EXPECT_GT(place.chance, 0.3);
   EXPECT_TRUE(place.seen_often);
