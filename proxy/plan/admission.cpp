@@ -141,7 +141,10 @@ Marked marked(const AdmissionInput& input) {
       if (other <= at) before = std::min(before, at - other);
     }
     const double gain = place.chance * costs.prefill_seconds(at - before, at);
-    if (gain > stop_seconds(input, at)) admitted(at, seen_often ? gain : 0, marked.left_s);
+    // A single one may take the whole budget, as a single cut may.
+    const bool first = marked.places.empty() && input.pieces == 0;
+    const double most = first ? budget_left(input, least_caution(input)) : marked.left_s;
+    if (gain > stop_seconds(input, at)) admitted(at, seen_often ? gain : 0, most);
   };
   // What a mark tells is exact.
   const auto admit_leavings = [&](bool seen_often) {
