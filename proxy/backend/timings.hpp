@@ -31,6 +31,8 @@ class TimingsTail {
   void on_bytes(std::span<const char> bytes);
   // What `timings` said, else `usage`.
   std::optional<Timings> timings() const { return latest_ ? latest_ : usage_; }
+  // What `usage` said: of answers that have no `timings` and may hold a text like one, a tool's arguments.
+  std::optional<Timings> usage() const { return usage_; }
   std::string_view text() const { return tail_; }
 
  private:

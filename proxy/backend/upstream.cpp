@@ -72,6 +72,7 @@ class PooledUpstream final : public Upstream {
     });
     auto answer = co_await call_once(head, body, options.max_body_bytes, limit->cancel);
     if (!answer && answer.error().may_retry) {
+      pool_->close_idle();  // another kept one may have died, too
       answer = co_await call_once(head, body, options.max_body_bytes, limit->cancel);
     }
     timer.cancel();

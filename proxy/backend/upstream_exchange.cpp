@@ -84,6 +84,9 @@ class UpstreamExchange final : public Exchange {
     }
     framing_ = parser_.framing();
     ResponseHead head = parser_.response();
+    // llama-server closes a connection behind a stream, without a word: the next request on it might be sent before we see that.
+    const std::string_view type = head.fields.get("Content-Type").value_or("");
+    ends_connection_ = framing_.kind == BodyFraming::Kind::chunked && type.starts_with("text/event-stream");
     if (parser_.done()) release();
     co_return head;
   }
@@ -136,7 +139,7 @@ class UpstreamExchange final : public Exchange {
   void release() {
     if (released_) return;
     const auto pool = started_.pool.lock();
-    const bool clean = sent_all_ && parser_.keep_alive() && started_.connection->input().empty();
+    const bool clean = sent_all_ && parser_.keep_alive() && !ends_connection_ && started_.connection->input().empty();
     if (!pool || !clean || started_.connection->closed()) {
       close();
       return;
@@ -151,6 +154,7 @@ class UpstreamExchange final : public Exchange {
   BodyFraming framing_;
   std::uint64_t sent_bytes_ = 0;
   bool sent_all_ = false;
+  bool ends_connection_ = false;
   bool released_ = false;
 };
 

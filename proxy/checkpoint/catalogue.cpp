@@ -30,7 +30,7 @@ bool shares(const PrefixTree& tree, NodeId earlier, NodeId own, std::uint32_t pa
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     : store_(store), max_tree_tokens_(max_tree_tokens) {
   store_.on_removed([this](const CheckpointRecord& record, RemovalReason reason) {
-    ++removals_;
+    if (reason != RemovalReason::erased) ++removals_;  // what somebody wanted gone is not saved again
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });

@@ -87,7 +87,7 @@ class Catalogue {
   // A saved state can be resumed exactly at the end of `tokens`.
   bool has_state_at(NamespaceId name_space, TokenSpan tokens) const;
 
-  std::uint64_t removals() const { return removals_; }  // of states, since we started
+  std::uint64_t removals() const { return removals_; }  // of states, since we started, that nobody asked for
   // A state that was evicted would have spared more than `beyond` tokens of the prompt.
   bool evicted_beyond(NamespaceId name_space, TokenSpan prompt, std::uint32_t beyond) const {
     return evicted_.would_have_served(name_space, prompt, beyond);

@@ -38,6 +38,7 @@
 #include "request/probe_schedule.hpp"
 #include "request/shared_server.hpp"
 #include "request/token_memo.hpp"
+#include "request/unproved_options.hpp"
 #include "slots/scheduler.hpp"
 #include "slots/slot_table.hpp"
 
@@ -212,6 +213,10 @@ class CachedBackend {
   std::vector<std::uint32_t> take_from_backend_cache(TokenSpan prompt, std::int64_t reused);
   // It gave `reused` where `promised` were believed to be there.
   void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
+  // Where idle slots are not cleared the backend's RAM cache has what other prompts took the slots of. It gives a state back to the whole
+  // prompt, and not to a small piece of it.
+  bool may_bring_back() const;
+  void note_hope(bool came_true);
   // How long a request has a slot, on the average.
   double lease_seconds() const { return lease_s_; }
   void note_lease_ended(double seconds);
@@ -254,6 +259,7 @@ class CachedBackend {
   TokenMemo& memo() { return memo_; }
   GenerationSuffixes& suffixes() { return suffixes_; }
   Derivations& derivations() { return derivations_; }
+  OptionTrials& option_trials() { return option_trials_; }
   // nullopt: not asked yet; an error: it cannot be told.
   const std::optional<Result<InfillLayout>>& infill_layout() const { return infill_layout_; }
   void set_infill_layout(Result<InfillLayout> layout) { infill_layout_ = std::move(layout); }
@@ -334,6 +340,7 @@ class CachedBackend {
   TokenMemo memo_;
   GenerationSuffixes suffixes_;
   Derivations derivations_;
+  OptionTrials option_trials_;
   std::optional<Result<InfillLayout>> infill_layout_;
   CostModel costs_;
 
@@ -403,6 +410,8 @@ class CachedBackend {
   std::optional<NamespaceId> costs_of_;  // whose costs were learned
   int restores_in_vain_ = 0;             // one after the other
   int rewinds_in_vain_ = 0;              // of a memory that is believed to be truncatable
+  int cut_back_ = 0;                     // states of a memory that is believed not to be, further than checkpoints of ours reach
+  int hopes_in_vain_ = 0;                // of its RAM cache, one after the other
   int pieces_in_vain_ = 0;               // prompts whose pieces were lost, one after the other
   std::chrono::steady_clock::time_point pieces_from_{};  // no pieces before
 };

@@ -199,10 +199,11 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   check_weights(slot, tokens, timings->cache_n);
   const auto from = static_cast<std::uint32_t>(timings->cache_n);
   const auto to = static_cast<std::uint32_t>(tokens.size());
+  const auto common = static_cast<std::uint32_t>(common_prefix(state.known, tokens));
   state.doubtful = state.by_length = state.unresolved = false;
   costs_.observe_prefill(from, static_cast<double>(timings->prompt_n), timings->prompt_ms / 1000.0);
   costs_.observe_piece_overhead(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() - timings->prompt_ms / 1000.0);
-  cut_resume_points(state.resume_points, from);
+  cut_resume_points(state.resume_points, std::min(from, common));  // more came out of the backend's RAM cache
   if (kind_ != MemoryKind::truncatable) add_piece_resume_points(state.resume_points, from, to, options_.ubatch_tokens);
   thin_resume_points(state.resume_points);
   state.pieces_since_save = from > 0 ? state.pieces_since_save + 1 : 1;
@@ -293,6 +294,13 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
   backend_cache_.push_front(Cleared{std::move(cleared), std::move(resume_points)});
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
+
+bool CachedBackend::may_bring_back() const {
+  // Where nothing can be saved it costs nothing to hope.
+  return !probe_.clears_idle && (hopes_in_vain_ < strikes_to_distrust || !can_save());
+}
+
+void CachedBackend::note_hope(bool came_true) { hopes_in_vain_ = came_true ? 0 : hopes_in_vain_ + 1; }
 
 bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && !other_weights_seen_ && backend_cache_strikes_ < strikes_to_distrust; }
 
@@ -407,16 +415,19 @@ void CachedBackend::learn_from_reuse(Source source, CheckpointId checkpoint, std
       strikes_.erase(checkpoint);
       restores_in_vain_ = 0;
     }
-    // It went back much further than any context checkpoint of ours: nothing needs them here.
+    // It went back much further than any context checkpoint of ours: nothing needs them here. Unless the backend had another state in
+    // its RAM cache, which may give more than what was in the slot.
     constexpr std::uint32_t deep = 8192;
-    if (kind_ != MemoryKind::truncatable && state_length > common + deep && reused + tolerance >= common &&
-        base + options_.ubatch_tokens < common) {
-      set_kind(MemoryKind::truncatable, "a state was cut back further than a sliding window reaches");
+    constexpr int enough_of_them = 2;
+    const bool cut_back = state_length > common + deep && reused + tolerance >= common && reused <= common + tolerance;
+    if (alone && kind_ != MemoryKind::truncatable && cut_back && base + options_.ubatch_tokens < common && ++cut_back_ == enough_of_them) {
+      set_kind(MemoryKind::truncatable, "states were cut back further than a sliding window reaches");
     }
     return;
   }
   // Beside requests that may use any slot nothing is proved, nor by a slot that is empty: others may have cleared it.
-  if (!alone || (reused == 0 && source == Source::live)) return;
+  const bool may_be_cleared = probe_.clears_idle || kind_ != MemoryKind::truncatable;
+  if (!alone || (reused == 0 && source == Source::live && may_be_cleared)) return;
   if (source == Source::restore && reused == 0 && common >= state_length && ++restores_in_vain_ == most_restores_in_vain) {
     spdlog::warn("restored states are not reused by this backend at all: nothing is saved or restored until it is started anew; "
                  "a newer llama-server (b11669 is known to work) would mend it");
@@ -445,7 +456,7 @@ void CachedBackend::set_kind(MemoryKind kind, std::string_view because) {
   if (kind == kind_) return;
   spdlog::warn("the backend's memory is {}, not {}: {}", to_string(kind), to_string(kind_), because);
   kind_ = kind;
-  broken_promises_ = rewinds_in_vain_ = 0;
+  broken_promises_ = rewinds_in_vain_ = cut_back_ = 0;
   keep_facts();
 }
 

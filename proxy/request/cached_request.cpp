@@ -13,6 +13,7 @@
 #include "request/error_answer.hpp"
 #include "request/last_message.hpp"
 #include "request/system_end.hpp"
+#include "request/unproved_options.hpp"
 
 namespace cairn {
 
@@ -42,6 +43,11 @@ Task<void> CachedRequest::run(PromptForm form, std::string body) {
   record_.enter(Step::parse);
   presence_.emplace(backend_);
   record_.no_cache = co_await understand(form);
+  if (record_.no_cache != NoCacheReason::used && downstream_.cancel().cancelled()) {
+    record_.no_cache = NoCacheReason::used;  // what failed, failed for that
+    (void)co_await has_left();
+    co_return;
+  }
   if (record_.no_cache == NoCacheReason::used) {
     co_await serve_cached();
     if (backend_.options().log_prompts && record_.left_at >= 0) co_await show_difference();
@@ -97,6 +103,7 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   Result<PromptBody> parsed = parse_prompt_body(form, body_);
   if (!parsed) co_return NoCacheReason::unreadable_body;
   parsed_ = std::move(*parsed);
+  options_ = unproved_options(body_);
   if (parsed_.has_media) co_return NoCacheReason::media;
   if (parsed_.several) co_return NoCacheReason::several_prompts;
   if (parsed_.cache_prompt == false) co_return NoCacheReason::client_refused;
@@ -270,7 +277,8 @@ std::int64_t CachedRequest::name_space() const {
 }
 
 bool CachedRequest::in_pieces() const {
-  return own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false;
+  return own_weights() && prompt_.size() >= backend_.options().shortest_prompt_tokens && parsed_.cache_prompt != false &&
+         backend_.option_trials().trusted(options_);
 }
 
 Task<void> CachedRequest::serve_cached() {

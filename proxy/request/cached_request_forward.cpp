@@ -120,12 +120,13 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   }
   record_.enter(Step::relay);
   const int status = head->status;
+  backend_.option_trials().answered(options_, status);
   // However slow the client reads, the slot is free for others once the backend has said all.
   TapForTimings tap([this, leased, status](const TapForTimings& seen, bool whole) {
     // A request that the backend refused has not touched the slot.
     const bool computed = !parsed_.return_progress && (whole ? seen.seen_bytes() > 0 : parsed_.stream && seen.saw_event());
     if (leased && status / 100 == 2) {
-      account(seen.tail().timings(), computed);
+      account(parsed_.form == PromptForm::messages ? seen.tail().usage() : seen.tail().timings(), computed);
       SlotState& state = backend_.slots().at(slot_);
       if (!whole) {  // counts that came before the end say nothing of it
         state.unknown_tail = std::max(state.unknown_tail, 1U);
@@ -229,7 +230,9 @@ void CachedRequest::account(const std::optional<Timings>& timings, bool computed
   if (!stops_made_.empty()) backend_.note_pieces(pieces_lost_);
   if (is_derived(parsed_.form)) backend_.derivations().agreed(parsed_.form);
   if (own_weights()) backend_.check_weights(slot_, prompt_, timings->cache_n);
-  cut_resume_points(state.resume_points, static_cast<std::uint32_t>(timings->cache_n));
+  // More than was in the slot came out of the backend's RAM cache.
+  const std::size_t common = common_prefix(state.known, prompt_);
+  cut_resume_points(state.resume_points, static_cast<std::uint32_t>(std::min(static_cast<std::size_t>(timings->cache_n), common)));
   if (backend_.kind() != MemoryKind::truncatable) {
     const std::uint32_t ubatch = backend_.options().ubatch_tokens;
     const auto from = static_cast<std::uint32_t>(timings->cache_n);
@@ -264,6 +267,8 @@ void CachedRequest::learn(std::int64_t reused) {
   if (std::exchange(learned_, true)) return;
   if (plan_.source == Source::live && base_by_length_) return;  // a guess that fails proves nothing
   const std::uint64_t own = foreign_ ? 1 : 0;
+  constexpr std::int64_t tolerance = 16;
+  if (hoped_tokens_ > 0) backend_.note_hope(reused > plan_.base + tolerance);
   const bool alone = !base_beside_foreign_ && backend_.foreign() == own && backend_.foreign_epoch() == base_epoch_ + own;
   backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_, reused, alone);
 }

@@ -273,7 +273,10 @@ ResultTask<RelayOutcome> pass_through(Upstream& upstream, Downstream& downstream
   // A body that went up as it came has been consumed: such a request cannot be sent again.
   const bool again = !outcome && outcome.error().may_retry && !downstream.cancel().cancelled() &&
                      (body || downstream.request_framing().kind == BodyFraming::Kind::none);
-  if (again) outcome = co_await pass_once(upstream, downstream, body, events);
+  if (again) {
+    upstream.close_idle();  // another kept connection may have died, too
+    outcome = co_await pass_once(upstream, downstream, body, events);
+  }
   co_return outcome;
 }
 

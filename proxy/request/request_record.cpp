@@ -106,7 +106,8 @@ void RequestRecord::finish(Metrics& metrics) {
     metrics.add("cairn_plan_reused_tokens_total", plan, static_cast<double>(reused_tokens));
   }
   metrics.add("cairn_misses_total", fmt::format("reason=\"{}\"", to_string(miss)));
-  if (prompt_tokens > 0) metrics.add("cairn_prompt_tokens_total", "", static_cast<double>(prompt_tokens));
+  // Of one that was refused, or whose client has left, nobody knows how much was reused.
+  if (prompt_tokens > 0 && reused_tokens >= 0) metrics.add("cairn_prompt_tokens_total", "", static_cast<double>(prompt_tokens));
   if (reused_tokens > 0) metrics.add("cairn_reused_tokens_total", "", static_cast<double>(reused_tokens));
   if (computed_tokens > 0) metrics.add("cairn_computed_tokens_total", "", static_cast<double>(computed_tokens));
 }

@@ -152,3 +152,32 @@ def test_a_prompt_that_the_backend_refuses_costs_the_slot_nothing(make_stack):
     stack.complete(talk + tokens(40, "more"))
     said = latest(stack, 3)
     assert said["plan"] == "live" and said["computed_tokens"] <= 40 + SLACK, said
+
+
+def test_a_request_that_is_refused_computes_nothing_and_takes_no_slot(make_stack):
+    """Found in a review: of a grammar that cannot be parsed the backend says so when it begins the task, behind all pieces of the prompt."""
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=())
+    held = tokens(3000, "held")
+    stack.complete(held)
+    stack.cairn.settle()
+    for number in range(3):
+        refused = {"prompt": tokens(4000, f"refused {number}"), "n_predict": 4, "grammar": "root ::= (" + "a" * number}
+        assert stack.ask(refused, expect=400).computed == 0
+    assert stack.complete(held + tokens(20, "more")).computed <= 20 + SLACK
+    # A grammar that was accepted once is no reason to make no pieces.
+    fine = {"n_predict": 4, "temperature": 0, "grammar": 'root ::= "a"*'}
+    found = [stack.ask({**fine, "prompt": tokens(4000, f"fine {number}")}).timings["cache_n"] for number in range(2)]
+    assert found[0] == 0 and found[1] > 0
+
+
+@pytest.mark.parametrize("model", ["granitehybrid", "gemma3"])
+def test_what_cannot_be_saved_comes_back_from_the_backends_own_cache(make_stack, model):
+    """Found in a review: a piece of a known prompt is too small for llama-server to give its state back from --cache-ram."""
+    stack = make_stack(model, backend_flags=("-np", "1"), cairn_flags=("--min-free", "9000GiB"))
+    first, second = tokens(6000, "first"), tokens(2000, "second")
+    for turn in range(3):
+        for prompt in (first, second):
+            outcome = stack.complete(prompt)
+            if turn > 0:
+                assert outcome.computed <= 20 + SLACK
+            prompt += tokens(20, f"turn {turn} of {len(prompt)}")

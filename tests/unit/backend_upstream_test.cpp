@@ -93,6 +93,17 @@ TEST_F(UpstreamTest, AConnectionIsUsedAgain) {
   EXPECT_EQ(open(), 0u);
 }
 
+// llama-server closes it; a request whose body had been relayed was sent on it a moment before, and answered 502.
+TEST_F(UpstreamTest, AConnectionThatHasStreamedIsNotUsedAgain) {
+  auto first = call(head_);
+  Peer peer = backend_.accept();
+  peer.read_head();
+  peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n");
+  EXPECT_EQ(first.get()->body, "ok");
+  EXPECT_TRUE(peer.at_end());
+  EXPECT_EQ(open(), 0u);
+}
+
 TEST_F(UpstreamTest, ADeadPooledConnectionIsReplaced) {
   auto first = call(head_);
   {
