@@ -12,9 +12,9 @@ namespace {
 
 namespace ondemand = simdjson::ondemand;
 
-constexpr std::array<std::string_view, 20> judged_before{
-    "messages", "prompt",   "tools",       "tool_choice", "response_format", "chat_template_kwargs", "model",        "input",        "system",   "instructions",
-    "stop",     "user",     "metadata",    "lora",        "stream_options",  "input_prefix",         "input_suffix", "input_extra",  "reasoning", "thinking"};
+// What is read when the task begins (build 11669). Chats' `response_format` and tools the template's call has read before.
+constexpr std::array<std::string_view, 9> read_late{"grammar", "json_schema",      "grammar_triggers", "preserved_tokens", "logit_bias",
+                                                    "samplers", "dry_sequence_breakers", "n_probs",    "logprobs"};
 
 }  // namespace
 
@@ -32,7 +32,7 @@ std::uint64_t unproved_options(std::string_view body) {
     if (field.unescaped_key().get(key) != simdjson::SUCCESS || field.value().get(value) != simdjson::SUCCESS) return hash;
     if (value.type().get(type) != simdjson::SUCCESS) return hash;
     const bool has_text = type == ondemand::json_type::string || type == ondemand::json_type::array || type == ondemand::json_type::object;
-    if (!has_text || std::ranges::find(judged_before, key) != judged_before.end()) continue;
+    if (!has_text || std::ranges::find(read_late, key) == read_late.end()) continue;
     hash = XXH3_64bits_withSeed(key.data(), key.size(), hash);  // before the raw value moves on
     if (simdjson::to_json_string(value).get(raw) != simdjson::SUCCESS) return hash;
     hash = XXH3_64bits_withSeed(raw.data(), raw.size(), hash);

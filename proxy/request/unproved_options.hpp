@@ -8,8 +8,7 @@
 
 namespace cairn {
 
-// Of the JSON object `body`: a hash of such members, 0 where there are none. What is a number or a switch is not looked at, nor what the
-// backend's template or tokenizer has seen before. Pure.
+// Of the JSON object `body`: a hash of such members, 0 where there are none. What is a number or a switch is not looked at. Pure.
 std::uint64_t unproved_options(std::string_view body);
 
 // What the backend said of such options.

@@ -5,8 +5,8 @@
 namespace cairn {
 namespace {
 
-TEST(UnprovedOptions, AreWhatHasTextAndWasNotJudgedBefore) {
-  EXPECT_EQ(unproved_options(R"({"prompt":"x","temperature":0.5,"stream":true,"stop":["a"],"model":"m","tools":[{"a":1}],"seed":null})"), 0u);
+TEST(UnprovedOptions, AreWhatIsReadWhenTheTaskBegins) {
+  EXPECT_EQ(unproved_options(R"({"prompt":"x","temperature":0.5,"stream":true,"stop":["a"],"model":"m","tools":[{"a":1}],"seed":null,"response_fields":["x"],"n_probs":5})"), 0u);
   const std::uint64_t grammar = unproved_options(R"({"prompt":"x","grammar":"root ::= \"a\""})");
   EXPECT_NE(grammar, 0u);
   EXPECT_EQ(unproved_options(R"({"n_predict":4,"grammar":"root ::= \"a\"","prompt":"another one"})"), grammar);
