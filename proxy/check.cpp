@@ -21,7 +21,6 @@
 #include "base/blocking_pool.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/store.hpp"
-#include "http/checkpoint_endpoints.hpp"
 #include "request/probe.hpp"
 #include "served_store.hpp"
 #include "store_client.hpp"
@@ -129,8 +128,8 @@ std::string not_writable(const std::string& directory) {
 Task<bool> serves_here(const Config& config, BlockingPool& pool) {
   StoreClient client(co_await boost::asio::this_coro::executor, config, pool);
   if (!client.connect_to_server()) co_return false;
-  const auto told = co_await client.call("GET", std::string(checkpoints_path), {}, std::chrono::seconds{5});
-  co_return told || told.error().code == ErrorCode::rejected;
+  const Result<void> has_it = co_await client.has_named_store(std::chrono::seconds{5});
+  co_return has_it || has_it.error().code == ErrorCode::rejected;
 }
 
 struct CheckedStore {

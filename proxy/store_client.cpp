@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "checkpoint/store_identity.hpp"
 #include "http/checkpoint_endpoints.hpp"
 #include "served_store.hpp"
 
@@ -30,13 +31,40 @@ ResultTask<void> StoreClient::connect() {
   const ErrorCode why = opened.error().code;
   if (why == ErrorCode::unsupported || why == ErrorCode::corrupt) co_return opened.error();  // what was found there, by whoever may look
   Result<void> connected = connect_to_server();
-  if (why == ErrorCode::invalid) co_return connected;  // somebody has it
-  // A server's directories are often its user's alone, or in a container.
-  if (connected) {
-    const Result<json::value> told = co_await call("GET", std::string(checkpoints_path));
-    if (told || told.error().code == ErrorCode::rejected) co_return Result<void>{};
+  if (connected) connected = co_await has_named_store();
+  if (connected || connected.error().code == ErrorCode::rejected) co_return connected;
+  if (connected.error().code == ErrorCode::invalid) {
+    Error error = opened.error();
+    error.context += "; " + connected.error().context;
+    co_return error;
   }
+  // A server's directories are often its user's alone, or in a container; but nobody answers.
+  if (why == ErrorCode::invalid) co_return connected;  // although somebody has them
   co_return opened.error();
+}
+
+ResultTask<void> StoreClient::has_named_store(std::chrono::milliseconds limit) {
+  const Result<json::value> status = co_await call("GET", "/cairn/status", {}, limit);
+  if (!status) co_return status.error();
+  const json::value* store = status->as_object().if_contains("store");
+  const std::string host = server_->address().host_header();
+  if (store == nullptr) {
+    co_return upstream_error(ErrorCode::rejected, fmt::format("the Cairn at {} has no store: see slot_dir and state_dir, and its log", host));
+  }
+  const auto told = [store](const char* name) {
+    const json::value* value = store->as_object().if_contains(name);
+    return value == nullptr ? std::string{} : std::string{value->as_string()};
+  };
+  const std::string its_dir = told("state_dir"), its_id = told("index_id");
+  // In a container the same directory may go by another path, and another one by the same.
+  const auto same = [&] {
+    const std::string id = index_id_in(config_.state_dir);
+    return id.empty() ? canonical_state_dir(its_dir) == canonical_state_dir(config_.state_dir) : id == its_id;
+  };
+  if (!its_dir.empty() && co_await pool_.run(same)) co_return Result<void>{};
+  co_return disk_error(ErrorCode::invalid,
+                       fmt::format("the Cairn at {} has another store than the one in {}: {} (with --listen alone it is asked all the same)",
+                                   host, config_.state_dir, its_dir.empty() ? "it is older and does not say which" : "its index is in " + its_dir));
 }
 
 Result<void> StoreClient::connect_to_server() {

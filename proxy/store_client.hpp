@@ -23,11 +23,13 @@ class StoreClient {
  public:
   StoreClient(boost::asio::any_io_executor executor, const Config& config, BlockingPool& pool);
 
-  // Whoever holds the lock of the directories is asked at `listen`. Without directories in the configuration, or where they may
-  // not be opened, too.
+  // Whoever holds the lock of the directories is asked at `listen`, and where they may not be opened, too: if it has the store that
+  // lies there. Without directories in the configuration it is asked whatever store it has.
   ResultTask<void> connect();
   // Only over HTTP: for what needs the backend as well.
   Result<void> connect_to_server();
+  // The server asked has the store in the directories of the configuration. Errors: invalid, it has another.
+  ResultTask<void> has_named_store(std::chrono::milliseconds limit = std::chrono::minutes{1});
 
   ResultTask<boost::json::value> call(std::string_view method, std::string path, std::string body = {},
                                       std::chrono::milliseconds limit = std::chrono::minutes{10});

@@ -205,6 +205,10 @@ Task<int> run(const std::string& name, const Config& config, const StoreCommand&
   Result<void> connected;
   if (needs_backend) {
     connected = store.connect_to_server();
+    if (connected && !config.state_dir.empty()) {
+      const Result<void> right = co_await store.has_named_store();
+      if (!right && right.error().code == ErrorCode::invalid) connected = right;
+    }
   } else {
     connected = co_await store.connect();
   }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <filesystem>
 #include <future>
 #include <limits>
 #include <memory_resource>
@@ -20,13 +19,12 @@
 #include "checkpoint/late_starts.hpp"
 #include "checkpoint/state_file.hpp"
 #include "checkpoint/store_disk.hpp"
+#include "checkpoint/store_identity.hpp"
 
 namespace cairn {
 namespace {
 
 constexpr std::string_view disk_dir_setting = "disk_dir";
-// Random, and beside the states, too: an empty index at the same path may be there because the true one's disk is late.
-constexpr std::string_view id_setting = "index_id";
 // The lock file beside which the states were last found: under a mount point whose disk is late another one may lie.
 constexpr std::string_view place_setting = "states_beside";
 
@@ -285,16 +283,6 @@ Result<std::unique_ptr<FileLock>> lock_directory(FileLayer& files, const std::st
   return files.lock(path);
 }
 
-// As a lock file says it: the same however it was written.
-std::string path_of_index(const std::string& state_dir) {
-  std::error_code failed;
-  const std::filesystem::path path = std::filesystem::weakly_canonical(std::filesystem::absolute(state_dir), failed);
-  const std::filesystem::path& shown = failed ? std::filesystem::path(state_dir) : path;
-  return (shown.has_filename() ? shown : shown.parent_path()).string();
-}
-
-std::string index_in(const std::string& state_dir) { return state_dir + "/index.sqlite"; }
-
 // False only when there is no index, or none any more.
 bool has_index(FileLayer& files, const std::string& directory) {
   if (directory.empty()) return false;
@@ -336,7 +324,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   const std::string lasting_lock = lasting.lock_file();
   const auto lock_seen = files.status(lasting_lock);
   const bool no_lock = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
-  const std::string own_index = path_of_index(state_dir);
+  const std::string own_index = canonical_state_dir(state_dir);
   const auto no_store = [&] { return disk_error(ErrorCode::not_found, "no store in " + state_dir + ": there is no index.sqlite"); };
   const bool no_index = look_only && !has_index(files, state_dir);
   if (no_index && !options.may_have_no_index) return no_store();
@@ -436,10 +424,10 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     loaded.absent_entries = missing.size();
     return loaded;
   }
-  std::string& own_id = loaded.settings[std::string(id_setting)];
+  std::string& own_id = loaded.settings[std::string(index_id_setting)];
   if (own_id.empty()) {
     own_id = new_base_name().substr(name_prefix.size());
-    if (auto put = loaded.index->put_setting(std::string(id_setting), own_id); !put) return put.error();
+    if (auto put = loaded.index->put_setting(std::string(index_id_setting), own_id); !put) return put.error();
   }
   const Owner own{own_index, own_id};
   const auto late_before = loaded.settings.find(std::string(LateStarts::setting));

@@ -4,8 +4,12 @@
 
 #include <boost/json.hpp>
 
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
+
+#include "checkpoint/store_identity.hpp"
 
 namespace cairn {
 
@@ -95,6 +99,13 @@ std::vector<NamedModel> all_models(const ServedModels& served) {
   return models;
 }
 
+// Whose working directory it is relative to, others cannot know. The disk is not asked.
+std::string absolute_path(const std::string& path) {
+  std::error_code unknown;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, unknown);
+  return unknown ? path : absolute.string();
+}
+
 }  // namespace
 
 OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent) {
@@ -111,6 +122,8 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
   if (backend.store() != nullptr) {
     const StoreCounters counters = backend.store()->counters();
     json::object store;
+    store["state_dir"] = absolute_path(backend.store()->options().state_dir);
+    store["index_id"] = backend.store()->setting(std::string(index_id_setting)).value_or("");
     store["checkpoints"] = counters.files;
     store["bytes"] = counters.bytes;
     store["budget_bytes"] = counters.budget_bytes;

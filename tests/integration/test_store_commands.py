@@ -195,6 +195,59 @@ def test_check_tells_a_server_of_another_configuration_from_its_own(make_stack):
         assert check(free_port()) == (0, False), "a command ends"
 
 
+@pytest.mark.parametrize("what", ["no_index", "no_directory", "another_index", "unreadable"])
+def test_a_command_leaves_the_store_of_another_alone(make_stack, tmp_path, what):
+    """`cairn evict --all` with a state_dir that was mistyped emptied the store of whoever answered at `listen`."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    named = tmp_path / "named"
+    if what != "no_directory":
+        named.mkdir()
+    if what == "unreadable":
+        (named / "index.sqlite").mkdir()
+    if what == "another_index":
+        (tmp_path / "others").mkdir()
+        other = Cairn(free_port(), 1, tmp_path / "others", named, tmp_path / "other.log")
+        other.stop()
+    for command in (("evict", "--all"), ("list",), ("verify",), ("pin", 1), ("warm", "-")):
+        done = command_of(*command, "--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir, "--state-dir", named)
+        assert done.returncode == 1 and not done.stdout, done
+        assert f"has another store than the one in {named}: its index is in {stack.state_dir}" in done.stderr, done
+    assert len(run(stack, "list")["checkpoints"]) == 1
+    alone = command_of("list", "--json", "--listen", f"127.0.0.1:{stack.cairn_port}")
+    assert len(json.loads(alone.stdout)["checkpoints"]) == 1, "who names none means whatever is there"
+
+
+def test_a_command_knows_a_store_by_its_index_under_another_path(make_stack, tmp_path):
+    """As that of a server in a container is."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    seen = tmp_path / "as_the_host_sees_it"
+    seen.symlink_to(stack.state_dir)
+    own = call(stack.cairn_port, "GET", "/cairn/status").json()["store"]
+    assert own["state_dir"] == str(stack.state_dir) and len(own["index_id"]) == 32
+    for state_dir in (seen, f"{stack.state_dir}/../state/"):
+        done = command_of("list", "--json", "--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir, "--state-dir", state_dir)
+        assert done.returncode == 0 and len(json.loads(done.stdout)["checkpoints"]) == 1, done
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            store = {"state_dir": "/in/a/container", "index_id": own["index_id"]}
+            body = json.dumps({"store": store, "checkpoints": [], "bytes": 0, "absent": 0}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = command_of("list", "--json", "--listen", f"127.0.0.1:{server.server_port}", "--slot-dir", stack.slot_dir, "--state-dir", stack.state_dir)
+        assert done.returncode == 0 and json.loads(done.stdout)["checkpoints"] == [], done
+        server.shutdown()
+
+
 def test_verify_says_in_json_what_is_missing(make_stack):
     stack = make_stack("llama", backend_flags=("-np", "2"))
     saved(stack, 2)
