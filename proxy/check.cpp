@@ -166,6 +166,9 @@ Task<CheckedStore> check_store(const Config& config, FileLayer& files, BlockingP
   if (counters.absent_entries > 0) {
     advice(fmt::format("{} more states that the index names are missing, or have another size", counters.absent_entries));
   }
+  if (counters.damaged_entries > 0) {
+    advice(fmt::format("{} entries of the index are damaged: cairn serve would drop them with their states", counters.damaged_entries));
+  }
   for (const auto& [name, directory] : {std::pair{"state_dir", &config.state_dir}, std::pair{"disk_dir", &config.disk_dir}}) {
     const std::string why = directory->empty() ? std::string{} : not_writable(*directory);
     if (why.empty()) continue;

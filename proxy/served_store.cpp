@@ -44,9 +44,10 @@ ResultTask<void> ServedStore::open() {
     spdlog::warn("{} holds states of another index than the new one in {}: if that is a disk that was not mounted yet, mount it and start "
                  "again; they are deleted after some more starts without it", store->strange_states(), config_.state_dir);
   }
-  if (found.swept_files > 0 || found.swept_entries > 0) {
+  const std::uint64_t without_file = found.swept_entries - found.damaged_entries;
+  if (found.swept_files > 0 || without_file > 0) {
     spdlog::warn("slot_dir: {} files without an entry in the index were removed, and {} entries without their file", found.swept_files,
-                 found.swept_entries);
+                 without_file);
   }
   if (found.absent_entries > 0) {
     spdlog::warn("none of the {} states in the index lies in {}: if that is a disk that was not mounted yet, mount it and start again; "
@@ -71,6 +72,9 @@ ResultTask<void> ServedStore::open() {
   Result<std::size_t> loaded = co_await catalogue->load();
   // Those that no tree knows would be worth nothing, and the first to go.
   if (!loaded) co_return disk_error(loaded.error().code, "the saved states cannot be read from the index: " + loaded.error().context);
+  if (const std::uint64_t damaged = store->counters().damaged_entries; damaged > 0) {
+    spdlog::warn("state_dir: {} entries of the index were damaged, and dropped with their states: is the disk all right?", damaged);
+  }
   spdlog::info("{} saved states, {} of {} MiB", *loaded, store->counters().bytes >> 20, config_.budget_bytes >> 20);
   store_ = std::move(store);
   catalogue_ = std::move(catalogue);

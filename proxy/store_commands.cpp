@@ -8,6 +8,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
 
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -76,18 +77,33 @@ int failed(const Error& error, const StoreCommand& command) {
   return 1;
 }
 
-std::string absent_states(std::uint64_t absent) {
-  return fmt::format("{} more states that the index names are missing, or have another size", absent);
+// Beside those listed.
+struct NotListed {
+  const char* name;  // in the list's answer
+  const char* what;
+  std::uint64_t count = 0;
+  std::string text() const { return fmt::format("{} {}", count, what); }
+};
+using AllNotListed = std::array<NotListed, 2>;
+AllNotListed not_listed(const json::object& list) {
+  AllNotListed all{NotListed{"absent", "more states that the index names are missing, or have another size"},
+                   NotListed{"damaged", "more entries of the index are damaged: the next start of cairn serve drops them with their states"}};
+  for (NotListed& some : all) {
+    if (const json::value* count = list.if_contains(some.name)) some.count = count->to_number<std::uint64_t>();
+  }
+  return all;
 }
-void say_absent(std::uint64_t absent) {
-  if (absent > 0) fmt::print(stderr, "cairn: {}\n", absent_states(absent));
+void say(const AllNotListed& all) {
+  for (const NotListed& some : all) {
+    if (some.count > 0) fmt::print(stderr, "cairn: {}\n", some.text());
+  }
 }
 
 struct Chosen {
   std::vector<std::int64_t> ids;
-  bool listed = false;       // all that there were a moment ago: one that is gone is no mistake
-  std::uint64_t absent = 0;  // of all that the index names and nobody finds; only where all are asked for
-  std::uint64_t pinned = 0;  // left out: all are to be evicted
+  bool listed = false;        // all that there were a moment ago: one that is gone is no mistake
+  AllNotListed not_listed{};  // only where all are asked for
+  std::uint64_t pinned = 0;   // left out: all are to be evicted
 };
 ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
   if (!command.all && !command.ids.empty()) co_return Chosen{command.ids};
@@ -95,7 +111,7 @@ ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
   if (!answer) co_return answer.error();
   Chosen chosen;
   chosen.listed = true;
-  chosen.absent = answer->as_object().at("absent").to_number<std::uint64_t>();
+  chosen.not_listed = not_listed(answer->as_object());
   for (const json::value& one : answer->as_object().at("checkpoints").as_array()) {
     if (command.all && one.as_object().at("pinned").as_bool()) {
       ++chosen.pinned;
@@ -120,9 +136,9 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
   json::array answers;
   std::vector<std::string> lines;
   int status = 0;
-  say_absent(chosen->absent);
+  say(chosen->not_listed);
   if (chosen->pinned > 0) fmt::print(stderr, "cairn: {} pinned {}\n", chosen->pinned, chosen->pinned == 1 ? "state stays" : "states stay");
-  if (action == "/verify" && chosen->absent > 0) status = 1;
+  const bool verifies = action == "/verify";
   {
     const ProgressLine progress(ids.size());
     for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -163,11 +179,13 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
       answers.push_back(std::move(*answer));
     }
   }
-  if (chosen->absent > 0) {
-    json::object absent;
-    absent["absent"] = chosen->absent;
-    if (action == "/verify") absent["error"] = absent_states(chosen->absent);
-    answers.push_back(std::move(absent));
+  for (const NotListed& some : chosen->not_listed) {
+    if (some.count == 0) continue;
+    if (verifies) status = 1;
+    json::object told;
+    told[some.name] = some.count;
+    if (verifies) told["error"] = some.text();
+    answers.push_back(std::move(told));
   }
   if (chosen->pinned > 0) {
     json::object pinned;
@@ -186,7 +204,7 @@ Task<int> read(StoreClient& store, const std::string& name, const StoreCommand& 
   const std::string path = name == "list" ? std::string(checkpoints_path) : path_of(command.ids.front());
   Result<json::value> answer = co_await store.call("GET", path);
   if (!answer) co_return failed(answer.error(), command);
-  if (name == "list") say_absent(answer->as_object().at("absent").to_number<std::uint64_t>());
+  if (name == "list") say(not_listed(answer->as_object()));
   if (command.as_json) {
     print_json(*answer);
   } else if (name == "list") {

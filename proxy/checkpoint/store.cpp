@@ -134,6 +134,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   self.counters_.swept_files = loaded->swept_files;
   self.counters_.swept_entries = loaded->swept_entries;
   self.counters_.absent_entries = loaded->absent_entries;
+  self.counters_.damaged_entries = loaded->damaged_entries;
   // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.
   if (self.has_tiers() && self.counters_.disk_bytes > self.options_.budget_bytes) {
     const std::uint64_t over = self.counters_.disk_bytes - self.options_.budget_bytes;

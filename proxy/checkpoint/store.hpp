@@ -105,6 +105,7 @@ struct StoreCounters {
   std::uint64_t swept_files = 0;    // at start-up: files without an entry, half-saved ones
   std::uint64_t swept_entries = 0;  // at start-up: entries without a file or with a wrong size
   std::uint64_t absent_entries = 0;  // at start-up: likewise, but their whole directory seems to be away, and they are kept
+  std::uint64_t damaged_entries = 0;  // rows that made no sense, or whose tokens could not be read: dropped, unless to look
   std::uint64_t checksum_bytes = 0;
   double checksum_seconds = 0;
   std::uint64_t disk_errors = 0;

@@ -86,7 +86,10 @@ ResultTask<std::size_t> CheckpointStore::load_tokens(TokenVisitor visitor, Token
     handed_out += good.size();
   }
   unread.insert(unread.end(), next, expected.end());
-  for (const CheckpointId id : unread) condemn(id, RemovalReason::bad_file);
+  for (const CheckpointId id : unread) {
+    if (entries_.contains(id)) ++counters_.damaged_entries;
+    condemn(id, RemovalReason::bad_file);
+  }
   auto tidied = co_await tidy();
   (void)tidied;  // tried again later
   co_return handed_out;

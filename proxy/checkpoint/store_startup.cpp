@@ -420,6 +420,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     missing.push_back(expected.id);
     checkpoints.erase(entry);
   }
+  loaded.damaged_entries = read->doomed.size();
   if (look_only) {
     loaded.absent_entries = missing.size();
     return loaded;

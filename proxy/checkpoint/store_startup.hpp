@@ -31,6 +31,7 @@ struct Loaded {
   std::vector<Left> left;
   std::uint64_t swept_files = 0, swept_entries = 0;
   std::uint64_t absent_entries = 0;  // not found, not forgotten
+  std::uint64_t damaged_entries = 0;  // rows that make no sense; among those swept, unless to look
   std::string strange_states;        // where states lie that another index at this one's place has known; not swept
 };
 

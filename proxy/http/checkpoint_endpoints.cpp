@@ -59,6 +59,7 @@ OwnAnswer list(const CheckpointStore& store) {
   answer["pinned_bytes"] = counters.pinned_bytes;
   answer["budget_bytes"] = counters.budget_bytes;
   answer["absent"] = counters.absent_entries;
+  answer["damaged"] = store.options().look_only ? counters.damaged_entries : 0;  // else they have been dropped
   if (store.has_tiers()) {
     answer["ram_bytes"] = counters.slot_bytes;
     answer["ram_budget_bytes"] = counters.ram_budget_bytes;
@@ -90,9 +91,20 @@ OwnAnswer show(const CheckpointStore& store, const CheckpointRecord& record) {
   return answer_with(object);
 }
 
+// Its file whole, and its tokens in the index: without these the next start drops it.
+ResultTask<VerifyOutcome> read_all_of(CheckpointStore& store, CheckpointId id) {
+  Result<VerifyOutcome> verified = co_await store.verify_before_restore(id, true);
+  if (!verified) co_return verified;
+  const Result<Tokens> tokens = co_await store.tokens_of(id);
+  if (tokens || store.find(id) == nullptr) co_return verified;  // gone meanwhile, but not for being bad
+  const ErrorCode why = tokens.error().code;
+  if (why == ErrorCode::corrupt || why == ErrorCode::not_found) (void)co_await store.erase(id, RemovalReason::bad_file);
+  co_return tokens.error();
+}
+
 Task<OwnAnswer> verify(CheckpointStore& store, CheckpointId id) {
   CheckpointStore::Use use = store.use(id);
-  const Result<VerifyOutcome> verified = co_await store.verify_before_restore(id, true);
+  const Result<VerifyOutcome> verified = co_await read_all_of(store, id);
   use = {};
   if (!verified) (void)co_await store.flush();  // its file waited for the Use
   if (!verified && verified.error().code != ErrorCode::corrupt && verified.error().code != ErrorCode::not_found) {

@@ -1,8 +1,10 @@
 """The commands about saved states, with a Cairn that serves and without, and the same over HTTP."""
 
+import contextlib
 import fcntl
 import http.server
 import json
+import sqlite3
 import subprocess
 import threading
 
@@ -255,6 +257,51 @@ def test_verify_says_in_json_what_is_missing(make_stack):
     sorted(stack.slot_dir.glob("*.state"))[0].unlink()
     good, absent = run(stack, "verify", status=1)
     assert good["good"] and absent["absent"] == 1 and "missing" in absent["error"]
+
+
+def change_index(stack, *statements):
+    with contextlib.closing(sqlite3.connect(stack.state_dir / "index.sqlite")) as index, index:
+        for statement in statements:
+            assert index.execute(statement).rowcount == 1, statement
+
+
+def test_damage_in_the_index_is_told(make_stack):
+    """An entry that failed its seal vanished from the list; a state without its tokens was good, and dropped at the next start. Nobody
+    said a word."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 3)
+    stack.cairn.stop()
+    one, two, three = (entry["id"] for entry in run(stack, "list")["checkpoints"])
+    assert run(stack, "list")["damaged"] == 0
+    change_index(stack, f"UPDATE checkpoints SET seal=seal+1 WHERE id={one}",
+                 f"UPDATE checkpoint_tokens SET tokens=x'0102' WHERE checkpoint_id={two}")
+    assert run(stack, "list")["damaged"] == 1
+    assert told(stack, "list")[1].startswith("cairn: 1 more entries of the index are damaged")
+    checked = command_of("check", "--backend", f"http://127.0.0.1:{stack.backend_port}", "--slot-dir", stack.slot_dir, "--state-dir", stack.state_dir)
+    assert "1 entries of the index are damaged" in checked.stdout
+    files = files_below(stack.slot_dir)
+    bad, good, damaged = run(stack, "verify", status=1)
+    assert bad["id"] == two and not bad["good"] and "tokens" in bad["why"], bad
+    assert good["id"] == three and good["good"] and damaged["damaged"] == 1 and "damaged" in damaged["error"]
+    assert len(files_below(stack.slot_dir)) == len(files) - 1, "the bad one is dropped with its file, the other by who serves"
+    change_index(stack, f"DELETE FROM checkpoint_tokens WHERE checkpoint_id={three}")
+    stack.start_cairn()
+    wait_until(lambda: "store" in stack.cairn.status(), "the store is open")
+    assert "2 entries of the index were damaged" in stack.cairn_log.read_text()
+    listed = run(stack, "list")
+    assert listed["checkpoints"] == [] and listed["damaged"] == 0
+    assert run(stack, "verify") == []
+
+
+def test_verify_over_http_reads_the_tokens(make_stack):
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 2)
+    one, two = (entry["id"] for entry in run(stack, "list")["checkpoints"])
+    change_index(stack, f"UPDATE checkpoint_tokens SET tokens=x'0102' WHERE checkpoint_id={one}")
+    bad, good = run(stack, "verify", status=1)
+    assert bad["id"] == one and not bad["good"] and good["good"]
+    assert [entry["id"] for entry in run(stack, "list")["checkpoints"]] == [two]
+    assert len(list(stack.slot_dir.glob("*.state"))) == 1
 
 
 def test_verify_of_all_takes_no_evicted_state_for_a_bad_one(tmp_path):
