@@ -85,7 +85,7 @@ Result<void> StoreClient::connect_to_server() {
 }
 
 ResultTask<json::value> StoreClient::call(std::string_view method, std::string path, std::string body,
-                                          std::chrono::milliseconds limit) {
+                                          std::chrono::milliseconds limit, HeaderFields* fields) {
   int status = 0;
   std::string text;
   if (store_ != nullptr) {
@@ -97,7 +97,8 @@ ResultTask<json::value> StoreClient::call(std::string_view method, std::string p
     head.method = method;
     head.target = path;
     head.fields.add("Content-Type", "application/json");
-    const std::string& key = path.starts_with("/cairn/") ? config_.own_api_key : config_.backend_api_key;
+    // Where Cairn has no key of its own, what is posted there to be warmed goes to the backend with the key that it comes with.
+    const std::string& key = path.starts_with("/cairn/") && !config_.own_api_key.empty() ? config_.own_api_key : config_.backend_api_key;
     if (!key.empty()) head.fields.add("Authorization", "Bearer " + key);
     Upstream::CallOptions options;
     options.timeout = limit;
@@ -108,6 +109,7 @@ ResultTask<json::value> StoreClient::call(std::string_view method, std::string p
       co_return error;
     }
     status = answer->head.status;
+    if (fields != nullptr) *fields = answer->head.fields;
     text = std::move(answer->body);
   }
   boost::system::error_code bad;

@@ -31,8 +31,9 @@ class StoreClient {
   // The server asked has the store in the directories of the configuration. Errors: invalid, it has another.
   ResultTask<void> has_named_store(std::chrono::milliseconds limit = std::chrono::minutes{1});
 
+  // `fields`: of a server's answer, where they are wanted.
   ResultTask<boost::json::value> call(std::string_view method, std::string path, std::string body = {},
-                                      std::chrono::milliseconds limit = std::chrono::minutes{10});
+                                      std::chrono::milliseconds limit = std::chrono::minutes{10}, HeaderFields* fields = nullptr);
 
  private:
   boost::asio::any_io_executor executor_;

@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -15,6 +16,7 @@
 
 #include "backend/timings.hpp"
 #include "base/wakeup.hpp"
+#include "http/checkpoint_endpoints.hpp"
 #include "http/warm_request.hpp"
 #include "progress_line.hpp"
 #include "request/cached_backend.hpp"
@@ -83,15 +85,23 @@ Task<bool> has_state_of(StoreClient& server, std::int64_t tokens) {
   });
 }
 
+// What the answer's fields say that Cairn had computed before.
+std::int64_t computed_before(const HeaderFields& fields) {
+  const std::string_view text = fields.get(computed_before_field).value_or("");
+  std::int64_t tokens = 0;
+  std::from_chars(text.data(), text.data() + text.size(), tokens);
+  return tokens;
+}
+
 // Something was saved since `before`, or next to nothing was new; and nothing went wrong.
-Task<bool> is_saved(StoreClient& server, const std::optional<Saves>& before, std::int64_t computed, std::int64_t reused) {
+Task<bool> is_saved(StoreClient& server, const std::optional<Saves>& before, std::int64_t computed, std::int64_t prompt) {
   static const CacheOptions limits;
   const std::optional<Saves> after = co_await saves(server);
   if (!before || !after || after->not_done > before->not_done) co_return false;
-  if (computed + reused < limits.shortest_prompt_tokens) co_return false;
+  if (prompt < limits.shortest_prompt_tokens) co_return false;
   if (after->done > before->done) co_return true;
   // It may be in a slot alone.
-  co_return computed < limits.worth_saving_tokens && co_await has_state_of(server, computed + reused - limits.worth_saving_tokens);
+  co_return computed < limits.worth_saving_tokens && co_await has_state_of(server, prompt - limits.worth_saving_tokens);
 }
 
 // Waits until nothing is left to save: the next prompt may take the slot.
@@ -120,16 +130,22 @@ ResultTask<json::object> warm_one(StoreClient& server, const std::string& file) 
   const Result<WarmRequest> request = warm_request(*text);
   if (!request) co_return request.error();
   const std::optional<Saves> before = co_await saves(server);
-  const Result<json::value> answer = co_await server.call("POST", request->path, request->body, longest_prompt);
+  // Without a store Cairn computes nothing ahead of the request, and takes none there.
+  const bool has_store = before.has_value();
+  HeaderFields fields;
+  const Result<json::value> answer = co_await server.call("POST", has_store ? std::string(checkpoints_path) : request->path,
+                                                          has_store ? *text : request->body, longest_prompt, &fields);
   if (!answer) co_return answer.error();
   const Timings told = told_by(*answer);
-  const std::int64_t computed = told.prompt_n;
-  const std::int64_t reused = told.cache_n;
+  // The backend takes what Cairn has computed a moment before for reused.
+  const std::int64_t ahead = computed_before(fields);
+  const std::int64_t computed = told.prompt_n + ahead;
+  const std::int64_t reused = std::max<std::int64_t>(0, told.cache_n - ahead);
   json::object result;
   result["computed_tokens"] = computed;
   result["reused_tokens"] = reused;
   const bool settled = co_await nothing_is_left(server);
-  result["saved"] = settled && co_await is_saved(server, before, computed, reused);
+  result["saved"] = settled && co_await is_saved(server, before, computed, told.prompt_n + told.cache_n);
   co_return result;
 }
 

@@ -206,7 +206,7 @@ Task<void> Router::warm(Downstream& downstream, RequestRecord& record) {
     co_return;
   }
   record.path = request->path;
-  WarmingDownstream warming(downstream, std::move(*request));
+  WarmingDownstream warming(downstream, std::move(*request), record);
   if (!own_key_.empty()) {
     // It is Cairn's and no business of the backend's; who has it may have Cairn ask that.
     const CacheOptions& options = served_.entries().front().server->front().options();

@@ -87,8 +87,8 @@ Result<WarmRequest> warm_request(const std::string& text) {
   return request;
 }
 
-WarmingDownstream::WarmingDownstream(Downstream& client, WarmRequest request)
-    : client_(client), head_(client.head()), body_(std::move(request.body)) {
+WarmingDownstream::WarmingDownstream(Downstream& client, WarmRequest request, const RequestRecord& record)
+    : client_(client), record_(record), head_(client.head()), body_(std::move(request.body)) {
   head_.target = std::move(request.path);
   head_.fields.set("Content-Type", "application/json");
   for (const char* name : {"Content-Encoding", "Expect"}) head_.fields.erase(name);
@@ -102,6 +102,13 @@ void WarmingDownstream::change_key(const std::string& from, const std::string& t
   }
   const bool names_another = head_.fields.get("Authorization") || head_.fields.get("X-Api-Key");
   if (!to.empty() && !names_another) head_.fields.set("Authorization", "Bearer " + to);
+}
+
+ResultTask<void> WarmingDownstream::write_head(const ResponseHead& head, BodyFraming framing) {
+  ResponseHead told = head;
+  // Only its pieces have been counted by now.
+  told.fields.set(computed_before_field, std::to_string(std::max<std::int64_t>(0, record_.computed_tokens)));
+  co_return co_await client_.write_head(told, framing);
 }
 
 BodyFraming WarmingDownstream::request_framing() const { return BodyFraming{BodyFraming::Kind::length, body_.size()}; }

@@ -372,6 +372,28 @@ def test_warm_makes_prompts_cheap(make_stack, tmp_path):
     assert "cannot be read" in run(stack, "warm", tmp_path / "missing", status=1)[0]["error"]
 
 
+def test_warm_counts_all_that_was_computed(make_stack, tmp_path):
+    """Of an empty store it said that half the prompt was there: the pieces that Cairn had computed a moment before."""
+    config = tmp_path / "cairn.yaml"
+    config.write_text("checkpoint_budget: 50%\n")
+    stack = make_stack("granitehybrid", backend_flags=("-np", "2"), cairn_flags=("--config", str(config), "--checkpoint-interval", "512"))
+    answer = call(stack.cairn_port, "POST", "/cairn/checkpoints", prose(900, 1).encode())
+    pieces, timings = int(answer.header("X-Cairn-Computed-Before")), answer.json()["timings"]
+    assert 0 < pieces <= timings["cache_n"] and pieces + timings["prompt_n"] == stack.cairn.status()["latest_requests"][0]["computed_tokens"]
+    assert call(stack.cairn_port, "POST", "/completion", {"prompt": "hello", "n_predict": 0}).header("X-Cairn-Computed-Before") is None
+    (tmp_path / "prompt.txt").write_text(prose(900, 2))
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": [{"role": "user", "content": prose(900, 3)}]}))
+    for name in ("prompt.txt", "chat.json"):
+        before = stack.backend.total()
+        warmed, = run(stack, "warm", tmp_path / name)
+        record = stack.cairn.status()["latest_requests"][0]
+        assert warmed["computed_tokens"] == record["computed_tokens"] == stack.backend.total() - before, (warmed, record)
+        assert warmed["computed_tokens"] + warmed["reused_tokens"] == record["prompt_tokens"] > 900
+        assert warmed["saved"] and warmed["reused_tokens"] < 50
+    again, = run(stack, "warm", tmp_path / "prompt.txt")
+    assert again["saved"] and again["computed_tokens"] <= 4 and again["reused_tokens"] > 900, again
+
+
 def test_warm_says_saved_of_nothing_else(make_stack, tmp_path):
     stack = make_stack("llama", backend_flags=("-np", "2"))
     (tmp_path / "prompt.txt").write_text(prose(500, 1))
