@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <optional>
 #include <string>
 #include <vector>
@@ -96,9 +97,7 @@ cairn::Result<cairn::Config> configuration(const Flags& flags) {
   return config;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv, bool& serves) {
   CLI::App app{"Cairn: a caching reverse proxy in front of llama-server"};
   app.set_version_flag("--version", std::string{"cairn "} + CAIRN_VERSION);
   app.require_subcommand(1);
@@ -129,5 +128,22 @@ int main(int argc, char** argv) {
   for (const CLI::App* command : store_commands) {
     if (command->parsed()) return cairn::run_store_command(command->get_name(), *config, store_command);
   }
-  return serve->parsed() ? cairn::serve(*config) : cairn::check(*config);
+  serves = serve->parsed();
+  return serves ? cairn::serve(*config) : cairn::check(*config);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  bool serves = false;
+  int status = 1;
+  try {
+    status = run(argc, argv, serves);
+  } catch (const std::exception&) {
+    if (std::ferror(stdout) == 0) throw;  // fmt throws when it cannot write
+  }
+  // What a server writes there is its log, without which it has served all the same.
+  if (serves || (std::fflush(stdout) == 0 && std::ferror(stdout) == 0)) return status;
+  fmt::print(stderr, "cairn: the output could not be written\n");
+  return status == 0 ? 1 : status;
 }

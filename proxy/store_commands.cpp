@@ -279,6 +279,7 @@ int run_store_command(const std::string& name, const Config& config, const Store
   try {
     io.run();
   } catch (const std::exception& error) {
+    if (std::ferror(stdout) != 0) throw;  // nothing more can be said there
     return failed(internal_error(fmt::format("the answer is not what was expected: {}", error.what())), command);
   }
   return status;

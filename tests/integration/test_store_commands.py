@@ -533,6 +533,25 @@ def test_simulate_skips_a_line_that_is_cut_off_and_says_so(tmp_path):
     assert json.loads(done.stdout)
 
 
+def test_output_that_is_lost_is_no_success(make_stack, tmp_path):
+    """Onto a full disk, `list --json` and `simulate --json` wrote nothing and ended with 0."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    where = ("--listen", f"127.0.0.1:{stack.cairn_port}", "--slot-dir", stack.slot_dir, "--state-dir", stack.state_dir)
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 512, "hash_ids": [1]}\n' * 3)
+    many = [str(number) for number in range(1, 200)]  # more than a buffer holds
+    for command, status in [(("list", *where), 1), (("list", "--json", *where), 1), (("verify", *where), 1), (("pin", *many, *where), 1),
+                            (("simulate", "--trace", trace, "--json"), 1), (("simulate", "--trace", trace, "--budget", ",".join(["1GiB"] * 99)), 1),
+                            (("--help",), 1), (("check", "--backend", f"http://127.0.0.1:{stack.backend_port}", *where), 1),
+                            (("simulate", "--trace", trace, "--budget", "0", "--json"), 2)]:
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            done = subprocess.run([str(part) for part in (cairn_binary(), *command)], stdout=full, stderr=subprocess.PIPE, text=True,
+                                  timeout=60, check=False)
+        assert done.returncode == status and done.stderr.endswith("cairn: the output could not be written\n"), (command, done)
+        assert "terminate" not in done.stderr and "not what was expected" not in done.stderr, done
+
+
 def test_tiers_survive_an_emptied_ram_and_say_where_states_are(make_stack, tmp_path):
     """The slot directory is emptied while both are down, as a reboot does with /dev/shm."""
     disk = tmp_path / "disk"
