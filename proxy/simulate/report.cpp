@@ -11,6 +11,19 @@ namespace {
 
 constexpr double gib = 1024.0 * 1024 * 1024;
 
+// The largest unit that makes it one at least, up to GiB.
+struct Unit {
+  const char* name;
+  double bytes;
+};
+Unit unit_of(std::uint64_t bytes) {
+  constexpr double kib = 1024, mib = 1024 * kib;
+  const auto size = static_cast<double>(bytes);
+  if (size >= gib) return {"GiB", gib};
+  if (size >= mib) return {"MiB", mib};
+  return size >= kib ? Unit{"KiB", kib} : Unit{"bytes", 1};
+}
+
 double share(const SimulationReport& report, const SimulationResult& result) {
   return report.unbounded.hit_rate() > 0 ? result.hit_rate() / report.unbounded.hit_rate() : 0;
 }
@@ -48,7 +61,8 @@ std::string to_table(const SimulationReport& report) {
   out += fmt::format("{:<10} {:>12} {:>9} {:>13} {:>18} {:>13} {:>10} {:>13} {:>13}\n", "policy", "budget", "hit rate", "of unbounded", "recomputed tokens",
                      "written GiB", "evictions", "writing s", "saved s");
   for (const SimulationReport::Run& run : report.runs) {
-    out += row(report, run.policy, fmt::format("{:.2f} GiB", static_cast<double>(run.budget_bytes) / gib), run.result);
+    const Unit unit = unit_of(run.budget_bytes);
+    out += row(report, run.policy, fmt::format("{:.2f} {}", static_cast<double>(run.budget_bytes) / unit.bytes, unit.name), run.result);
   }
   return out + row(report, "-", "unbounded", report.unbounded);
 }
@@ -68,6 +82,7 @@ std::string to_svg(const SimulationReport& report, std::string_view title) {
   constexpr std::array<std::string_view, 4> colours{"#1b6ca8", "#c0392b", "#7d8a2e", "#8e44ad"};
   std::uint64_t largest = 1;
   for (const SimulationReport::Run& run : report.runs) largest = std::max(largest, run.budget_bytes);
+  const Unit unit = unit_of(largest);
   const double highest = std::max(report.unbounded.hit_rate(), 0.01) * 1.1;
   const auto x = [&](std::uint64_t bytes) { return left + width * static_cast<double>(bytes) / static_cast<double>(largest); };
   const auto y = [&](double rate) { return top + height * (1 - rate / highest); };
@@ -82,9 +97,10 @@ std::string to_svg(const SimulationReport& report, std::string_view title) {
     const double rate = highest * i / ticks;
     const auto bytes = static_cast<std::uint64_t>(static_cast<double>(largest) * i / ticks);
     out += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"end\">{:.2f}</text>\n", left - 6, y(rate) + 4, rate);
-    out += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\">{:.1f}</text>\n", x(bytes), top + height + 18, static_cast<double>(bytes) / gib);
+    out += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\">{:.1f}</text>\n", x(bytes), top + height + 18,
+                       static_cast<double>(bytes) / unit.bytes);
   }
-  out += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\">budget, GiB</text>\n", left + width / 2, top + height + 38);
+  out += fmt::format("<text x=\"{:.0f}\" y=\"{:.0f}\" text-anchor=\"middle\">budget, {}</text>\n", left + width / 2, top + height + 38, unit.name);
   out += fmt::format("<text x=\"6\" y=\"{:.0f}\">hit rate</text>\n", top - 8);
   out += fmt::format("<path d=\"M{} {:.1f}H{}\" stroke=\"gray\" stroke-dasharray=\"5 4\"/><text x=\"{}\" y=\"{:.1f}\" fill=\"gray\">unbounded</text>\n", left,
                      y(report.unbounded.hit_rate()), left + width, left + width + 6, y(report.unbounded.hit_rate()) + 4);

@@ -393,5 +393,22 @@ TEST(SimulationReports, TableJsonAndChartSayTheSame) {
   EXPECT_THAT(chart, testing::EndsWith("</svg>\n"));
 }
 
+// Of budgets below a tenth of a GiB each tick of the axis said 0.0.
+TEST(SimulationReports, SmallBudgetsHaveSmallUnits) {
+  SimulationReport report;
+  const auto with = [&](std::vector<std::uint64_t> budgets) {
+    report.runs.clear();
+    for (const std::uint64_t budget : budgets) report.runs.push_back({"lru", budget, {}});
+    return to_svg(report, "budgets");
+  };
+  const std::string mib = with({1 << 20, 50 << 20});
+  EXPECT_THAT(mib, testing::HasSubstr(">budget, MiB<"));
+  for (const char* tick : {">0.0<", ">10.0<", ">20.0<", ">50.0<"}) EXPECT_THAT(mib, testing::HasSubstr(tick));
+  EXPECT_THAT(to_table(report), testing::HasSubstr(" 1.00 MiB"));
+  EXPECT_THAT(with({5000}), testing::HasSubstr(">budget, KiB<"));
+  EXPECT_THAT(with({1}), testing::HasSubstr(">budget, bytes<"));
+  EXPECT_THAT(with({1 << 20, 20ull << 30}), testing::AllOf(testing::HasSubstr(">budget, GiB<"), testing::HasSubstr(">16.0<")));
+}
+
 }  // namespace
 }  // namespace cairn
