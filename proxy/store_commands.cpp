@@ -15,6 +15,7 @@
 #include <map>
 #include <utility>
 
+#include "base/printable_text.hpp"
 #include "http/checkpoint_endpoints.hpp"
 #include "progress_line.hpp"
 #include "store_client.hpp"
@@ -48,7 +49,7 @@ void print_list(const json::object& answer) {
   for (const json::value& value : answer.at("checkpoints").as_array()) {
     const json::object& one = value.as_object();
     std::string pin = one.at("pinned").as_bool() ? "pinned" : "";
-    if (const json::value* label = one.if_contains("pin_label")) pin = std::string{label->as_string()};
+    if (const json::value* label = one.if_contains("pin_label")) pin = printable_text(label->as_string());
     std::string where;
     if (tiers) where = fmt::format("{:<10}", std::string_view{one.at("tier").as_string()});
     fmt::print("{:>6}  {:>8}  {:>10.1f}  {:>5}  {:>9}  {:<12}  {}{}\n", one.at("id").to_number<std::int64_t>(),
@@ -61,7 +62,7 @@ void print_list(const json::object& answer) {
 void print_fields(const json::object& object) {
   for (const auto& field : object) {
     const bool text = field.value().is_string();
-    fmt::print("{:<20} {}\n", std::string_view{field.key()}, text ? std::string{field.value().as_string()} : json::serialize(field.value()));
+    fmt::print("{:<20} {}\n", std::string_view{field.key()}, text ? printable_text(field.value().as_string()) : json::serialize(field.value()));
   }
 }
 

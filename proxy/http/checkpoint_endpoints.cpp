@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/printable_text.hpp"
 #include "request/error_answer.hpp"
 
 namespace cairn {
@@ -134,6 +135,7 @@ Task<OwnAnswer> pin(CheckpointStore& store, CheckpointId id, bool pinned, std::s
       co_return refusal(400, "the body of a pin is {\"label\": \"...\"}, or empty");
     }
     if (given != nullptr) label = std::string{given->get_string()};
+    if (printable_text(label) != label) co_return refusal(400, "a label is one line of text, without control characters");
   }
   const Result<void> done = pinned ? co_await store.pin(id, std::move(label)) : co_await store.unpin(id);
   if (!done) co_return trouble(done.error());

@@ -356,6 +356,25 @@ def test_over_http_mistakes_are_named(make_stack):
         assert status == 200 or answer.json()["error"]["message"]
 
 
+def test_a_label_cannot_speak_to_the_terminal(make_stack):
+    """`cairn list` sent what was in it as it was: it could clear the screen, or hide what is listed."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    number = run(stack, "list")["checkpoints"][0]["id"]
+    for label in ("\x1b[2J", "two\nlines", "\x7f", "\u009b2J", "\0"):
+        answer = call(stack.cairn_port, "POST", f"/cairn/checkpoints/{number}/pin", {"label": label})
+        assert answer.status == 400 and "control characters" in answer.json()["error"]["message"], (label, answer.body)
+    assert "control characters" in told(stack, "pin", number, "--label", "\x1b[2J", status=1)[0]
+    assert not run(stack, "list")["checkpoints"][0]["pinned"]
+    run(stack, "pin", number, "--label", "caf\u00e9 \u4e2d")
+    assert "caf\u00e9 \u4e2d" in told(stack, "list")[0]
+    stack.cairn.stop()
+    change_index(stack, "UPDATE checkpoints SET pin_label='\x1b[2J'")
+    for command in (("list",), ("show", number)):
+        out = told(stack, *command)[0]
+        assert "\\x1b[2J" in out and "\x1b" not in out, "of an older version's"
+
+
 def test_warm_makes_prompts_cheap(make_stack, tmp_path):
     stack = make_stack("llama", backend_flags=("-np", "2"))
     text = prose(500, 1)
