@@ -1,11 +1,12 @@
 """The disk fails under a serving Cairn: answers go on, it is said once, and saving resumes when the disk is back."""
 
+import contextlib
 import os
 import subprocess
 
 import pytest
 
-from stack import Cairn, first_logprobs, logprob_distance, tokens, wait_until
+from stack import Cairn, call, first_logprobs, logprob_distance, tokens, wait_until
 from test_kill import kill_library
 
 FLAGS = ("-np", "2")
@@ -126,6 +127,34 @@ def test_what_waits_for_a_disk_is_saved_at_shutdown_where_that_is_well_again(mak
     ballast.unlink()
     stack.restart()
     assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
+def test_what_is_evicted_while_the_index_has_no_room_is_gone(make_stack, small_disk):
+    """It was answered with 503, although the state was gone; asked again, with 404."""
+    stack = make_stack("llama", backend_flags=FLAGS)
+    stack.cairn.stop()
+    stack.state_dir = small_disk / "state"
+    stack.start_cairn()
+    stack.cairn.wait_phase("ready")
+    for seed in range(2):
+        stack.complete(tokens(300, seed=seed))
+        stack.cairn.settle()
+    one, two = (entry["id"] for entry in call(stack.cairn_port, "GET", "/cairn/checkpoints").json()["checkpoints"])
+    ballast = small_disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+    answer = call(stack.cairn_port, "DELETE", f"/cairn/checkpoints/{one}")
+    assert answer.status == 200 and "full" in answer.json()["row_left"], answer.body
+    assert len(list(stack.slot_dir.glob("*.state"))) == 1
+    ballast.unlink()
+    answer = call(stack.cairn_port, "DELETE", f"/cairn/checkpoints/{two}")
+    assert answer.status == 200 and "row_left" not in answer.json(), answer.body
+    stack.restart_cairn()
+    assert "without their file" not in stack.cairn_log.read_text(), "the row of the first went with the second's"
+    assert stack.cairn.status()["store"]["checkpoints"] == 0
 
 
 @pytest.mark.parametrize("trouble", ["state directory is a file", "slot directory is missing"])
