@@ -89,6 +89,10 @@ class PosixWritable final : public WritableFile {
     if (::ftruncate(descriptor_.get(), 0) == 0 && ::lseek(descriptor_.get(), 0, SEEK_SET) == 0) return {};
     return system_error("truncate", path_, errno);
   }
+  bool deleted() const {
+    struct stat status {};
+    return ::fstat(descriptor_.get(), &status) == 0 && status.st_nlink == 0;
+  }
 
  private:
   Descriptor descriptor_;
@@ -135,6 +139,7 @@ class PosixLock final : public FileLock {
     const Result<void> cleared = file_.clear();
     return cleared ? file_.append(std::as_bytes(std::span<const char>(text))) : cleared;
   }
+  bool deleted() const override { return file_.deleted(); }
 
  private:
   PosixWritable file_;  // flock ends with the last descriptor of the open file
@@ -181,7 +186,7 @@ Result<DiskSpace> PosixFileLayer::space(const std::string& directory) {
   struct statvfs status {};
   if (::statvfs(directory.c_str(), &status) != 0) return system_error("statvfs", directory, errno);
   const std::uint64_t unit = status.f_frsize;
-  return DiskSpace{status.f_bavail * unit, status.f_blocks * unit};
+  return DiskSpace{status.f_bavail * unit, status.f_blocks * unit, (status.f_flag & ST_RDONLY) != 0};
 }
 
 Result<std::unique_ptr<Directory>> PosixFileLayer::open_directory(const std::string& path) {

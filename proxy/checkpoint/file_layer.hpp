@@ -26,6 +26,7 @@ struct FileStatus {
 struct DiskSpace {
   std::uint64_t free_bytes = 0;  // what an unprivileged process may still write
   std::uint64_t total_bytes = 0;
+  bool read_only = false;
 };
 
 // Closed when it goes out of scope.
@@ -59,6 +60,7 @@ class FileLock {
  public:
   virtual ~FileLock() = default;
   virtual Result<void> note(std::string_view text) = 0;  // in place of what the file said; may be torn by a crash
+  virtual bool deleted() const = 0;                      // its file, which is not only out of sight with its directory
 };
 
 class FileLayer {

@@ -140,7 +140,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
     const std::uint64_t over = self.counters_.disk_bytes - self.options_.budget_bytes;
     (void)self.evict(Tier::disk, over, over);
   }
-  auto room = co_await self.make_room(false);
+  auto room = co_await self.fit_budget();
   if (!room && room.error().code != ErrorCode::no_space) co_return room.error();
   co_return store;
 }

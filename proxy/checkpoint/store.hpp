@@ -302,6 +302,8 @@ class CheckpointStore {
   CheckpointStore(StoreOptions options, FileLayer& files, BlockingPool& disk_pool,
                   std::unique_ptr<EvictionPolicy> policy);
   ResultTask<void> make_room(bool check_disk);
+  ResultTask<DiskSpace> slot_space();
+  ResultTask<DiskSpace> disk_space();
   ResultTask<void> fit_budget();
   // The first error of anything; with `own` only of what concerns that checkpoint: its row, and its files when it is going.
   ResultTask<void> tidy(std::optional<CheckpointId> own = std::nullopt);
@@ -364,8 +366,8 @@ class CheckpointStore {
   std::optional<Victims> judged_on_disk_;  // a moment ago
   std::int64_t judged_unix_ms_ = 0;
   std::unique_ptr<FileLock> state_lock_;
-  std::unique_ptr<FileLock> slot_lock_;
-  std::unique_ptr<FileLock> disk_lock_;
+  std::shared_ptr<FileLock> slot_lock_;  // these two are looked at by work under way
+  std::shared_ptr<FileLock> disk_lock_;
   std::pmr::unsynchronized_pool_resource entry_memory_{{.max_blocks_per_chunk = 4096}, &populated_memory()};
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;

@@ -11,6 +11,27 @@ Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, std::mov
 
 }  // namespace
 
+Error another_directory(const std::string& directory) { return disk_error(ErrorCode::io, directory + " is not the directory it was"); }
+
+Result<void> same_directory(FileLayer& files, const std::string& directory) {
+  if (files.status(directory + "/" + std::string(lock_file_name))) return {};
+  return another_directory(directory);
+}
+
+Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, std::unique_ptr<FileLock>& anew) {
+  if (lock != nullptr) {
+    auto same = same_directory(files, directory);
+    if (!same && lock->deleted()) {
+      if (auto locked = files.lock(directory + "/" + std::string(lock_file_name))) anew = std::move(*locked);
+    }
+    if (!same && anew == nullptr) return same.error();
+  }
+  auto space = files.space(directory);
+  if (!space && space.error().code == ErrorCode::not_found) return disk_error(ErrorCode::io, space.error().context);
+  if (space && space->read_only) return disk_error(ErrorCode::io, directory + " is read-only");
+  return space;
+}
+
 bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b, bool with_ctime) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](const FileStamp& left, const FileStamp& right) {
     return left.suffix == right.suffix && left.bytes == right.bytes && left.inode == right.inode &&

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,14 @@ inline constexpr std::string_view lock_file_name = "cairn.lock";  // in both dir
 
 // "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
 std::string new_base_name();
+
+// Whether a directory whose lock file we made is still the one it was. io: that file is not there, and what is not found beside it comes
+// back with it (unmounted, renamed).
+Result<void> same_directory(FileLayer& files, const std::string& directory);
+Error another_directory(const std::string& directory);
+// Of a directory that is to be written to. io: it is not there, is read-only or, where we have its `lock`, not the one it was. Where
+// somebody has emptied it nothing comes back: it is locked anew.
+Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, std::unique_ptr<FileLock>& anew);
 
 bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b, bool with_ctime);
 

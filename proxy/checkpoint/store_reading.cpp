@@ -164,9 +164,8 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tie
   const auto job = [&]() -> Result<Verified> {
     auto done = verify_files(files_, path, record, verified_as, read_all);
     // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.
-    if (!done && done.error().code == ErrorCode::not_found && locked && !files_.status(path_of(tier, std::string(lock_file_name)))) {
-      return disk_error(ErrorCode::io, (in_slots ? options_.slot_dir : options_.disk_dir) + " is not the directory it was");
-    }
+    if (done || done.error().code != ErrorCode::not_found || !locked) return done;
+    if (auto same = same_directory(files_, in_slots ? options_.slot_dir : options_.disk_dir); !same) return same.error();
     return done;
   };
   auto verified = co_await (afresh ? background_pool_ : disk_pool_).run(job);

@@ -22,8 +22,45 @@ std::uint64_t bytes_of(const std::vector<const CheckpointRecord*>& records) {
 }
 }  // namespace
 
+// Of the slot directory, which is to be written to.
+ResultTask<DiskSpace> CheckpointStore::slot_space() {
+  std::unique_ptr<FileLock> locked_anew;
+  const std::shared_ptr<FileLock> lock = has_tiers() ? nullptr : slot_lock_;  // in RAM it may be emptied, and is used all the same
+  const auto job = [this, &lock, &locked_anew]() -> Result<DiskSpace> {
+    const auto found = files_.space(options_.slot_dir);
+    if (!found && found.error().code == ErrorCode::not_found && has_tiers() && !options_.look_only) {
+      // What is in RAM does not come back by itself, as a disk may.
+      if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
+      // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
+      if (auto locked = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*locked);
+      const std::string owner = read_note(files_, disk_path(std::string(lock_file_name)));  // the same index
+      if (locked_anew != nullptr && !owner.empty()) (void)locked_anew->note(owner);
+    }
+    return space_to_write(files_, options_.slot_dir, lock.get(), locked_anew);
+  };
+  auto space = co_await index_pool_.run(job);
+  if (locked_anew) slot_lock_ = std::move(locked_anew);
+  co_return space;
+}
+
+// Of the disk directory, which is to be written to.
+ResultTask<DiskSpace> CheckpointStore::disk_space() {
+  std::unique_ptr<FileLock> locked_anew;
+  const std::shared_ptr<FileLock> lock = disk_lock_;
+  const auto job = [this, &lock, &locked_anew] { return space_to_write(files_, options_.disk_dir, lock.get(), locked_anew); };
+  auto space = co_await index_pool_.run(job);
+  if (locked_anew) disk_lock_ = std::move(locked_anew);
+  co_return space;
+}
+
 // Makes what is reserved fit into the budget and, with check_disk, onto the disk above its floor.
 ResultTask<void> CheckpointStore::make_room(bool check_disk) {
+  // Before anything goes for it: nothing is deleted in a directory that is away, and what had been evicted came back with it.
+  auto there = co_await slot_space();
+  if (!there) {
+    ++counters_.disk_errors;
+    co_return there.error();
+  }
   auto room = co_await fit_budget();
   if (!room || !check_disk) co_return room;
   Error error;
@@ -31,20 +68,7 @@ ResultTask<void> CheckpointStore::make_room(bool check_disk) {
   // With tiers the floor is the disk directory's: the slot directory is RAM set aside for it.
   const std::uint64_t floor_bytes = has_tiers() ? 0 : options_.min_free_bytes;
   for (int round = 0; round < max_rounds; ++round) {
-    std::unique_ptr<FileLock> locked_anew;
-    const auto job = [this, &locked_anew]() -> Result<DiskSpace> {
-      auto found = files_.space(options_.slot_dir);
-      if (found || found.error().code != ErrorCode::not_found || !has_tiers() || options_.look_only) return found;
-      // What is in RAM does not come back by itself, as a disk may.
-      if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
-      // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
-      if (auto lock = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*lock);
-      const std::string owner = read_note(files_, disk_path(std::string(lock_file_name)));  // the same index
-      if (locked_anew != nullptr && !owner.empty()) (void)locked_anew->note(owner);
-      return files_.space(options_.slot_dir);
-    };
-    auto space = co_await index_pool_.run(job);
-    if (locked_anew) slot_lock_ = std::move(locked_anew);
+    auto space = co_await slot_space();
     if (!space) {
       ++counters_.disk_errors;
       co_return space.error();
@@ -231,6 +255,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     Result<void> rows, changed;
     std::vector<Result<void>> files;
     Result<DiskSpace> before, after;  // the deletion of `floor_bytes`
+    bool away = false;                // the directory whose files come back with it
   };
   for (const Stray& stray : strays_) {
     const auto is_it = [&](const Condemned& one) { return !one.on_disk && one.file_name == stray.file_name; };
@@ -260,7 +285,9 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     work.changed.push_back(entry.record);
   }
 
-  const auto job = [this, &work, floor_bytes] {
+  const bool locked = (has_tiers() ? disk_lock_ : slot_lock_) != nullptr;
+  const auto lasts = [this](const Condemned& one) { return one.on_disk == (floor_tier() == Tier::disk); };
+  const auto job = [this, &work, &taken, &lasts, floor_bytes, locked] {
     const std::string& directory = has_tiers() ? options_.disk_dir : options_.slot_dir;
     const bool looks = floor_bytes > 0 && options_.min_free_bytes > 0;
     Outcome outcome;
@@ -269,6 +296,12 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     if (looks) outcome.before = files_.space(directory);
     for (const std::string& path : work.paths) outcome.files.push_back(remove_state_files(files_, path));
     if (looks) outcome.after = files_.space(directory);
+    if (std::ranges::none_of(taken, lasts)) return outcome;
+    // What was not found there is not deleted, unless the directory is the one it was.
+    outcome.away = locked ? !same_directory(files_, directory) : !files_.space(directory);
+    for (std::size_t i = 0; outcome.away && i < taken.size(); ++i) {
+      if (lasts(taken[i]) && outcome.files[i]) outcome.files[i] = another_directory(directory);
+    }
     return outcome;
   };
   auto outcome = co_await index_pool_.run(job);
@@ -295,8 +328,9 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     Condemned& condemned = taken[i];
     note(outcome.files[i], own && condemned.id == *own && condemned.row_left);
     if (outcome.rows) condemned.row_left = false;
-    if (!outcome.files[i] && condemned.on_disk == (floor_tier() == Tier::disk)) floor_bytes -= condemned.bytes;
-    condemned.stuck = !outcome.files[i] && (any_deleted || condemned.stuck);
+    if (!outcome.files[i] && lasts(condemned)) floor_bytes -= condemned.bytes;
+    // Where its whole directory is away, it goes with the others when that is back.
+    condemned.stuck = !outcome.files[i] && !(outcome.away && lasts(condemned)) && (any_deleted || condemned.stuck);
     if (outcome.files[i]) {
       (condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes) -= condemned.bytes;
       condemned.bytes = 0;

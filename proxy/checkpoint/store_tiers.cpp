@@ -207,13 +207,10 @@ ResultTask<void> CheckpointStore::copy_one_down(CheckpointId id) {
   const auto job = [&]() -> Result<void> {
     auto done = copy_to_disk(files_, slot_path(record.file_name), options_.disk_dir, temporary_name, record);
     if (done || done.error().code != ErrorCode::not_found) return done;
-    for (const std::string& directory : {options_.disk_dir, options_.slot_dir}) {
-      if (!files_.status(directory + "/" + std::string(lock_file_name))) {
-        ram_is_gone = directory == options_.slot_dir;
-        return disk_error(ErrorCode::io, directory + " is not the directory it was");
-      }
-    }
-    return done;
+    if (auto same = same_directory(files_, options_.disk_dir); !same) return same;
+    auto same = same_directory(files_, options_.slot_dir);
+    ram_is_gone = !same;
+    return same ? done : same;
   };
   auto copied = co_await background_pool_.run(job);
   if (!copied) {
@@ -306,7 +303,8 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
   const std::uint64_t budget = options_.budget_bytes;
   Error error;
   std::optional<std::uint64_t> free_before;  // the last round
-  for (int round = 0; round < most_tries; ++round) {
+  auto space = co_await disk_space();  // before anything goes for it
+  for (int round = 0; space && round < most_tries; ++round) {
     const std::uint64_t wanted = counters_.disk_bytes + held_bytes(Tier::disk) + counters_.disk_reserved_bytes;
     if (wanted > budget) {
       const std::uint64_t missing = wanted - budget;
@@ -317,12 +315,8 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
       error = tidied ? disk_error(ErrorCode::no_space, "evicted files are still there") : tidied.error();
       continue;
     }
-    const auto job = [this] { return files_.space(options_.disk_dir); };
-    auto space = co_await index_pool_.run(job);
-    if (!space) {
-      error = space.error();
-      break;
-    }
+    space = co_await disk_space();
+    if (!space) break;
     const std::uint64_t needed = counters_.disk_reserved_bytes + options_.min_free_bytes;
     if (space->free_bytes >= needed) co_return Result<void>{};
     error = disk_error(ErrorCode::no_space, "disk has " + std::to_string(space->free_bytes) + " bytes free, " + std::to_string(needed) + " are needed");
@@ -335,6 +329,7 @@ ResultTask<void> CheckpointStore::make_room_on_disk(const CheckpointRecord& inco
     if (evicting_helps(Tier::disk, missing - coming)) co_return decline_copy(incoming.id);
     break;
   }
+  if (!space) error = space.error();
   ++counters_.disk_errors;
   if (copying_pause_.failed(error, now_unix_ms()) && on_copying_) on_copying_(&error);
   co_return error;
@@ -446,11 +441,9 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
   const auto job = [&]() -> Result<Verified> {
     auto done = copy_to_slots(files_, disk_path(record.file_name), options_.slot_dir, reservation->temporary_name(), record);
     if (done || done.error().code != ErrorCode::not_found) return done;
-    if (!files_.status(disk_path(std::string(lock_file_name)))) {
-      return disk_error(ErrorCode::io, options_.disk_dir + " is not the directory it was");
-    }
+    if (auto same = same_directory(files_, options_.disk_dir); !same) return same.error();
     // The copy is where it was: what was written of it is gone.
-    if (files_.status(disk_path(record.file_name))) return disk_error(ErrorCode::io, options_.slot_dir + " is not the directory it was");
+    if (files_.status(disk_path(record.file_name))) return another_directory(options_.slot_dir);
     return done;
   };
   auto copied = co_await disk_pool_.run(job);

@@ -234,6 +234,7 @@ class SimulatedLock final : public FileLock {
     const std::lock_guard hold(disk_.mutex);
     disk_.drop_lock(path_);
   }
+  bool deleted() const override { return false; }
   Result<void> note(std::string_view text) override {
     const std::lock_guard hold(disk_.mutex);
     int code = disk_.begin("note");

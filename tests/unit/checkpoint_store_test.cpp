@@ -718,6 +718,74 @@ TEST_F(Store, AVanishedDirectoryForgetsNothing) {
   EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
 }
 
+// What was evicted for saves that could not be came back with the directory: files that nobody knew, and beyond the budget.
+TEST_F(Store, NothingIsEvictedForASaveWhileTheDirectoryIsAway) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  const auto refused = [&] {
+    const auto reservation = fixture.await(store().reserve(9000));
+    EXPECT_EQ(store().counters().files, 3u);
+    EXPECT_EQ(store().counters().reserved_bytes, 0u);
+    return reservation ? ErrorCode::internal : reservation.error().code;
+  };
+  EXPECT_EQ(refused(), ErrorCode::io);
+  EXPECT_TRUE(store().saving_waits());
+  fs::create_directory(scratch.slots());  // the empty mount point
+  EXPECT_EQ(refused(), ErrorCode::io);
+  fs::remove(scratch.slots());
+  fs::rename(scratch.path() + "/away", scratch.slots());
+  EXPECT_TRUE(fixture.save(tokens_of_length(50, 3), 9000));
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_EQ(fixture.slot_files().size(), 3u);
+}
+
+TEST_F(Store, NothingIsEvictedForASaveOnADiskThatIsReadOnly) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  files.pretended_space = DiskSpace{1'000'000, 2'000'000, true};
+  const auto refused = fixture.await(store().reserve(9000));
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::io);
+  EXPECT_NE(refused.error().context.find("read-only"), std::string::npos) << refused.error().context;
+  EXPECT_EQ(store().counters().files, 3u);
+}
+
+// Not found, it passed for deleted: it came back with its directory, and nobody counted it or deleted it before the next start.
+TEST_F(Store, WhatIsErasedWhileTheDirectoryIsAwayGoesWhenThatIsBack) {
+  const CheckpointId erased = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  const CheckpointId kept = fixture.save(tokens_of_length(50, 2), 9000)->id;
+  const std::uint64_t bytes = store().find(erased)->bytes;
+  fs::rename(scratch.slots(), scratch.path() + "/away");
+  for (const char* mount_point : {"gone", "empty"}) {
+    SCOPED_TRACE(mount_point);
+    if (*mount_point == 'e') fs::create_directory(scratch.slots());
+    ASSERT_FALSE(fixture.await(store().erase(erased)) && fixture.await(store().flush()));
+    EXPECT_EQ(store().counters().condemned_bytes, bytes);
+  }
+  fs::remove(scratch.slots());
+  fs::rename(scratch.path() + "/away", scratch.slots());
+  ASSERT_TRUE(fixture.await(store().flush()));
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+  EXPECT_EQ(fixture.slot_files(), std::vector<std::string>{store().find(kept)->file_name});
+}
+
+TEST_F(Store, ADirectoryThatSomebodyHasEmptiedIsSavedToAgain) {
+  const CheckpointId lost = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  fs::remove_all(scratch.slots());
+  EXPECT_EQ(fixture.await(store().reserve(9000)).error().code, ErrorCode::io);
+  fs::create_directory(scratch.slots());
+  const auto saved = fixture.save(tokens_of_length(50, 2), 9000);
+  ASSERT_TRUE(saved) << to_string(saved.error());
+  EXPECT_EQ(fixture.await(store().verify_before_restore(lost)).error().code, ErrorCode::not_found);
+  StoreFixture second(scratch, files);
+  EXPECT_EQ(second.open().error().code, ErrorCode::invalid) << "it is locked again";
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(saved->id), nullptr);
+}
+
 TEST_F(Store, ADiskThatRefusesIsSaidOnceAndTriedAgainLater) {
   std::vector<std::string> said;
   store().on_saving([&](const Error* trouble) { said.push_back(trouble != nullptr ? std::string(to_string(trouble->code)) : "resumed"); });

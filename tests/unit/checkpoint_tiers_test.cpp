@@ -552,6 +552,67 @@ TEST_F(Tiers, AVanishedDiskDirectoryForgetsNothing) {
   EXPECT_TRUE(fixture.await(store().verify_before_restore(id)));
 }
 
+// For copies that could not be made the copies of others were given up: forgotten by the index, and back with the directory.
+TEST_F(Tiers, NothingLeavesTheDiskForACopyWhileThatIsAway) {
+  fixture.options.budget_bytes = 20'000;
+  ASSERT_TRUE(fixture.open());
+  const CheckpointId first = save(1), second = save(2);
+  ASSERT_TRUE(copy_all());
+  const CheckpointId dear = save(3, 9000, 100);
+  const auto refused = [&] {
+    fixture.now_ms += 600'000;
+    const auto copied = copy_all();
+    EXPECT_NE(store().find(first), nullptr);
+    EXPECT_NE(store().find(second), nullptr);
+    EXPECT_EQ(store().counters().disk_reserved_bytes, 0u);
+    return copied ? ErrorCode::internal : copied.error().code;
+  };
+  fs::rename(disk(), disk() + ".away");
+  EXPECT_EQ(refused(), ErrorCode::io);
+  fs::create_directory(disk());
+  EXPECT_EQ(refused(), ErrorCode::io);
+  fs::remove(disk());
+  fs::rename(disk() + ".away", disk());
+  files.pretended_space = DiskSpace{1'000'000, 2'000'000, true};
+  EXPECT_EQ(refused(), ErrorCode::io);
+  files.pretended_space.reset();
+  fixture.now_ms += 600'000;
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(store().find(dear)->on_disk);
+  EXPECT_EQ(store().counters().evictions, 1u);
+  EXPECT_EQ(disk_files().size(), 4u);
+}
+
+TEST_F(Tiers, WhatIsErasedWhileTheDiskIsAwayGoesFromItLater) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  const std::uint64_t bytes = store().find(id)->bytes;
+  fs::rename(disk(), disk() + ".away");
+  EXPECT_FALSE(fixture.await(store().erase(id)));
+  EXPECT_TRUE(fixture.slot_files().empty());
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+  EXPECT_EQ(store().counters().condemned_disk_bytes, bytes);
+  const CheckpointId other = save(2);
+  EXPECT_FALSE(copy_all());
+  fs::rename(disk() + ".away", disk());
+  fixture.now_ms += 600'000;
+  ASSERT_TRUE(copy_all());
+  EXPECT_EQ(store().counters().condemned_disk_bytes, 0u);
+  EXPECT_TRUE(store().find(other)->on_disk);
+  EXPECT_EQ(disk_files().size(), 2u);
+}
+
+TEST_F(Tiers, ADiskDirectoryThatSomebodyHasEmptiedTakesCopiesAgain) {
+  const CheckpointId first = save(1);
+  ASSERT_TRUE(copy_all());
+  for (const auto& entry : fs::directory_iterator(disk())) fs::remove(entry.path());
+  const CheckpointId second = save(2);
+  ASSERT_TRUE(copy_all());
+  EXPECT_TRUE(store().find(second)->on_disk);
+  fs::remove(scratch.slots() + "/" + name_of(first));
+  EXPECT_EQ(verify(first).error().code, ErrorCode::not_found);
+}
+
 // The second copy took room of its own, and drove others out for it.
 TEST_F(Tiers, TwoWhoCopyTheSameDownCopyItOnce) {
   save(1);
