@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
@@ -16,21 +15,13 @@
 #include <utility>
 
 #include "backend/upstream.hpp"
+#include "base/place.hpp"
 
 namespace cairn {
 
 namespace {
 
 Error invalid(std::string context) { return Error{ErrorCode::invalid, ErrorSource::internal, false, 0, std::move(context)}; }
-
-// The same however it was written, unless we may not look there.
-std::filesystem::path place_of(const std::string& directory) {
-  std::error_code failed;
-  const std::filesystem::path path = std::filesystem::absolute(directory, failed).lexically_normal();
-  const std::filesystem::path found = std::filesystem::weakly_canonical(path, failed);
-  const std::filesystem::path& place = failed ? path : found;
-  return place.has_filename() ? place : place.parent_path();
-}
 
 std::string where(const std::string& path, const YAML::Mark& mark) {
   return mark.is_null() ? path : fmt::format("{}:{}", path, mark.line + 1);

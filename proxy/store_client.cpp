@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "base/place.hpp"
 #include "checkpoint/store_identity.hpp"
 #include "http/checkpoint_endpoints.hpp"
 #include "served_store.hpp"
@@ -59,7 +60,7 @@ ResultTask<void> StoreClient::has_named_store(std::chrono::milliseconds limit) {
   // In a container the same directory may go by another path, and another one by the same.
   const auto same = [&] {
     const std::string id = index_id_in(config_.state_dir);
-    return id.empty() ? canonical_state_dir(its_dir) == canonical_state_dir(config_.state_dir) : id == its_id;
+    return id.empty() ? place_of(its_dir) == place_of(config_.state_dir) : id == its_id;
   };
   if (!its_dir.empty() && co_await pool_.run(same)) co_return Result<void>{};
   co_return disk_error(ErrorCode::invalid,

@@ -12,9 +12,6 @@ inline constexpr std::string_view index_id_setting = "index_id";
 
 std::string index_in(const std::string& state_dir);
 
-// As a lock file says it: the same however it was written.
-std::string canonical_state_dir(const std::string& state_dir);
-
 // Of the index there, which another process may have open.
 std::string index_id_in(const std::string& state_dir);
 

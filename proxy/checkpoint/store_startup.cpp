@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/place.hpp"
 #include "base/populated_memory.hpp"
 #include "checkpoint/late_starts.hpp"
 #include "checkpoint/state_file.hpp"
@@ -324,7 +325,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   const std::string lasting_lock = lasting.lock_file();
   const auto lock_seen = files.status(lasting_lock);
   const bool no_lock = !lock_seen && lock_seen.error().code == ErrorCode::not_found;
-  const std::string own_index = canonical_state_dir(state_dir);
+  const std::string own_index = place_of(state_dir);  // as a lock file says it
   const auto no_store = [&] { return disk_error(ErrorCode::not_found, "no store in " + state_dir + ": there is no index.sqlite"); };
   const bool no_index = look_only && !has_index(files, state_dir);
   if (no_index && !options.may_have_no_index) return no_store();
@@ -396,15 +397,17 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   // Who forgets to name the disk directory must not forget what lies in it.
   const auto known = loaded.settings.find(std::string(disk_dir_setting));
   const std::string known_dir = known == loaded.settings.end() ? "" : known->second;
-  if (known_dir != disk_dir) {
-    Found there(known_dir, true);
-    if (!known_dir.empty() && there.look(files) && !there.empty()) {
-      return disk_error(ErrorCode::unsupported, "states lie in " + known_dir + ": disk_dir must name it, or where they were moved to");
+  const std::string known_place = known_dir.empty() ? "" : place_of(known_dir);  // older ones were kept as they were written
+  const std::string disk_place = tiers ? place_of(disk_dir) : "";
+  if (known_place != disk_place) {
+    Found there(known_place, true);
+    if (!known_place.empty() && there.look(files) && !there.empty()) {
+      return disk_error(ErrorCode::unsupported, "states lie in " + known_place + ": disk_dir must name it, or where they were moved to");
     }
-    if (!look_only) {
-      if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_dir); !put) return put.error();
-      loaded.settings[std::string(disk_dir_setting)] = disk_dir;
-    }
+  }
+  if (known_dir != disk_place && !look_only) {
+    if (auto put = loaded.index->put_setting(std::string(disk_dir_setting), disk_place); !put) return put.error();
+    loaded.settings[std::string(disk_dir_setting)] = disk_place;
   }
 
   // Entries without their files, or with files of another size.

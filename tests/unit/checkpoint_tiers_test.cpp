@@ -531,6 +531,29 @@ TEST_F(Tiers, ToOpenWithoutTheDiskDirectoryForgetsNothing) {
   ASSERT_TRUE(fixture.open());
 }
 
+// A slash at its end, and the whole store was off: the states that "lie in X" wanted disk_dir to name X.
+TEST_F(Tiers, TheDiskDirectoryIsTheSameHoweverItIsWritten) {
+  const CheckpointId id = save(1);
+  ASSERT_TRUE(copy_all());
+  fs::create_directory_symlink(disk(), scratch.path() + "/link");
+  const std::string from_here = fs::path(disk()).lexically_relative(fs::current_path()).string();
+  const std::vector<std::string> names{disk() + "/", scratch.path() + "/slots/../disk", scratch.path() + "/link", from_here, disk()};
+  for (const std::string& name : names) {
+    fixture.options.disk_dir = name;
+    const auto opened = fixture.open();
+    ASSERT_TRUE(opened) << name << ": " << to_string(opened.error());
+    ASSERT_NE(store().find(id), nullptr) << name;
+    EXPECT_TRUE(store().find(id)->on_disk) << name;
+  }
+  // As they were remembered before.
+  for (const std::string& name : names) {
+    ASSERT_TRUE(fixture.await(store().put_setting("disk_dir", name)));
+    const auto opened = fixture.open();
+    ASSERT_TRUE(opened) << name << ": " << to_string(opened.error());
+    EXPECT_EQ(store().setting("disk_dir"), disk());
+  }
+}
+
 TEST_F(Tiers, ErasedIsErasedInBoth) {
   const CheckpointId id = save(1);
   ASSERT_TRUE(copy_all());
