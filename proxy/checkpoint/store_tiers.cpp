@@ -76,6 +76,11 @@ ResultTask<void> CheckpointStore::supersede(CheckpointId old, CheckpointId by) {
   if (old == by || found == entries_.end() || successor == entries_.end()) co_return Result<void>{};
   const CheckpointRecord& record = found->second.record;
   if (record.pinned) co_return Result<void>{};  // since it was found to be useless
+  // Who went on from the old one goes on from this one: a conversation's newest turn is not worth less than its last.
+  if (record.uses > successor->second.record.uses) {
+    successor->second.record.uses = record.uses;
+    successor->second.dirty = true;
+  }
   std::int64_t& since = successor->second.uncopied_since_unix_ms;
   if (!record.on_disk) since = std::min(since, found->second.uncopied_since_unix_ms);
   standing_by_[old] = by;

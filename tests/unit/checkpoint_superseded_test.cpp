@@ -116,6 +116,20 @@ TEST_F(Superseded, GoesWhenItsSuccessorIsCopied) {
   EXPECT_EQ(store().counters().swept_files, 0u);
 }
 
+// With each turn a conversation began anew: it was worth as little as what nobody had asked for again.
+TEST_F(Superseded, HandsItsUsesOn) {
+  const CheckpointId old = save("abc");
+  store().mark_used(old);
+  store().mark_used(old);
+  const CheckpointId next = save("abcdef", {3});
+  EXPECT_EQ(store().find(next)->uses, 2u);
+  const CheckpointId last = save("abcdefghi", {3, 6});
+  EXPECT_EQ(store().find(last)->uses, 2u);
+  store().mark_used(last);
+  reopen();
+  EXPECT_EQ(store().find(last)->uses, 2u) << "that use was not flushed";
+}
+
 TEST_F(Superseded, StaysWhenItsSuccessorIsRemoved) {
   const CheckpointId old = save("abc");
   ASSERT_TRUE(copy_all());
