@@ -210,10 +210,11 @@ Result<void> PosixFileLayer::sync_file(const std::string& path) { return sync(pa
 
 Result<void> PosixFileLayer::sync_directory(const std::string& directory) { return sync(directory, O_DIRECTORY); }
 
-Result<void> PosixFileLayer::make_directory(const std::string& path) {
+Result<void> PosixFileLayer::make_directory(const std::string& path, DirectoryFor whom) {
   for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
-    if (::mkdir(part.c_str(), 0700) == 0) {
+    const bool is_last = path.find_first_not_of('/', end) == std::string::npos;
+    if (::mkdir(part.c_str(), is_last && whom == DirectoryFor::owner ? 0700 : 0777) == 0) {
       // A power cut must not take the new directory with all that was synced in it.
       const std::size_t slash = part.rfind('/');
       const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);

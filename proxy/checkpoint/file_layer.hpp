@@ -29,6 +29,9 @@ struct DiskSpace {
   bool read_only = false;
 };
 
+// Whom a directory that is made is for, the umask permitting.
+enum class DirectoryFor { owner, all };
+
 // Closed when it goes out of scope.
 class ReadableFile {
  public:
@@ -76,7 +79,8 @@ class FileLayer {
   virtual Result<void> remove(const std::string& path) = 0;
   virtual Result<void> sync_file(const std::string& path) = 0;
   virtual Result<void> sync_directory(const std::string& directory) = 0;
-  virtual Result<void> make_directory(const std::string& path) = 0;  // with its parents; one that exists is success
+  // With its parents, which are for all: others' directories may lie there, too. One that exists is success, and stays as it is.
+  virtual Result<void> make_directory(const std::string& path, DirectoryFor whom) = 0;
   // Creates the file when it is missing. Error `invalid` when another process holds the lock.
   virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path) = 0;
 };
@@ -92,7 +96,7 @@ class PosixFileLayer final : public FileLayer {
   Result<void> remove(const std::string& path) override;
   Result<void> sync_file(const std::string& path) override;
   Result<void> sync_directory(const std::string& directory) override;
-  Result<void> make_directory(const std::string& path) override;
+  Result<void> make_directory(const std::string& path, DirectoryFor whom) override;
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override;
 };
 

@@ -30,7 +30,7 @@ ResultTask<DiskSpace> CheckpointStore::slot_space() {
     const auto found = files_.space(options_.slot_dir);
     if (!found && found.error().code == ErrorCode::not_found && has_tiers() && !options_.look_only) {
       // What is in RAM does not come back by itself, as a disk may.
-      if (auto made = files_.make_directory(options_.slot_dir); !made) return made.error();
+      if (auto made = files_.make_directory(options_.slot_dir, DirectoryFor::all); !made) return made.error();
       // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
       if (auto locked = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*locked);
       const std::string owner = read_note(files_, disk_path(std::string(lock_file_name)));  // the same index

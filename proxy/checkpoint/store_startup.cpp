@@ -329,12 +329,14 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   const auto no_store = [&] { return disk_error(ErrorCode::not_found, "no store in " + state_dir + ": there is no index.sqlite"); };
   const bool no_index = look_only && !has_index(files, state_dir);
   if (no_index && !options.may_have_no_index) return no_store();
-  std::vector<std::string> made_when_missing;
-  if (!look_only) made_when_missing.push_back(state_dir);
-  // After a reboot the RAM is empty.
-  if (!look_only && tiers) made_when_missing.insert(made_when_missing.end(), {disk_dir, slot_dir});
-  for (const std::string& directory : made_when_missing) {
-    if (auto made = files.make_directory(directory); !made) return made.error();
+  std::vector<std::pair<std::string, DirectoryFor>> made_when_missing;
+  if (!look_only) made_when_missing.emplace_back(state_dir, DirectoryFor::owner);
+  if (!look_only && tiers) {
+    // The backend may be another user's. After a reboot the RAM is empty.
+    for (const std::string& directory : {disk_dir, slot_dir}) made_when_missing.emplace_back(directory, DirectoryFor::all);
+  }
+  for (const auto& [directory, whom] : made_when_missing) {
+    if (auto made = files.make_directory(directory, whom); !made) return made.error();
   }
   auto state_lock = lock_directory(files, state_dir, look_only);
   if (!state_lock && state_lock.error().code == ErrorCode::invalid) return held_by_another(files, state_lock.error(), state_dir);

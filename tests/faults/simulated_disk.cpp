@@ -318,7 +318,7 @@ Result<void> SimulatedFileLayer::sync_directory(const std::string& directory) {
   return {};
 }
 
-Result<void> SimulatedFileLayer::make_directory(const std::string& path) {
+Result<void> SimulatedFileLayer::make_directory(const std::string& path, DirectoryFor /*whom*/) {
   const std::lock_guard hold(disk_.mutex);
   if (const int code = disk_.begin("make_directory")) return failed("make_directory", path, code);
   return {};  // every directory is there

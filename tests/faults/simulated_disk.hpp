@@ -97,7 +97,7 @@ class SimulatedFileLayer final : public FileLayer {
   Result<void> remove(const std::string& path) override;
   Result<void> sync_file(const std::string& path) override;
   Result<void> sync_directory(const std::string& directory) override;
-  Result<void> make_directory(const std::string& path) override;
+  Result<void> make_directory(const std::string& path, DirectoryFor whom) override;
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override;
 
  private:

@@ -172,8 +172,8 @@ class FaultyLayer final : public FileLayer {
   Result<void> sync_directory(const std::string& directory) override {
     return through<void>("sync_directory", [&] { return real_.sync_directory(directory); });
   }
-  Result<void> make_directory(const std::string& path) override {
-    return through<void>("make_directory", [&] { return real_.make_directory(path); });
+  Result<void> make_directory(const std::string& path, DirectoryFor whom) override {
+    return through<void>("make_directory", [&] { return real_.make_directory(path, whom); });
   }
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
     return through<std::unique_ptr<FileLock>>("lock", [&] { return real_.lock(path); });

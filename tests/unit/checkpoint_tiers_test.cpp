@@ -1,5 +1,6 @@
 // Two tiers: the slot directory in RAM, copies on disk.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -552,6 +553,20 @@ TEST_F(Tiers, TheDiskDirectoryIsTheSameHoweverItIsWritten) {
     ASSERT_TRUE(opened) << name << ": " << to_string(opened.error());
     EXPECT_EQ(store().setting("disk_dir"), disk());
   }
+}
+
+TEST_F(Tiers, TheBackendMayBeAnotherUsers) {
+  const mode_t before = ::umask(0002);
+  fixture.store.reset();
+  for (const std::string& made : {disk(), scratch.slots(), scratch.state()}) fs::remove_all(made);
+  EXPECT_TRUE(fixture.open());
+  fs::remove_all(scratch.slots());
+  save(1);  // it is made anew
+  ::umask(before);
+  const auto mode_of = [](const std::string& path) { return static_cast<unsigned>(fs::status(path).permissions()); };
+  EXPECT_EQ(mode_of(disk()), 0775u);
+  EXPECT_EQ(mode_of(scratch.slots()), 0775u);
+  EXPECT_EQ(mode_of(scratch.state()), 0700u);
 }
 
 TEST_F(Tiers, ErasedIsErasedInBoth) {
