@@ -68,6 +68,10 @@ ResultTask<void> ServedStore::open() {
       spdlog::info("disk_dir takes copies again");
     }
   });
+  const char* no_more = config_.disk_dir.empty() ? "saved" : "copied to disk_dir";
+  store->on_pins_fill([no_more](std::uint64_t pinned_bytes, std::uint64_t budget_bytes) {
+    spdlog::warn("pinned states take {} of the budget of {} MiB: nothing more can be {}", pinned_bytes >> 20, budget_bytes >> 20, no_more);
+  });
   auto catalogue = std::make_unique<Catalogue>(*store, most_tree_tokens);
   Result<std::size_t> loaded = co_await catalogue->load();
   // Those that no tree knows would be worth nothing, and the first to go.

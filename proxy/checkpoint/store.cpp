@@ -135,13 +135,8 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   self.counters_.swept_entries = loaded->swept_entries;
   self.counters_.absent_entries = loaded->absent_entries;
   self.counters_.damaged_entries = loaded->damaged_entries;
-  // The budget may have been lowered. When that cannot be met (pins), the store is as full as it is.
-  if (self.has_tiers() && self.counters_.disk_bytes > self.options_.budget_bytes) {
-    const std::uint64_t over = self.counters_.disk_bytes - self.options_.budget_bytes;
-    (void)self.evict(Tier::disk, over, over);
-  }
-  auto room = co_await self.fit_budget();
-  if (!room && room.error().code != ErrorCode::no_space) co_return room.error();
+  auto trimmed = co_await self.trim_at_start();
+  if (!trimmed) co_return trimmed.error();
   co_return store;
 }
 
@@ -156,8 +151,12 @@ ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t 
   Reservation reservation(this, bytes_estimate, {});
   auto room = co_await make_room(true);
   if (!room) {
-    if (room.error().code == ErrorCode::no_space) ++counters_.refused_reservations;
-    else saving_failed(room.error());
+    if (room.error().code == ErrorCode::no_space) {
+      ++counters_.refused_reservations;
+      look_at_pins(bytes_estimate);
+    } else {
+      saving_failed(room.error());
+    }
     co_return room.error();
   }
   reservation.temporary_name_ = new_base_name() + std::string(saving_suffix);
@@ -276,6 +275,7 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
   if (pause_.succeeded() && on_saving_) on_saving_(nullptr);
   // Hashed by this process a moment ago: verified as it lies there now.
   entries_.emplace(committed.id, CheckpointEntry{std::move(record), false, std::move(sealed.stamps), now_unix_ms()});
+  if (checkpoint.pin_label) look_at_pins(0);
   co_return std::move(committed);
 }
 
@@ -333,6 +333,8 @@ ResultTask<void> CheckpointStore::set_pin(CheckpointId id, bool pinned, std::str
   found->second.record.pinned = pinned;
   found->second.record.pin_label = std::move(label);
   found->second.dirty = true;
+  pins_fill_ = pins_fill_ && pinned;
+  if (pinned) look_at_pins(0);
   auto tidied = co_await tidy(id);
   co_return tidied;
 }

@@ -178,6 +178,11 @@ class CheckpointStore {
   // The backend, who writes the files, could not.
   void note_save_refused(const Error& error) { saving_failed(error); }
 
+  // Called when pinned states are found to leave no room in the budget for another one, which may be at once; again only when fewer
+  // are pinned than then.
+  using PinsCallback = std::function<void(std::uint64_t pinned_bytes, std::uint64_t budget_bytes)>;
+  void on_pins_fill(PinsCallback callback);
+
   // Called at each removal after open (tell the prefix tree); the record is already gone from the store.
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
   // Who knows what a state is worth keeping for; asked in each round of evictions.
@@ -305,6 +310,8 @@ class CheckpointStore {
   ResultTask<DiskSpace> slot_space();
   ResultTask<DiskSpace> disk_space();
   ResultTask<void> fit_budget();
+  ResultTask<void> trim_at_start();
+  void look_at_pins(std::uint64_t wanted_bytes);
   // The first error of anything; with `own` only of what concerns that checkpoint: its row, and its files when it is going.
   ResultTask<void> tidy(std::optional<CheckpointId> own = std::nullopt);
   enum class Tier { slots, disk };
@@ -359,6 +366,8 @@ class CheckpointStore {
   StandbyCallback on_standby_;
   SavingCallback on_saving_;
   SavingCallback on_copying_;
+  PinsCallback on_pins_fill_;
+  bool pins_fill_ = false;  // and it was said
   SavingPause pause_;
   SavingPause copying_pause_;  // of copies to the disk directory
   WorthOf worth_;

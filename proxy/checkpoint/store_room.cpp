@@ -120,6 +120,39 @@ ResultTask<void> CheckpointStore::fit_budget() {
   co_return disk_error(ErrorCode::no_space, "evicted files are still there", true);
 }
 
+// The budget may have been lowered. Where pins are beyond it, all that may go goes: the store is as full as it is.
+ResultTask<void> CheckpointStore::trim_at_start() {
+  auto there = has_tiers() ? disk_space() : slot_space();
+  const bool may_delete = (co_await std::move(there)).has_value();
+  const Tier tier = floor_tier();
+  const std::uint64_t held = tier == Tier::disk ? counters_.disk_bytes : counters_.slot_bytes;
+  if (may_delete && held > options_.budget_bytes) {
+    const std::uint64_t at_least = std::min(held - options_.budget_bytes, bytes_of(evictable(tier)));
+    (void)evict(tier, at_least, held - low_water_of(options_.budget_bytes));
+  }
+  if (may_delete) {
+    auto fitted = co_await fit_budget();
+    if (fitted || fitted.error().code != ErrorCode::no_space) co_return fitted;
+  }
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return Result<void>{};
+}
+
+void CheckpointStore::on_pins_fill(PinsCallback callback) {
+  on_pins_fill_ = std::move(callback);
+  look_at_pins(0);
+}
+
+// `wanted`: what another one takes; 0: as much as those that are there.
+void CheckpointStore::look_at_pins(std::uint64_t wanted) {
+  if (pins_fill_ || !on_pins_fill_) return;
+  const StoreCounters now = counters();
+  if (wanted == 0 && now.files > 0) wanted = now.bytes / now.files;
+  pins_fill_ = now.pinned_bytes > 0 && now.pinned_bytes + wanted > options_.budget_bytes;
+  if (pins_fill_) on_pins_fill_(now.pinned_bytes, options_.budget_bytes);
+}
+
 bool CheckpointStore::some_are_in_use() const {
   const auto goes_then = [this](const Condemned& one) { return !one.on_disk && one.bytes > 0 && in_use(one.id); };
   if (std::ranges::any_of(condemned_, goes_then)) return true;
@@ -207,6 +240,7 @@ void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
   const CheckpointRecord record = std::move(node.mapped().record);
   hand_standby_on(id);
   counters_.bytes -= record.bytes;
+  pins_fill_ = pins_fill_ && !record.pinned;
   if (record.in_slots) {
     counters_.slot_bytes -= record.bytes;
     counters_.condemned_bytes += record.bytes;

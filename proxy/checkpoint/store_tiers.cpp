@@ -300,6 +300,7 @@ Error CheckpointStore::decline_copy(CheckpointId id) {
   const auto entry = entries_.find(id);
   const bool pinned_meanwhile = entry != entries_.end() && entry->second.record.pinned;
   if (entry != entries_.end() && !pinned_meanwhile) entry->second.copy_declined_unix_ms = now_unix_ms();
+  if (entry != entries_.end()) look_at_pins(pinned_meanwhile ? 0 : entry->second.record.bytes);
   return disk_error(ErrorCode::no_space, options_.disk_dir + " is full of better states");
 }
 

@@ -753,6 +753,19 @@ TEST_F(Store, NothingIsEvictedForASaveOnADiskThatIsReadOnly) {
   EXPECT_EQ(store().counters().files, 3u);
 }
 
+TEST_F(Store, AStoreOnADiskThatIsReadOnlyIsOpenedAndNothingGoes) {
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  const CheckpointId any = fixture.save(tokens_of_length(50, 3), 9000)->id;
+  write_file(scratch.slots() + "/cairn-0123456789abcdef0123456789abcdef.saving", "left by a crash");
+  fixture.options.budget_bytes = 20'000;
+  files.pretended_space = DiskSpace{1'000'000, 2'000'000, true};
+  files.refuses_to_remove = scratch.slots();
+  const auto opened = fixture.open();
+  ASSERT_TRUE(opened) << to_string(opened.error());
+  EXPECT_EQ(store().counters().files, 4u);
+  EXPECT_TRUE(fixture.await(store().verify_before_restore(any)));
+}
+
 // Not found, it passed for deleted: it came back with its directory, and nobody counted it or deleted it before the next start.
 TEST_F(Store, WhatIsErasedWhileTheDirectoryIsAwayGoesWhenThatIsBack) {
   const CheckpointId erased = fixture.save(tokens_of_length(50, 1), 9000)->id;
@@ -1063,6 +1076,51 @@ TEST_F(Store, ALoweredBudgetTrimsAtStart) {
   ASSERT_TRUE(fixture.open());
   EXPECT_LE(store().counters().bytes, 20000u);
   EXPECT_EQ(fixture.slot_files().size(), store().counters().files);
+}
+
+// Nothing went, because it would not have been enough: the store stayed far beyond its budget.
+TEST_F(Store, ALoweredBudgetThatPinsAreBeyondTakesAllOthers) {
+  const CheckpointId pinned = fixture.save(tokens_of_length(50, 1), 9000)->id;
+  for (Token salt = 2; salt <= 4; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  ASSERT_TRUE(fixture.await(store().pin(pinned, "")));
+  fixture.options.budget_bytes = 5000;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(fixture.slot_files(), std::vector<std::string>{store().find(pinned)->file_name});
+  EXPECT_EQ(store().counters().files, 1u);
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+}
+
+// Saves were refused, one like the other, and nobody was told why.
+TEST_F(Store, PinsThatLeaveNoRoomAreToldOfOnce) {
+  std::vector<std::uint64_t> told;
+  const auto listen = [&] {
+    store().on_pins_fill([&](std::uint64_t pinned, std::uint64_t budget) {
+      EXPECT_EQ(budget, 30'000u);
+      told.push_back(pinned);
+    });
+  };
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  listen();
+  std::vector<CheckpointId> ids;
+  for (Token salt = 1; salt <= 3; ++salt) ids.push_back(fixture.save(tokens_of_length(50, salt), 9000)->id);
+  const std::uint64_t each = store().find(ids[0])->bytes;
+  ASSERT_TRUE(fixture.await(store().pin(ids[0], "")));
+  ASSERT_TRUE(fixture.await(store().pin(ids[1], "")));
+  EXPECT_TRUE(told.empty());
+  // One that is larger than they are.
+  EXPECT_FALSE(fixture.await(store().reserve(15'000)));
+  EXPECT_EQ(told, std::vector<std::uint64_t>{2 * each});
+  EXPECT_NE(store().find(ids[2]), nullptr) << "for nothing";
+  ASSERT_TRUE(fixture.await(store().pin(ids[2], "")));
+  EXPECT_FALSE(fixture.await(store().reserve(9000)));
+  EXPECT_EQ(told.size(), 1u);
+  ASSERT_TRUE(fixture.await(store().unpin(ids[2])));
+  ASSERT_TRUE(fixture.await(store().pin(ids[2], "")));
+  EXPECT_EQ(told.size(), 2u);
+  ASSERT_TRUE(fixture.open());
+  listen();
+  EXPECT_EQ(told, (std::vector<std::uint64_t>{2 * each, 3 * each, 3 * each})) << "at start";
 }
 
 TEST_F(Store, ReservationsAtTheSameTimeShareTheBudget) {

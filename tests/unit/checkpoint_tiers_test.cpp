@@ -197,6 +197,36 @@ TEST_F(Tiers, APinnedStateGetsItsCopyThoughOthersAreWorthMore) {
   EXPECT_LE(store().counters().disk_bytes, 20'000u);
 }
 
+TEST_F(Tiers, PinsThatFillTheDiskAreToldOfWhenACopyIsDeclined) {
+  fixture.options.budget_bytes = 20'000;
+  ASSERT_TRUE(fixture.open());
+  int told = 0;
+  store().on_pins_fill([&](std::uint64_t, std::uint64_t budget) {
+    EXPECT_EQ(budget, 20'000u);
+    ++told;
+  });
+  ASSERT_TRUE(fixture.await(store().pin(save(1), "")));
+  ASSERT_TRUE(copy_all());
+  EXPECT_EQ(told, 0);
+  save(2, 15'000);
+  EXPECT_FALSE(copy_all());
+  fixture.now_ms += 600'000;
+  EXPECT_FALSE(copy_all());
+  EXPECT_EQ(told, 1);
+}
+
+TEST_F(Tiers, ALoweredBudgetThatPinsAreBeyondTakesAllOthersFromTheDisk) {
+  const CheckpointId pinned = save(1), other = save(2);
+  ASSERT_TRUE(fixture.await(store().pin(pinned, "")));
+  ASSERT_TRUE(copy_all());
+  fixture.options.budget_bytes = 5000;
+  fixture.options.ram_budget_bytes = 5000;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().find(other), nullptr);
+  ASSERT_NE(store().find(pinned), nullptr);
+  EXPECT_EQ(disk_files().size(), 2u);
+}
+
 TEST_F(Tiers, APinnedStateGetsItsCopyAtTheFloorOfFreeDisk) {
   fixture.options.min_free_bytes = 1'000'000;
   ASSERT_TRUE(fixture.open());
