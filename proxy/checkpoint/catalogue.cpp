@@ -8,15 +8,10 @@
 namespace cairn {
 
 namespace {
-enum MarkKind : std::uint32_t { inside = 0, end = 1 };
-
-// Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
-std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
 std::string returns_key(NamespaceId name_space) { return fmt::format("return_times:{}", static_cast<std::int64_t>(name_space)); }
 std::string marks_key(NamespaceId name_space) { return fmt::format("leaving_marks:{}", static_cast<std::int64_t>(name_space)); }
 std::string messages_key(NamespaceId name_space) { return fmt::format("message_starts:{}", static_cast<std::int64_t>(name_space)); }
 std::string offsets_key(NamespaceId name_space) { return fmt::format("end_offsets:{}", static_cast<std::int64_t>(name_space)); }
-CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
 
 // The earlier prompt is on the way of the one just inserted, at least up to `parted` tokens.
 bool shares(const PrefixTree& tree, NodeId earlier, NodeId own, std::uint32_t parted) {
@@ -34,12 +29,11 @@ Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });
-  store_.on_standby([this](const CheckpointRecord& record, CheckpointId successor, bool stands_by) {
+  store_.on_standby([this](const CheckpointRecord& record, CheckpointId /*successor*/, bool stands_by) {
     if (stands_by) {
-      detach(record);  // what it offers its successor offers, who would be worth nothing beside it
-    } else if (const auto at = places_.find(successor); at != places_.end()) {
-      const Tokens tokens = trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record.token_count);
-      attach(record, tokens, record.last_used_unix_ms);
+      set_apart(record);  // what it offers its successor offers, who would be worth nothing beside it
+    } else {
+      take_back(record);
     }
   });
   store_.on_worth([this](const CheckpointRecord& record) { return worth(record); });
@@ -75,6 +69,9 @@ Catalogue::Known Catalogue::learn(NamespaceId name_space, TokenSpan prompt, std:
   Recent& recent = recent_of(name_space);
   learn_message(*tree, recent, inserted);
   known.continues = learn_offset(*tree, recent, inserted, static_cast<std::uint32_t>(prompt.size()));
+  const TokenSpan ending = prompt.last(std::min<std::size_t>(prompt.size(), Recent::Prompt::kept_ending));
+  recent.prompts.front().ending.assign(ending.begin(), ending.end());
+  recent.prompts.front().at_ms = now_ms;
   constexpr std::uint32_t good_part = 4;
   known.shares = known.matched_tokens * good_part >= prompt.size();
   const bool left_inside = known.shares && !known.continues && known.branch_tokens > 0;
@@ -159,7 +156,7 @@ bool Catalogue::learn_offset(const PrefixTree& tree, Recent& recent, const Prefi
   }
   recent.offsets.observe(nearest);
   recent.changed = true;
-  recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens, 0});
+  recent.prompts.push_front(Recent::Prompt{inserted.leaf, tokens, 0, {}, 0});
   if (recent.prompts.size() > remembered) recent.prompts.pop_back();
   return nearest <= EndOffsets::longest;
 }
@@ -244,43 +241,6 @@ bool Catalogue::has_state_at(NamespaceId name_space, TokenSpan tokens) const {
   return found;
 }
 
-std::vector<CheckpointId> Catalogue::add(CheckpointId id, TokenSpan tokens, std::int64_t now_ms) {
-  std::vector<CheckpointId> useless;
-  const CheckpointRecord* record = store_.find(id);
-  if (record == nullptr) return useless;
-  attach(*record, tokens, now_ms);
-
-  const PrefixTree& tree = *trees_.at(record->namespace_id);
-  const PrefixTree::Match match = tree.match(tokens);
-  std::vector<CheckpointId> ancestors;
-  const PrefixTree::MarkVisitor collect = [&](const PrefixTree::Mark& mark) {
-    if (mark.kind == MarkKind::end && id_of(mark.mark) != id) ancestors.push_back(id_of(mark.mark));
-    return true;
-  };
-  tree.for_each_mark_on_path(match, collect);
-  const auto offers = [&](std::uint32_t position) {
-    return position == record->token_count ||
-           std::binary_search(record->resume_positions.begin(), record->resume_positions.end(), position);
-  };
-  for (const CheckpointId other_id : ancestors) {
-    const CheckpointRecord* other = store_.find(other_id);
-    if (other == nullptr || other->pinned || other->kind != record->kind) continue;
-    bool replaced = false;
-    if (other->token_count == record->token_count) {
-      // The same tokens saved again: the newer one has what the older one had, or the slot was computed anew.
-      replaced = other->resume_positions.size() <= record->resume_positions.size();
-    } else if (record->kind == CheckpointKind::truncatable) {
-      replaced = true;
-    } else if (record->kind == CheckpointKind::checkpointed) {
-      replaced = std::all_of(other->resume_positions.begin(), other->resume_positions.end(), offers) &&
-                 // Its end: replaced when a resume point lies close before it, or it was only an answer's end.
-                 (offers(other->token_count) || !other->resume_positions.empty());
-    }
-    if (replaced) useless.push_back(other_id);
-  }
-  return useless;
-}
-
 Catalogue::Incoming::Incoming(Catalogue& catalogue, CheckpointRecord state, TokenSpan tokens, std::int64_t now_ms)
     : catalogue_(catalogue), state_(std::move(state)) {
   constexpr std::uint32_t above_all_rows = 0x80000000;  // see mark_of()
@@ -318,7 +278,7 @@ StateWorth Catalogue::worth(const CheckpointRecord& record) const {
   const std::optional<CheckpointId> waits_for = store_.successor_of(record.id);
   if (const CheckpointRecord* successor = waits_for ? store_.find(*waits_for) : nullptr) {
     StateWorth worth = this->worth(*successor);
-    worth.tokens_per_s *= static_cast<double>(record.token_count) / std::max(1U, successor->token_count);
+    worth.tokens_per_s *= std::min(1.0, static_cast<double>(record.token_count) / std::max(1U, successor->token_count));
     return worth;
   }
   const auto at = places_.find(record.id);
@@ -332,7 +292,7 @@ StateWorth Catalogue::worth(const CheckpointRecord& record) const {
 // The store has let go of the entry already.
 void Catalogue::remember_evicted(const CheckpointRecord& record) {
   const auto at = places_.find(record.id);
-  if (at == places_.end()) return;
+  if (at == places_.end() || at->second.set_apart) return;
   const Tokens tokens = trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record.token_count);
   evicted_.add(record.namespace_id, tokens, record.resume_positions);
 }
@@ -341,18 +301,32 @@ void Catalogue::detach(const CheckpointRecord& record) {
   const auto at = places_.find(record.id);
   if (at == places_.end()) return;
   const Place& place = at->second;
-  const auto tree = trees_.find(place.name_space);
-  if (tree != trees_.end()) {
-    for (const std::uint32_t position : place.positions) {
-      tree->second->detach(place.leaf, position, mark_of(record.id));
-    }
-  }
+  PrefixTree& tree = *trees_.at(place.name_space);
+  if (place.set_apart) tree.unpin(place.leaf);
+  for (const std::uint32_t position : place.positions) tree.detach(place.leaf, position, mark_of(record.id));
   places_.erase(at);
 }
 
+// Its successor may have left its path: what it holds stays known, for a restore that is under way, or when it is wanted again.
+void Catalogue::set_apart(const CheckpointRecord& record) {
+  const auto at = places_.find(record.id);
+  if (at == places_.end() || at->second.set_apart) return;
+  const Place place = at->second;
+  PrefixTree& tree = *trees_.at(place.name_space);
+  tree.pin(place.leaf);
+  detach(record);
+  places_[record.id] = Place{place.name_space, place.leaf, {}, true};
+}
+
+void Catalogue::take_back(const CheckpointRecord& record) {
+  const Tokens tokens = tokens_of(record.id);
+  if (tokens.empty()) return;
+  detach(record);
+  attach(record, tokens, record.last_used_unix_ms);
+}
+
 Tokens Catalogue::tokens_of(CheckpointId id) const {
-  // Of one that waits for its successor's copy: it begins that one.
-  const auto at = places_.find(store_.successor_of(id).value_or(id));
+  const auto at = places_.find(id);
   const CheckpointRecord* record = store_.find(id);
   if (at == places_.end() || record == nullptr) return {};
   return trees_.at(at->second.name_space)->tokens_to(at->second.leaf, record->token_count);

@@ -63,7 +63,7 @@ class Catalogue {
                                     std::uint32_t longest = std::numeric_limits<std::uint32_t>::max()) const;
 
   // A checkpoint was committed with these tokens. Returns those that it makes useless: same branch, nothing that it
-  // does not offer as well.
+  // does not offer as well but an answer that the conversation has left.
   std::vector<CheckpointId> add(CheckpointId id, TokenSpan tokens, std::int64_t now_ms);
 
   // A state that is about to be saved, in the tree while this lives, so that what it drives out is judged beside it.
@@ -105,6 +105,13 @@ class Catalogue {
   const PrefixTree* tree(NamespaceId name_space) const;
 
  private:
+  enum MarkKind : std::uint32_t { inside = 0, end = 1 };
+  // Rows of the index are numbered from 1 and never reused; 2^32 checkpoints are out of reach.
+  static std::uint32_t mark_of(CheckpointId id) { return static_cast<std::uint32_t>(static_cast<std::int64_t>(id)); }
+  static CheckpointId id_of(std::uint32_t mark) { return static_cast<CheckpointId>(static_cast<std::int64_t>(mark)); }
+  void add_those_with_answers_left(const CheckpointRecord& record, std::vector<CheckpointId>& useless) const;
+  void set_apart(const CheckpointRecord& record);
+  void take_back(const CheckpointRecord& record);
   void attach(const CheckpointRecord& record, TokenSpan tokens, std::int64_t now_ms);
   void detach(const CheckpointRecord& record);
   StateWorth worth(const CheckpointRecord& record) const;
@@ -115,6 +122,7 @@ class Catalogue {
     NamespaceId name_space{};
     NodeId leaf = PrefixTree::kNone;
     std::vector<std::uint32_t> positions;  // marks set, the end last
+    bool set_apart = false;                // it waits for its successor's copy: no marks, and its leaf is pinned
   };
   // The latest prompts of a namespace: where they end in its tree.
   struct Recent {
@@ -122,6 +130,9 @@ class Catalogue {
       NodeId leaf = PrefixTree::kNone;
       std::uint32_t tokens = 0;
       std::uint32_t last_message = 0;  // tokens in front of it; 0: unknown, known before, or another prompt has left it there
+      static constexpr std::size_t kept_ending = 33;  // tokens: what opens an answer, and one more
+      Tokens ending;
+      std::int64_t at_ms = 0;
     };
     std::deque<Prompt> prompts;  // newest first
     EndOffsets offsets;

@@ -286,6 +286,116 @@ TEST_F(CatalogueTest, ACheckpointedStateReplacesThoseWhoseMarksItHas) {
   EXPECT_THAT(useless, testing::Contains(rich));
 }
 
+// ---- answers that do not come back as they were given
+
+class AnswersLeft : public CatalogueTest {
+ protected:
+  // A prompt comes, and what its slot holds behind the answer is saved.
+  CheckpointId turn(const std::string& prompt, const std::string& answer, MemoryKind kind = truncatable, const std::vector<std::uint32_t>& points = {}) {
+    catalogue->learn(ours, text(prompt), ++fixture.now_ms);
+    return save(prompt + answer, kind, points);
+  }
+  void SetUp() override {
+    CatalogueTest::SetUp();
+    catalogue->learn(ours, text("another system|user:zero?|bot:<think>"), ++fixture.now_ms);  // how prompts end
+  }
+  static constexpr const char* reasoning = "the user wants to know this and that, so let me think</think>";
+  const std::string first = "system|user:one?|bot:<think>";
+  const std::string second = "system|user:one?|bot:answer|user:two?|bot:<think>";
+  const std::string third = "system|user:one?|bot:answer|user:two?|bot:another|user:three?|bot:<think>";
+};
+
+// Templates drop the reasoning of earlier turns: each turn's state stayed beside the next one's until the budget was full.
+TEST_F(AnswersLeft, TheNextTurnTakesThePlaceOfOneWhoseReasoningIsDropped) {
+  const CheckpointId a = turn(first, reasoning + std::string("answer"));
+  EXPECT_THAT(useless, IsEmpty());
+  const CheckpointId b = turn(second, reasoning + std::string("another"));
+  EXPECT_THAT(useless, ElementsAre(a));
+  turn(third, reasoning + std::string("the third"));
+  EXPECT_THAT(useless, UnorderedElementsAre(a, b)) << "nobody has removed the first one";
+  EXPECT_EQ(catalogue->tree(ours)->check_invariants(), "");
+}
+
+TEST_F(AnswersLeft, BeforeItIsKnownHowPromptsEndNothingIsLeft) {
+  reopen();
+  turn(first, reasoning);
+  turn(second, reasoning);
+  EXPECT_THAT(useless, IsEmpty());
+}
+
+TEST_F(AnswersLeft, TheNextTurnTakesThePlaceOfOneWhoseAnswerIsRewritten) {
+  const CheckpointId a = turn("system|user:one?|bot:", "the answer, with  two spaces");
+  turn("system|user:one?|bot:the answer, with two spaces|user:two?|bot:", "another");
+  EXPECT_THAT(useless, ElementsAre(a));
+  // One that came back for the most part is not only an answer that was left.
+  const std::string most(40, 'x');
+  turn("system|user:three?|bot:", most + "  and");
+  turn("system|user:three?|bot:" + most + " and|user:four?|bot:", "the last");
+  EXPECT_THAT(useless, IsEmpty());
+}
+
+TEST_F(AnswersLeft, ACheckpointedOneMustOfferWhereTheOtherCouldBeResumed) {
+  const CheckpointId a = turn(first, reasoning, checkpointed, {7, 20, 40});
+  turn(second, reasoning, checkpointed, {7, 30});
+  EXPECT_THAT(useless, IsEmpty()) << "nothing else is resumed at 20";
+  turn(third, reasoning, checkpointed, {7, 20, 30});
+  EXPECT_THAT(useless, testing::Contains(a));
+}
+
+TEST_F(AnswersLeft, WhatIsExactPinnedOrOfAnotherKindStays) {
+  const CheckpointId a = turn(first, reasoning, exact);
+  turn(second, reasoning, exact);
+  EXPECT_THAT(useless, IsEmpty());
+  const CheckpointId pinned = save(first + "it was pinned", truncatable);
+  ASSERT_TRUE(fixture.await(store().pin(pinned, "")));
+  turn(third, reasoning, truncatable);
+  EXPECT_THAT(useless, testing::Not(testing::Contains(a)));
+  EXPECT_THAT(useless, testing::Not(testing::Contains(pinned)));
+}
+
+TEST_F(AnswersLeft, ARegeneratedAnswerTakesNoPlace) {
+  turn(first, "one answer");
+  const CheckpointId again = turn(first, "quite another answer");
+  EXPECT_THAT(useless, IsEmpty());
+  // Of two answers it is not known which one the client goes on from, nor whether from both.
+  turn(first + "quite another answer|user:two?|bot:<think>", reasoning);
+  EXPECT_THAT(useless, ElementsAre(again));
+}
+
+TEST_F(AnswersLeft, SessionsThatShareASystemPromptAreApart) {
+  reopen();
+  const std::string system = "a system prompt that all sessions share|user:";
+  for (const std::string& question : {"hi", "yo", "what is the capital of the country that lies north of Italy?", "hi there", "oh, hi"}) {
+    turn(system + question + "|bot:<think>", "its answer to " + question);
+    EXPECT_THAT(useless, IsEmpty()) << question;
+    turn(system + "another one says " + question + "|bot:answer|user:" + question + "|bot:<think>", "no next turn of " + question);
+    EXPECT_THAT(useless, IsEmpty()) << question;
+  }
+}
+
+TEST_F(AnswersLeft, OneWhoseAnswerSomebodyGoesOnFromStays) {
+  turn(first, "answer");
+  const CheckpointId gone_on_from = turn(first + "answer|user:two?|bot:<think>", reasoning);
+  useless.clear();
+  const CheckpointId beside = turn(second, reasoning);
+  EXPECT_THAT(useless, testing::Not(testing::Contains(gone_on_from)));
+  // Also when what was asked since has made everybody forget those prompts.
+  for (int i = 0; i < 70; ++i) catalogue->learn(ours, tokens_of_length(100, 1000 + i * 500), ++fixture.now_ms);
+  catalogue->learn(ours, text(first), ++fixture.now_ms);
+  turn("system|user:one?|bot:other answer|user:three?|bot:<think>", reasoning);
+  EXPECT_THAT(useless, IsEmpty());
+  EXPECT_NE(store().find(beside), nullptr);
+}
+
+// After a start the tree knows states alone: a whole conversation lies there in one piece.
+TEST_F(AnswersLeft, WhatWasSavedBeforeThePromptCameIsNotItsAnswer) {
+  turn(first, "answer|user:two?|bot:" + std::string(reasoning) + "a whole conversation");
+  reopen();
+  catalogue->learn(ours, text(first), ++fixture.now_ms);
+  turn(second, reasoning);
+  EXPECT_THAT(useless, IsEmpty());
+}
+
 TEST_F(CatalogueTest, WhatIsRemovedIsDetached) {
   const CheckpointId a = save("abcdefghij", checkpointed, {3, 6});
   const CheckpointId b = save("abcdeXYZ", checkpointed, {4});

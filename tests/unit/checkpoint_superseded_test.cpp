@@ -61,6 +61,9 @@ class Superseded : public ::testing::Test {
   CheckpointId save(const std::string& letters, const std::vector<std::uint32_t>& resume_positions = {}) {
     fixture.now_ms += 1000;
     (void)catalogue->learn(ours, text(letters), fixture.now_ms);
+    return save_only(letters, resume_positions);
+  }
+  CheckpointId save_only(const std::string& letters, const std::vector<std::uint32_t>& resume_positions = {}) {
     const auto committed = commit(letters, resume_positions);
     EXPECT_TRUE(committed) << to_string(committed.error());
     if (!committed) return {};
@@ -312,6 +315,33 @@ TEST_F(Superseded, GoesFromAFullDiskForWhatIsWorthMore) {
   EXPECT_TRUE(on_disk(dearer));
   EXPECT_EQ(store().find(old), nullptr);
   EXPECT_THAT(find("abcdefg"), ElementsAre(next));
+}
+
+// Its successor has left its path: it was taken for a beginning of that one.
+TEST_F(Superseded, HoldsItsOwnTokensWhileItWaitsAndAfterwards) {
+  const std::string question = "system|user:one?|bot:<think>";
+  (void)catalogue->learn(ours, text("another system|user:zero?|bot:<think>"), fixture.now_ms);
+  const auto turn = [&](const std::string& prompt, const std::string& answer) {
+    fixture.now_ms += 1000;
+    (void)catalogue->learn(ours, text(prompt), fixture.now_ms);
+    return save_only(prompt + answer);
+  };
+  const std::string reasoned = question + "let me think about it, for quite a while</think>answer";
+  const CheckpointId old = turn(question, reasoned.substr(question.size()));
+  ASSERT_TRUE(copy_all());
+  const std::string next_prompt = "system|user:one?|bot:answer|user:two?|bot:<think>";
+  const CheckpointId next = turn(next_prompt, "yes");
+  ASSERT_EQ(store().successor_of(old), next);
+  EXPECT_EQ(catalogue->tokens_of(old), text(reasoned));
+  EXPECT_THAT(find(reasoned + "|"), testing::IsEmpty());
+  for (int i = 0; i < 100; ++i) (void)catalogue->learn(ours, tokens_of_length(20'000, 1000 + i * 37), fixture.now_ms);  // more than the tree holds
+  EXPECT_EQ(catalogue->tokens_of(old), text(reasoned));
+  ASSERT_TRUE(fixture.await(store().erase(next)));
+  EXPECT_EQ(catalogue->tokens_of(old), text(reasoned));
+  EXPECT_THAT(find(reasoned + "|"), ElementsAre(old));
+  ASSERT_TRUE(fixture.await(store().erase(old)));
+  EXPECT_EQ(catalogue->tree(ours)->marks(), 0u);
+  EXPECT_EQ(catalogue->tree(ours)->check_invariants(), "");
 }
 
 TEST_F(Superseded, WithoutTiersItGoesAtOnce) {
