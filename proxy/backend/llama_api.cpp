@@ -199,8 +199,6 @@ ResultTask<BackendProps> LlamaApi::read_props(Loading loading, CancelSource& can
   props.total_slots = static_cast<int>(integer_or(*object, "total_slots", 0));
   props.model_path = string_or(*object, "model_path");
   props.build_info = string_or(*object, "build_info");
-  props.chat_template = string_or(*object, "chat_template");
-  props.endpoint_slots = bool_or(*object, "endpoint_slots", true);
   props.endpoint_metrics = bool_or(*object, "endpoint_metrics", false);
   props.media_marker = string_or(*object, "media_marker");
   props.sleeping = bool_or(*object, "is_sleeping", false);
@@ -232,7 +230,6 @@ ResultTask<ModelMeta> LlamaApi::model_meta(CancelSource& cancel) {
     const json::object& fields = inner->get_object();
     meta.n_vocab = integer_or(fields, "n_vocab", 0);
     meta.n_ctx = integer_or(fields, "n_ctx", 0);
-    meta.n_ctx_train = integer_or(fields, "n_ctx_train", 0);
     meta.n_embd = integer_or(fields, "n_embd", 0);
     meta.n_params = integer_or(fields, "n_params", 0);
     meta.size_bytes = integer_or(fields, "size", 0);
@@ -395,7 +392,7 @@ ResultTask<SlotAction> LlamaApi::restore(int slot, std::string_view filename, Ca
 
 ResultTask<SlotAction> LlamaApi::erase(int slot, CancelSource& cancel) { return slot_action(slot, "erase", {}, cancel); }
 
-ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel) {
+ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, CancelSource& cancel) {
   const std::string body = with_model(fmt::format(
       R"({{"prompt":{},"n_predict":0,"id_slot":{},"cache_prompt":true,"stream":true,"return_progress":true,)"
       R"("temperature":0,"response_fields":["timings"]}})",
@@ -422,7 +419,6 @@ ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress
 
   TimingsTail tail;
   std::array<char, 16 * 1024> buffer;
-  std::int64_t reported = -1;
   for (;;) {
     const std::span<char> into{buffer};
     Result<std::size_t> n = co_await exchange->read_some(into);
@@ -430,18 +426,6 @@ ResultTask<Timings> LlamaApi::prefill(int slot, TokenSpan tokens, const Progress
     if (*n == 0) break;
     const std::span<const char> got{buffer.data(), *n};
     tail.on_bytes(got);
-    if (on_progress) {
-      const std::string_view text = tail.text();
-      constexpr std::string_view key = "\"processed\":";
-      const std::size_t at = text.rfind(key);
-      if (at != std::string_view::npos) {
-        const std::int64_t processed = std::strtoll(text.data() + at + key.size(), nullptr, 10);
-        if (processed > reported) {
-          reported = processed;
-          on_progress(processed, static_cast<std::int64_t>(tokens.size()));
-        }
-      }
-    }
   }
   if (answer->status / 100 != 2) {
     Error error = upstream_error(ErrorCode::rejected, fmt::format("prefill: {}", beginning_of(tail.text())));

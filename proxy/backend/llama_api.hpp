@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,8 +28,6 @@ struct BackendProps {
   int total_slots = 0;
   std::string model_path;
   std::string build_info;
-  std::string chat_template;
-  bool endpoint_slots = false;    // GET /slots is served
   bool endpoint_metrics = false;  // --metrics
   bool sleeping = false;
   bool router = false;  // of several models: none of the above
@@ -41,7 +38,6 @@ struct ModelMeta {
   std::string id;
   std::int64_t n_vocab = 0;
   std::int64_t n_ctx = 0;  // of one slot, tokens
-  std::int64_t n_ctx_train = 0;
   std::int64_t n_embd = 0;
   std::int64_t n_params = 0;
   std::int64_t size_bytes = 0;
@@ -126,9 +122,8 @@ class LlamaApi {
   ResultTask<SlotAction> erase(int slot, CancelSource& cancel);
 
   // Computes exactly these tokens in a slot and generates nothing. A stream with progress, because only such a request is
-  // cancelled promptly when we close it. `on_progress(processed, total)` in tokens.
-  using Progress = std::function<void(std::int64_t processed, std::int64_t total)>;
-  ResultTask<Timings> prefill(int slot, TokenSpan tokens, const Progress& on_progress, CancelSource& cancel);
+  // cancelled promptly when we close it.
+  ResultTask<Timings> prefill(int slot, TokenSpan tokens, CancelSource& cancel);
 
   // Empties a slot together with its context checkpoints, which on builds before September 2026 survive `erase` and
   // `restore`. Costs one token.

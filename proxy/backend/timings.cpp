@@ -37,7 +37,6 @@ std::optional<Timings> find_timings(std::string_view text) {
     }
     if (name == "prompt_ms") timings.prompt_ms = value;
     if (name == "predicted_n") timings.predicted_n = static_cast<std::int64_t>(value);
-    if (name == "predicted_ms") timings.predicted_ms = value;
   }
   if (!has_prompt_n) return std::nullopt;
   return timings;

@@ -15,7 +15,6 @@ struct Timings {
   std::int64_t prompt_n = 0;  // prompt tokens computed
   double prompt_ms = 0;
   std::int64_t predicted_n = 0;
-  double predicted_ms = 0;
 };
 
 // The last `"timings":{…}` in `text`. Inside a JSON string the quotes would be escaped, so a raw match is the object.

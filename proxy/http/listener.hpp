@@ -30,7 +30,7 @@ class Listener {
 
   std::uint16_t port() const;
   void start();
-  std::size_t open_sessions() const;
+  std::size_t open_sessions() const;  // for tests
 
   // New clients are refused by the kernel, idle connections close, running requests go on.
   void stop_accepting();

@@ -76,7 +76,6 @@ Task<void> Router::handle(Downstream& downstream) {
   record.id = ++last_id_;
   record.method = downstream.head().method;
   record.path = downstream.head().path();
-  record.peer = downstream.peer();
   record.enter(Step::route);
   bool bug = false;
   try {

@@ -15,7 +15,6 @@ class Histogram {
  public:
   void observe(double seconds);
   void write(std::string& out, std::string_view name, std::string_view labels) const;
-  std::uint64_t count() const { return count_; }
 
  private:
   static constexpr std::array<double, 14> bounds{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
@@ -30,7 +29,7 @@ class Metrics {
   // `labels` like `endpoint="chat",outcome="ok"`, or empty.
   void add(std::string_view name, std::string_view labels, double by = 1);
   void observe(std::string_view name, std::string_view labels, double seconds);
-  double value(std::string_view name, std::string_view labels) const;
+  double value(std::string_view name, std::string_view labels) const;  // of a counter; for tests
 
   // The text exposition format; gauges are written by the caller with write_gauge.
   std::string text() const;

@@ -87,7 +87,6 @@ std::optional<Plan> make_plan(const PlanInput& input) {
   const auto consider = [&](Plan plan, const SlotOption& slot, const Loss& loss) {
     plan.slot = slot.slot;
     plan.save_first = loss.save_first;
-    plan.recompute_all_s = all;
     const double total = plan.expected_s + loss.seconds;
     // Equal plans: the slot that was used longest ago.
     const bool better = !best || total < best_total - 1e-9 ||

@@ -70,7 +70,6 @@ struct Plan {
   bool restore_dearer = false;    // a saved state reaches further, but is not worth bringing back
   bool empty_first = false;       // what it still holds then would only be copied in vain; `base` is 0
   double expected_s = 0;          // until the first token can be sampled
-  double recompute_all_s = 0;     // the same with nothing reused
   std::string_view reason;        // for the log: why this source
 };
 

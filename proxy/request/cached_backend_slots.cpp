@@ -179,7 +179,7 @@ ResultTask<Timings> CachedBackend::prefill(int slot, TokenSpan tokens, std::uint
   state.piece_end = static_cast<std::uint32_t>(tokens.size());
   const std::uint32_t held_before = state.held();
   const auto began = std::chrono::steady_clock::now();
-  Result<Timings> timings = co_await api_.prefill(slot, tokens, {}, cancel);
+  Result<Timings> timings = co_await api_.prefill(slot, tokens, cancel);
   state.running = false;
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   // Refused, it has touched nothing.

@@ -71,7 +71,7 @@ Task<void> CachedRequest::forward_unpinned(const std::string& body) {
   co_await backend_.save_idle_slots(-1);
   if (co_await has_left()) co_return;
   backend_.note_foreign_started(!own_weights());
-  (void)co_await forward(body, *gate);
+  co_await forward(body, *gate);
 }
 
 Task<void> CachedRequest::run_unpinned(std::optional<std::string> body) {
@@ -357,7 +357,7 @@ Task<void> CachedRequest::serve_cached() {
   }
   if (!parsed_.takes_slot) foreign_.emplace(backend_, CachedBackend::Foreign::Holds::a_slot);
   backend_.note_task_started(slot_);
-  (void)co_await forward(spliced, gate);
+  co_await forward(spliced, gate);
   record_.enter(Step::save);
 }
 
@@ -374,7 +374,7 @@ Task<void> CachedRequest::leave_to_backend(StartGate& gate) {
   if (co_await has_left()) co_return;
   backend_.note_foreign_started(false);
   slot_ = -1;
-  (void)co_await forward(body_, gate);
+  co_await forward(body_, gate);
 }
 
 // The restore step: what the slot holds is saved if the plan says so, and the state put in.

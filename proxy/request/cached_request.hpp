@@ -57,9 +57,8 @@ class CachedRequest {
   Task<bool> come_from_before();
   Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);
   Task<void> make_findable();
-  // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun. True when the
-  // client got the answer whole.
-  Task<bool> forward(const std::string& body, StartGate& gate);
+  // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun.
+  Task<void> forward(const std::string& body, StartGate& gate);
   Task<void> forward_unpinned(const std::string& body);
   bool knows_the_key() const;
   void find_candidates();

@@ -74,7 +74,7 @@ Task<void> release_when_started(std::shared_ptr<GateWatch> watch, int slot, bool
 
 }  // namespace
 
-Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
+Task<void> CachedRequest::forward(const std::string& body, StartGate& gate) {
   const bool leased = slot_ >= 0;
   BodyFraming framing;
   framing.kind = BodyFraming::Kind::length;
@@ -116,7 +116,7 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
     if (leased) account(std::nullopt, false);
     backend_is_done();
     co_await fail(error);
-    co_return false;
+    co_return;
   }
   record_.enter(Step::relay);
   const int status = head->status;
@@ -148,16 +148,13 @@ Task<bool> CachedRequest::forward(const std::string& body, StartGate& gate) {
   Result<RelayOutcome> outcome = co_await relay_answer(*exchange, downstream_, *head, &tap, events, &backend_.pool());
   exchange.reset();
   record_.status = head->status;
-  bool whole = false;
   if (outcome) {
     record_.answer_bytes = outcome->body_bytes;
-    whole = outcome->complete;
     if (outcome->broken) record_.error = to_string(*outcome->broken);
   } else {
     record_.error = to_string(outcome.error());
   }
   if (downstream_.cancel().cancelled()) record_.status = status_client_left;
-  co_return whole;
 }
 
 // Whatever is held for the backend's sake is given back.

@@ -167,7 +167,7 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   }
 
   Tokens tokens = probe_tokens(probe.meta.n_vocab, kind_tokens, 2);
-  Result<Timings> timings = co_await api.prefill(slot, tokens, {}, cancel);
+  Result<Timings> timings = co_await api.prefill(slot, tokens, cancel);
   if (!timings) co_return timings.error();
   probe.computed_tokens += static_cast<std::uint32_t>(timings->prompt_n);
   Result<TinySave> eighty = co_await tiny_save(api, store, pool, slot, tokens, cancel);
@@ -191,7 +191,7 @@ ResultTask<MemoryKind> probe_kind(LlamaApi& api, CheckpointStore& store, Blockin
   constexpr std::uint32_t cut = 60;
   for (std::uint32_t i = cut; i < cut + 4; ++i) tokens[i] ^= 1;
   const TokenSpan rewound{tokens.data(), cut + 4};
-  timings = co_await api.prefill(slot, rewound, {}, cancel);
+  timings = co_await api.prefill(slot, rewound, cancel);
   if (!timings) co_return timings.error();
   probe.computed_tokens += static_cast<std::uint32_t>(timings->prompt_n);
   if (timings->cache_n == cut) {

@@ -204,9 +204,8 @@ Task<void> give_body(BodyState& state) {
   if (written && state.backend_lost) {
     state.outcome.broken = state.backend_lost;
     state.downstream.abort();
-  } else {
-    if (written) written = co_await finish(state);
-    state.outcome.complete = written.has_value();
+  } else if (written) {
+    written = co_await finish(state);
   }
   if (!written) {
     state.outcome.broken = written.error();

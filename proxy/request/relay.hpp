@@ -30,8 +30,7 @@ class AnswerTap {
 struct RelayOutcome {
   int status = 0;
   std::uint64_t body_bytes = 0;  // written to the client, comments of our own not counted
-  bool complete = false;
-  std::optional<Error> broken;  // set when not complete
+  std::optional<Error> broken;  // why the answer is not whole; nullopt: it is
 };
 
 // For answers that are event streams (200, chunked, text/event-stream); others are not touched.

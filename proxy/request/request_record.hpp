@@ -63,7 +63,6 @@ struct RequestRecord {
   std::uint64_t id = 0;
   std::string method;
   std::string path;
-  std::string peer;
   std::string model;  // where there are several
   Clock::time_point started = Clock::now();
   Step step = Step::accept;
