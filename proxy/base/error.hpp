@@ -11,12 +11,12 @@ enum class ErrorCode {
   closed,            // the peer ended the connection
   refused,           // nobody listens there
   unreachable,       // no word from there, not even that nobody listens
-  timeout,           //
+  timeout,           // no answer, or no next byte, within the time set for it
   malformed,         // bytes that are not what the protocol says
   body_too_large,    // a body over the configured limit
   header_too_large,  // a message head over the configured limit
   rejected,          // the backend answered with an error status
-  not_found,         //
+  not_found,         // a file, a state or a model that is not there, or not any more
   unsupported,       // the backend cannot do this (no --slot-save-path, say)
   corrupt,           // a file is not what its record says
   no_space,          // budget or disk

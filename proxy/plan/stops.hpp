@@ -38,7 +38,7 @@ inline constexpr std::uint32_t pieces_between_saves = 14;
 //
 // truncatable: none. exact: each one saved, for only a state's end can be resumed.
 // checkpointed: the backend keeps --ctx-checkpoints (32) of them per slot and each piece leaves two; past 15 pieces it
-// begins to drop the early ones, so a save every `pieces_between_saves` keeps them in that file (backend-facts.md).
+// begins to drop the early ones, so a save every `pieces_between_saves` keeps them in that file (build 11669).
 std::vector<Stop> plan_stops(const StopInput& input);
 
 }  // namespace cairn

@@ -408,6 +408,7 @@ void CachedBackend::note_foreign_started(bool other_weights) {
     slots_.forget(state.id);
   }
 }
+
 double CachedBackend::return_chance() {
   constexpr double unlearned = 0.5, least = 0.015, most = 0.9;
   // The next turns of a dozen conversations that have just begun are still to come.

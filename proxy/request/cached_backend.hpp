@@ -1,6 +1,6 @@
 // One backend with all that Cairn knows of it: what it can do, what its slots hold, what things cost there, and the upkeep
 // (noticing that it came, went or changed; writing states back when nobody is served).
-// Thread: the I/O thread. Owner: main. Outlives every request.
+// Thread: the I/O thread. Owner: ModelServer. Outlives every request.
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>

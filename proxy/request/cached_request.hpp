@@ -20,7 +20,7 @@ class CachedRequest {
   CachedRequest(CachedBackend& backend, Downstream& downstream, RequestRecord& record)
       : backend_(backend), downstream_(downstream), record_(record) {}
 
-  // parse · tokenize · match · plan · acquire · restore · prefill · forward · relay. The caller finishes the record.
+  // parse · tokenize · match · acquire (with the plan) · restore · prefill · forward · relay · save. The caller finishes the record.
   Task<void> run(PromptForm form, std::string body);
   // For endpoints that use a slot which we cannot choose: idle slots are saved first, and looked at afterwards. `body`: what was
   // read of it already; nullopt: nothing, it goes up as it comes.
@@ -52,9 +52,9 @@ class CachedRequest {
   // A piece from `done` to `end` tokens would, with those before, leave a stream's client without a head for too long.
   bool would_keep_silent(std::uint32_t done, std::uint32_t end) const;
   Task<void> compute_pieces(StartGate& gate);
-  // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
   // True: the slot holds the prompt but for a token or a few, whose logits are not to come from a context checkpoint's very end.
   Task<bool> come_from_before();
+  // Computes the prompt up to `end` in the slot; false: it could not, or the client has left.
   Task<bool> compute_piece(std::uint32_t end, std::uint32_t expected_base);
   Task<void> make_findable();
   // Sends the (spliced) body and relays the answer; takes the gate and gives it up when the task has begun.

@@ -1,6 +1,7 @@
 // One backend's address and what serves there: a llama-server with one model, a router of several, or llama-swap in front of
 // servers; with a CachedBackend for each model, made when a request first names it.
-// Thread: the I/O thread. Owner: ServedModels. Outlives every request.
+// Thread: the I/O thread. Owner: ServedModels. Outlives every request. Errors: none come out; where the server cannot be asked it is
+// left to answer for itself.
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
@@ -25,10 +26,11 @@ class ModelServer final : public SharedServer {
   ModelServer(boost::asio::any_io_executor executor, std::unique_ptr<Upstream> upstream, CheckpointStore* store, Catalogue* catalogue,
               BlockingPool& pool, CacheOptions options);
 
+  // As those of CachedBackend, for all that there are. The backends of single models are made and started when they are named.
   Task<void> start(std::chrono::milliseconds patience);
   void attach(CheckpointStore& store, Catalogue& catalogue);
   void cut();
-  Task<void> stop(std::chrono::milliseconds limit);
+  Task<void> stop(std::chrono::milliseconds limit);  // of all together
 
   // For a client's request to `path` that names `model`: what serves it. nullptr: the server knows no such model, or is not
   // there, or contested() (once no request for another model is between two of our calls); it answers for itself.

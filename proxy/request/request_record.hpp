@@ -14,7 +14,8 @@ namespace cairn {
 
 class Metrics;
 
-// The steps of a request, in order; every path ends in `finish`.
+// The steps of a request, in the order of the log line; every path ends in `finish`. Not quite that of time: `route` begins before `read`,
+// `plan` is entered when `acquire` has made it, and `save` may also come before them and before `restore`.
 enum class Step {
   accept, read, route, parse, tokenize, match, plan, acquire, restore, prefill, forward, relay, save, finish,
 };

@@ -1,5 +1,5 @@
 // All backends that Cairn serves, and which of them a request goes to by the model it names.
-// Thread: the I/O thread. Owner: main. Outlives every request.
+// Thread: the I/O thread. Owner: main. Outlives every request. Errors: none.
 #pragma once
 
 #include <memory>
@@ -29,6 +29,7 @@ class ServedModels {
   bool by_name() const { return several() || entries_.front().server->by_name(); }
   const std::vector<Entry>& entries() const { return entries_; }
 
+  // As those of CachedBackend, one server after the other; `patience` and `limit` are for all together.
   Task<void> start(std::chrono::milliseconds patience);
   void attach(CheckpointStore& store, Catalogue& catalogue);
   void cut();

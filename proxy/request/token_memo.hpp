@@ -1,5 +1,5 @@
 // Text to tokens through the backend's tokenizer, without paying for the whole of a conversation that grew at its end.
-// Thread: the I/O thread. Owner: one backend.
+// Thread: the I/O thread. Owner: one backend. Errors: those of LlamaApi::tokenize.
 #pragma once
 
 #include <cstdint>

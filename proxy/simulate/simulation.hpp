@@ -28,7 +28,7 @@ struct ModelProfile {
   double save_fixed_s = 0.01;         // of each save, whatever its bytes
 };
 
-// "hybrid-30b" and the like, or "key=value,..." with the names above over those of the default; see --help.
+// "hybrid-3b-h100" and the like, or "key=value,..." with the names above over those of the default; see --help.
 Result<ModelProfile> parse_profile(std::string_view text);
 
 struct SimulationOptions {

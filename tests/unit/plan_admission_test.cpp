@@ -225,7 +225,7 @@ TEST(Admission, CutsStayWithinTheBudget) {
 }
 
 TEST(Admission, AFastGpuWithDearContextCheckpointsIsNotCut) {
-  // 3B hybrid on an H100: 17,402 tokens in 1.5 s, 76 MB a context checkpoint (backend-facts.md).
+  // 3B hybrid on an H100: 17,402 tokens in 1.5 s, 76 MB a context checkpoint (build 11669).
   Case fresh(MemoryKind::checkpointed, 0, 17402);
   fresh.costs = machine(12000, 0.005, 76e6);
   EXPECT_THAT(fresh.places(), IsEmpty());

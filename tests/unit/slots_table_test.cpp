@@ -212,7 +212,7 @@ TEST(ResumePoints, WhereTheServerLeavesContextCheckpoints) {
   EXPECT_THAT(after(0, 2000, {100, 1484, 3000}), ElementsAre(100, 1484, 1996, 3000));
 }
 
-// 40,000 tokens in pieces of 1,024, as build 11669 was seen to keep them (backend-facts.md).
+// 40,000 tokens in pieces of 1,024, as build 11669 was seen to keep them.
 TEST(ResumePoints, OfMoreThanTheBackendKeepsTheEarlyOnesAreThinned) {
   std::vector<std::uint32_t> points;
   for (std::uint32_t to = 1024; to <= 39 * 1024; to += 1024) {
