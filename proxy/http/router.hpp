@@ -1,5 +1,5 @@
 // Which request goes where: Cairn's own endpoints, the cached ones, and everything else straight through.
-// Thread: the I/O thread. To add an endpoint: a row in the table of router.cpp.
+// Thread: the I/O thread. To add an endpoint of the backend: a row in the table of router.cpp; one of Cairn's own: a branch in answer_own().
 #pragma once
 
 #include <cstddef>
