@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <iostream>
@@ -73,8 +74,11 @@ void expect_near_the_machine(const CostModel& model, const Machine& machine, dou
 void expect_sane(const CostModel& model) {
   EXPECT_EQ(model.prefill_seconds(100, 100), 0);
   EXPECT_EQ(model.prefill_seconds(100, 50), 0);
-  EXPECT_GT(model.boundary_seconds(), 0);
   EXPECT_GE(model.context_checkpoint_bytes(), 0);
+  // Two copies at 1 GB/s at least; what small batches add is no more than some tens of tokens, and a request a tenth of a second.
+  const double copies_s = 2 * model.context_checkpoint_bytes() / 1e9;
+  EXPECT_GE(model.boundary_seconds(), copies_s);
+  EXPECT_LE(model.boundary_seconds(), std::max(copies_s, model.prefill_seconds(0, 1000) / 20) + 0.1);
   for (double tokens = 1; tokens < 300'000; tokens *= 3) {
     for (double from = 0; from < 300'000; from = from * 3 + 500) {
       const double s = model.prefill_seconds(from, from + tokens);
@@ -116,7 +120,8 @@ TEST(CostModel, LearnsAFastAndASlowMachine) {
     EXPECT_EQ(model.prefill_samples(), 60u);
     expect_near_the_machine(model, machine, 0.15);
     EXPECT_NEAR(model.piece_seconds(), machine.piece_s, machine.piece_s * 0.3);
-    EXPECT_GT(model.boundary_seconds(), 0);
+    const double small_batches_s = 48 * machine.prefill(0, 1000) / 1000;  // less than two pieces on both, and more than the copies
+    EXPECT_NEAR(model.boundary_seconds(), small_batches_s + 0.001, small_batches_s * 0.2);
     EXPECT_NEAR(model.context_checkpoint_bytes(), machine.context_checkpoint_bytes, machine.context_checkpoint_bytes * 0.15);
     expect_sane(model);
   }
@@ -203,7 +208,7 @@ TEST(CostModel, RatesOfABuildThatDidNotKeepTheOverheadOfPiecesAreLoaded) {
   ASSERT_TRUE(model.load(
       R"({"prefill":[0.002,0,0],"save":[0.05,1e-9],"restore":[0.05,1e-9],"state":[1e6,2e4,3e6],"commit":[0.02,1e-9]})"));
   EXPECT_NEAR(model.commit_seconds(1e6), 0.021, 1e-6);
-  EXPECT_GT(model.boundary_seconds(), 0);
+  EXPECT_NEAR(model.boundary_seconds(), 0.006 + 0.001, 1e-6);  // two copies of 3 MB, and the overhead that a new model expects
 }
 
 TEST(CostModel, RatesOfABuildThatDidNotTimeCommitsAreLoaded) {
