@@ -76,6 +76,61 @@ bool copied_in_vain(const PlanInput& input, const SlotOption& slot, std::uint32_
   return copy_s > worth_s + pays_from_s;
 }
 
+// To wait and to leave the choice to the backend overwrite nothing. Both rest on guesses: they must promise something.
+constexpr double clearly = 0.8;
+
+// `best`, or to wait for a slot in use instead. `best_total`: what `best` costs, with what others lose by it.
+Plan better_wait(const PlanInput& input, Plan best, double best_total) {
+  for (const WaitOption& option : input.waits) {
+    const double waited_s = option.ready_s + input.costs->prefill_seconds(option.usable, input.prompt);
+    if (waited_s >= best_total * clearly) continue;
+    best.source = Source::wait;
+    best.slot = option.slot;
+    best.checkpoint = 0;
+    best.base = option.usable;
+    best.save_first = false;
+    best.expected_s = waited_s;
+    best.reason = "a slot in use will offer more";
+    best_total = waited_s / clearly;
+  }
+  return best;
+}
+
+// `best`, or the backend's own cache instead, from which it brings back more.
+Plan left_to_backend(const PlanInput& input, Plan best) {
+  if (input.in_backend_cache <= best.base || best.source == Source::wait) return best;
+  const CostModel& costs = *input.costs;
+  const double copy_s = backend_copy_seconds(costs, input.in_backend_cache, input.cache_context_checkpoints);
+  const double cached_s = copy_s * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
+  // Where all would be computed otherwise, and most is promised, the choice costs no more than it does without Cairn, whatever
+  // comes of it. For less it is not worth that nothing of the prompt can be saved.
+  const bool most = std::uint64_t{input.in_backend_cache} * 2 >= input.prompt;
+  const double promised = best.source == Source::recompute && most ? 1.0 : clearly;
+  if (cached_s < best.expected_s * promised) {
+    best.source = Source::backend;
+    best.checkpoint = 0;
+    best.base = input.in_backend_cache;
+    best.save_first = false;
+    best.expected_s = cached_s;
+    best.reason = "the backend's own cache should hold it";
+  }
+  return best;
+}
+
+// `best`, in a slot that is emptied first where what it holds would only be copied.
+Plan emptied_first(const PlanInput& input, Plan best) {
+  if (best.source != Source::live && best.source != Source::recompute) return best;
+  const auto taken = std::find_if(input.slots.begin(), input.slots.end(), [&](const SlotOption& slot) { return slot.slot == best.slot; });
+  if (copied_in_vain(input, *taken, best.base)) {
+    best.source = Source::recompute;
+    best.base = 0;
+    best.empty_first = true;
+    best.expected_s = input.costs->prefill_seconds(0, input.prompt);
+    best.reason = "what the slot holds would be copied in vain";
+  }
+  return best;
+}
+
 }  // namespace
 
 std::optional<Plan> make_plan(const PlanInput& input) {
@@ -126,50 +181,11 @@ std::optional<Plan> make_plan(const PlanInput& input) {
   }
   if (!best) return best;
 
-  // Neither overwrites anything. Both rest on guesses: they must promise something.
-  constexpr double clearly = 0.8;
-  for (const WaitOption& option : input.waits) {
-    const double waited_s = option.ready_s + costs.prefill_seconds(option.usable, input.prompt);
-    if (waited_s >= best_total * clearly) continue;
-    best->source = Source::wait;
-    best->slot = option.slot;
-    best->checkpoint = 0;
-    best->base = option.usable;
-    best->save_first = false;
-    best->expected_s = waited_s;
-    best->reason = "a slot in use will offer more";
-    best_total = waited_s / clearly;
-  }
-  if (input.in_backend_cache > best->base && best->source != Source::wait) {
-    const double copy_s = backend_copy_seconds(costs, input.in_backend_cache, input.cache_context_checkpoints);
-    const double cached_s = copy_s * (1.0 + input.running) + costs.prefill_seconds(input.in_backend_cache, input.prompt);
-    // Where all would be computed otherwise, and most is promised, the choice costs no more than it does without Cairn, whatever
-    // comes of it. For less it is not worth that nothing of the prompt can be saved.
-    const bool most = std::uint64_t{input.in_backend_cache} * 2 >= input.prompt;
-    const double promised = best->source == Source::recompute && most ? 1.0 : clearly;
-    if (cached_s < best->expected_s * promised) {
-      best->source = Source::backend;
-      best->checkpoint = 0;
-      best->base = input.in_backend_cache;
-      best->save_first = false;
-      best->expected_s = cached_s;
-      best->reason = "the backend's own cache should hold it";
-    }
-  }
-  if (best->source == Source::live || best->source == Source::recompute) {
-    const auto taken = std::find_if(input.slots.begin(), input.slots.end(), [&](const SlotOption& slot) { return slot.slot == best->slot; });
-    if (copied_in_vain(input, *taken, best->base)) {
-      best->source = Source::recompute;
-      best->base = 0;
-      best->empty_first = true;
-      best->expected_s = all;
-      best->reason = "what the slot holds would be copied in vain";
-    }
-  }
-  best->restore_dearer = best->source != Source::restore && best->source != Source::wait &&
-                         std::any_of(input.restores.begin(), input.restores.end(), [&](const RestoreOption& one) { return one.usable > best->base; });
-  if (best->source == Source::recompute && !best->empty_first && !input.restores.empty()) best->reason = "cheaper to recompute";
-  return best;
+  Plan plan = emptied_first(input, left_to_backend(input, better_wait(input, *best, best_total)));
+  plan.restore_dearer = plan.source != Source::restore && plan.source != Source::wait &&
+                        std::any_of(input.restores.begin(), input.restores.end(), [&](const RestoreOption& one) { return one.usable > plan.base; });
+  if (plan.source == Source::recompute && !plan.empty_first && !input.restores.empty()) plan.reason = "cheaper to recompute";
+  return plan;
 }
 
 }  // namespace cairn

@@ -38,6 +38,9 @@ class CachedRequest {
   // The best plan over the idle slots; sets plan_.
   // nullopt: it waits for a better slot, as far as it is `patient`.
   std::optional<int> choose(std::span<const int> idle, bool patient);
+  SlotOption slot_option(int id, std::int64_t space) const;
+  std::vector<RestoreOption> restore_options() const;  // of candidates_
+  void announce(const Plan& plan);
   std::vector<WaitOption> waits_worth(bool patient, std::uint32_t own_base) const;
   bool in_pieces() const;  // it may be computed in pieces
   bool own_weights() const { return parsed_.lora.empty(); }  // the model as it was probed

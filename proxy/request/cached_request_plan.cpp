@@ -11,7 +11,18 @@ namespace cairn {
 
 namespace {
 constexpr std::size_t candidates_considered = 4;
+
+void log_options(std::uint64_t request, std::span<const SlotOption> options, const CostModel& costs) {
+  for (const SlotOption& option : options) {
+    const double bytes = costs.state_bytes(option.held, option.context_checkpoints);
+    spdlog::debug("req={} may take slot {}: holds {} ({} usable, {} saved, {} context checkpoints), asked for again {:.2f}{}, save {:.3f} s, "
+                  "restore {:.3f} s, the unsaved rest {:.3f} s",
+                  request, option.slot, option.held, option.usable, option.recoverable, option.context_checkpoints, option.return_chance,
+                  option.proven ? " (proven)" : "", costs.save_seconds(bytes), costs.restore_seconds(bytes),
+                  costs.prefill_seconds(option.recoverable, option.held));
+  }
 }
+}  // namespace
 
 // What slots in use will offer this prompt. For one that computes its prompt on the way to ours it waits however long that takes:
 // it would have to compute the same.
@@ -89,46 +100,33 @@ void CachedRequest::ask_for_stops() const {
   }
 }
 
-std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
-  if (idle.empty()) {
-    ask_for_stops();
-    return std::nullopt;
+// What an idle slot offers this prompt, whose state belongs into `space`, and what others would lose with it.
+SlotOption CachedRequest::slot_option(int id, std::int64_t space) const {
+  const SlotState& state = std::as_const(backend_.slots()).at(id);
+  SlotOption option;
+  option.slot = id;
+  option.held = state.held();
+  option.recoverable = state.recoverable;
+  option.savable = state.unsaved;
+  option.context_checkpoints = static_cast<std::uint32_t>(state.resume_points.size());
+  option.return_chance = state.return_chance;
+  option.proven = state.proven;
+  option.clean = backend_.probe().state_version >= 4;
+  option.last_used = state.last_used;
+  // It notices that a client has left after a second of silence, and then ends its batch (of 2,048 tokens by default).
+  constexpr double until_noticed_s = 1.0;
+  constexpr double batch = 2048;
+  if (state.attempted != nullptr && !state.leased) option.wait_s = until_noticed_s + backend_.costs().prefill_seconds(0, batch);
+  if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
+    const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
+    option.usable = usable_tokens(backend_.kind(), state.view(), common, static_cast<std::uint32_t>(prompt_.size()));
+    // The answer in the slot is not lost to a prompt that goes on after it.
+    if (common == state.known.size()) option.held = common;
   }
-  if (backend_.slots().slots().empty()) return std::nullopt;
-  backend_.believe_removals();
-  const auto prompt = static_cast<std::uint32_t>(prompt_.size());
-  const std::int64_t space = name_space();
-  std::vector<SlotOption> options;
-  // Where a request that the backend placed runs, ours would wait for its end.
-  const bool all_taken = std::ranges::all_of(idle, [&](int id) { return backend_.slots().at(id).taken; });
-  for (const int id : idle) {
-    if (!parsed_.id_slot && !all_taken && backend_.slots().at(id).taken) continue;
-    if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
-    const SlotState& state = backend_.slots().at(id);
-    SlotOption option;
-    option.slot = id;
-    option.held = state.held();
-    option.recoverable = state.recoverable;
-    option.savable = state.unsaved;
-    option.context_checkpoints = static_cast<std::uint32_t>(state.resume_points.size());
-    option.return_chance = state.return_chance;
-    option.proven = state.proven;
-    option.clean = backend_.probe().state_version >= 4;
-    option.last_used = state.last_used;
-    // It notices that a client has left after a second of silence, and then ends its batch (of 2,048 tokens by default).
-    constexpr double until_noticed_s = 1.0;
-    constexpr double batch = 2048;
-    if (state.attempted != nullptr && !state.leased) option.wait_s = until_noticed_s + backend_.costs().prefill_seconds(0, batch);
-    if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
-      const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
-      option.usable = usable_tokens(backend_.kind(), state.view(), common, prompt);
-      // The answer in the slot is not lost to a prompt that goes on after it.
-      if (common == state.known.size()) option.held = common;
-    }
-    options.push_back(option);
-  }
-  if (options.empty()) return std::nullopt;
-  find_candidates();  // now: more may have been saved while this request waited, and others dropped
+  return option;
+}
+
+std::vector<RestoreOption> CachedRequest::restore_options() const {
   std::vector<RestoreOption> restores;
   for (const Catalogue::Candidate& candidate : candidates_) {
     // What runs keeps its room; what is idle gives it back.
@@ -141,8 +139,38 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
     option.ready_s = backend_.store()->seconds_before_restore(candidate.checkpoint);
     restores.push_back(option);
   }
+  return restores;
+}
+
+// Whoever is asked next sees already what this one is about to compute.
+void CachedRequest::announce(const Plan& plan) {
+  SlotState& ours = backend_.slots().at(plan.slot);
+  if (own_weights()) ours.target = std::make_shared<const Tokens>(prompt_);
+  ours.in_pieces = in_pieces() && plan.source != Source::backend;
+  ours.piece_end = plan.base;
+}
+
+std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient) {
+  if (idle.empty()) {
+    ask_for_stops();
+    return std::nullopt;
+  }
+  if (backend_.slots().slots().empty()) return std::nullopt;
+  backend_.believe_removals();
+  const std::int64_t space = name_space();
+  std::vector<SlotOption> options;
+  // Where a request that the backend placed runs, ours would wait for its end.
+  const bool all_taken = std::ranges::all_of(idle, [&](int id) { return backend_.slots().at(id).taken; });
+  for (const int id : idle) {
+    if (!parsed_.id_slot && !all_taken && backend_.slots().at(id).taken) continue;
+    if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
+    options.push_back(slot_option(id, space));
+  }
+  if (options.empty()) return std::nullopt;
+  find_candidates();  // now: more may have been saved while this request waited, and others dropped
+  const std::vector<RestoreOption> restores = restore_options();
   PlanInput input;
-  input.prompt = prompt;
+  input.prompt = static_cast<std::uint32_t>(prompt_.size());
   input.slots = options;
   input.restores = restores;
   input.costs = &backend_.costs();
@@ -164,28 +192,14 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   }
   const std::optional<Plan> plan = make_plan(input);
   if (!plan) return std::nullopt;
-  for (const SlotOption& option : options) {
-    if (!spdlog::should_log(spdlog::level::debug)) break;
-    const double bytes = input.costs->state_bytes(option.held, option.context_checkpoints);
-    spdlog::debug("req={} may take slot {}: holds {} ({} usable, {} saved, {} context checkpoints), asked for again {:.2f}{}, save {:.3f} s, "
-                  "restore {:.3f} s, the unsaved rest {:.3f} s",
-                  record_.id, option.slot, option.held, option.usable, option.recoverable, option.context_checkpoints, option.return_chance,
-                  option.proven ? " (proven)" : "", input.costs->save_seconds(bytes), input.costs->restore_seconds(bytes),
-                  input.costs->prefill_seconds(option.recoverable, option.held));
-  }
+  if (spdlog::should_log(spdlog::level::debug)) log_options(record_.id, options, *input.costs);
   if (plan->source == Source::wait) {
     SlotState& busy = backend_.slots().at(plan->slot);
     ask_for_stop(busy, plan->base, true);
     return std::nullopt;
   }
   plan_ = *plan;
-  if (slot_ < 0) {
-    // Whoever is asked next sees already what this one is about to compute.
-    SlotState& ours = backend_.slots().at(plan_.slot);
-    if (own_weights()) ours.target = std::make_shared<const Tokens>(prompt_);
-    ours.in_pieces = in_pieces() && plan_.source != Source::backend;
-    ours.piece_end = plan_.base;
-  }
+  if (slot_ < 0) announce(plan_);
   return plan_.slot;
 }
 
