@@ -6,9 +6,6 @@
 #include <boost/json.hpp>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -16,6 +13,7 @@
 #include "base/unix_time.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/state_file.hpp"
+#include "request/behaviour.hpp"
 #include "request/weights_sample.hpp"
 
 namespace cairn {
@@ -26,8 +24,6 @@ namespace json = boost::json;
 
 constexpr std::uint32_t fingerprint_tokens = 4;
 constexpr int fingerprint_top = 10;
-// Two runs of the same weights differ by less (another batch size, another thread count); other weights by far more.
-constexpr double same_logprob = 0.03;
 // A context checkpoint is only made once 64 tokens are there, at the end - 4 (llama.cpp server-context.cpp).
 constexpr std::uint32_t kind_tokens = 80;
 constexpr std::size_t random_marker_bytes = 32;  // without what stands around them (build 11669)
@@ -42,41 +38,6 @@ Tokens probe_tokens(std::int64_t n_vocab, std::uint32_t count, std::uint64_t see
     tokens.push_back(static_cast<Token>((state >> 33) % range));
   }
   return tokens;
-}
-
-std::string pack_logprobs(const std::vector<TopLogprob>& top) {
-  std::string packed;
-  for (const TopLogprob& one : top) {
-    const float value = static_cast<float>(one.logprob);
-    packed.append(reinterpret_cast<const char*>(&one.token), sizeof one.token);
-    packed.append(reinterpret_cast<const char*>(&value), sizeof value);
-  }
-  return packed;
-}
-
-std::vector<TopLogprob> unpack_logprobs(const std::string& packed) {
-  std::vector<TopLogprob> top;
-  constexpr std::size_t one_bytes = sizeof(Token) + sizeof(float);
-  for (std::size_t at = 0; at + one_bytes <= packed.size(); at += one_bytes) {
-    TopLogprob one;
-    float value = 0;
-    std::memcpy(&one.token, packed.data() + at, sizeof one.token);
-    std::memcpy(&value, packed.data() + at + sizeof one.token, sizeof value);
-    one.logprob = value;
-    top.push_back(one);
-  }
-  return top;
-}
-
-// The likeliest half must be there on both sides with nearly the same value; the tail may change places.
-bool same_behaviour(const std::vector<TopLogprob>& a, const std::vector<TopLogprob>& b) {
-  const std::size_t compared = std::min(a.size(), b.size()) / 2;
-  if (compared == 0) return false;
-  for (std::size_t i = 0; i < compared; ++i) {
-    const auto twin = std::find_if(b.begin(), b.end(), [&](const TopLogprob& other) { return other.token == a[i].token; });
-    if (twin == b.end() || std::abs(twin->logprob - a[i].logprob) > same_logprob) return false;
-  }
-  return true;
 }
 
 // May pass without anybody's doing anything about the backend; 500 is llama-server's "Unable to save slot".
@@ -263,6 +224,168 @@ Task<bool> is_llama_swap(LlamaApi& api, CancelSource& cancel) {
   co_return answer && *answer;
 }
 
+void give_up(ProbeResult& probe, const Error& error) {
+  probe.look_again = look_again(error);
+  probe.save_trouble = save_trouble(error);
+}
+
+// What kind of server it is, and the properties and the model of one that has a single one. False: it has several.
+ResultTask<bool> find_model(LlamaApi& api, bool may_wake, ProbeResult& probe, CancelSource& cancel) {
+  Result<BackendProps> props = co_await api.props(cancel);
+  constexpr int not_found = 404;
+  if (!props && props.error().status == not_found && co_await is_llama_swap(api, cancel)) {
+    probe.server = ServerKind::swap;
+    co_return false;
+  }
+  if (!props) co_return props.error();
+  if (props->router) {
+    probe.server = ServerKind::router;
+    co_return false;
+  }
+  if (props->sleeping && !may_wake) co_return upstream_error(ErrorCode::rejected, "it sleeps, until a request wakes it");
+  probe.props = std::move(*props);
+  // Where LLAMA_MEDIA_MARKER sets it, it is the same for each process.
+  if (probe.props.media_marker.size() >= random_marker_bytes) probe.process = probe.props.media_marker;
+  Result<ModelMeta> meta = co_await api.model_meta(cancel);
+  if (!meta) co_return meta.error();
+  probe.meta = std::move(*meta);
+  co_return true;
+}
+
+// Those first that hold least: what Cairn's own probe overwrites is then lost least. None: they are of no use, and `probe` says why.
+ResultTask<std::vector<SlotInfo>> find_slots(LlamaApi& api, const CheckpointStore* store, ProbeResult& probe, CancelSource& cancel) {
+  Result<std::vector<SlotInfo>> slots = co_await api.slots(cancel);
+  if (!slots) {
+    if (slots.error().code != ErrorCode::rejected) co_return slots.error();
+    probe.save_trouble = "GET /slots is refused: start llama-server without --no-slots";
+    probe.look_again = LookAgain::rarer;
+    co_return std::vector<SlotInfo>{};
+  }
+  probe.props.total_slots = static_cast<int>(slots->size());
+  if (slots->empty()) {
+    probe.save_trouble = "the backend has no slots";
+    probe.look_again = LookAgain::rarer;
+    co_return std::vector<SlotInfo>{};
+  }
+  probe.can_pin = true;
+  if (store == nullptr) {
+    probe.save_trouble = "there is no slot directory";
+    probe.look_again = LookAgain::often;  // it may come
+    co_return std::vector<SlotInfo>{};
+  }
+  if (slots->front().n_ctx > 0) probe.meta.n_ctx = slots->front().n_ctx;
+  std::ranges::stable_sort(*slots, {}, [](const SlotInfo& info) { return std::pair{info.processing, info.n_prompt_tokens.value_or(0)}; });
+  co_return std::move(*slots);
+}
+
+// Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
+ResultTask<void> try_saving(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, const SlotInfo& slot, CancelSource& cancel) {
+  if (!slot.processing && slot.n_prompt_tokens.value_or(0) == 0) {
+    const Result<TinySave> empty = co_await tiny_save(api, store, pool, slot.id, {}, cancel);
+    if (!empty && look_again(empty.error()) != LookAgain::rarer) co_return empty.error();
+    co_return Result<void>{};
+  }
+  Result<CheckpointStore::Reservation> room = co_await store.reserve_scratch(tiny_save_bytes);
+  if (!room) co_return room.error();
+  (void)co_await store.discard(std::move(*room));
+  co_return Result<void>{};
+}
+
+struct Fingerprint {
+  std::vector<TopLogprob> top;  // after a prompt that is always the same
+  TinySave file;                // of the slot that holds it
+};
+
+// nullopt: there is none, or it cannot be saved, and `probe` says why.
+ResultTask<std::optional<Fingerprint>> take_fingerprint(LlamaApi& api, CheckpointStore& store, BlockingPool& pool, int slot,
+                                                        ProbeResult& probe, CancelSource& cancel) {
+  const Tokens prompt = probe_tokens(probe.meta.n_vocab, fingerprint_tokens, 1);
+  Result<std::vector<TopLogprob>> top = upstream_error(ErrorCode::internal, "not asked");
+  Result<TinySave> tiny = upstream_error(ErrorCode::internal, "not asked");
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+    // Some builds now and then leave the probabilities out of an answer; asking again helps.
+    if (!top && top.error().code == ErrorCode::malformed) top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
+    if (!top) break;
+    probe.computed_tokens += fingerprint_tokens;
+    tiny = co_await tiny_save(api, store, pool, slot, prompt, cancel);
+    if (tiny || !is_disturbed(tiny.error())) break;
+  }
+  if (!top) {
+    if (top.error().code != ErrorCode::malformed && top.error().code != ErrorCode::rejected) co_return top.error();
+    probe.save_trouble = fmt::format("no fingerprint of the model: {}", to_string(top.error()));
+    probe.look_again = LookAgain::rarer;
+    co_return std::optional<Fingerprint>{};
+  }
+  if (!tiny) {
+    const Error& error = tiny.error();
+    if (error.source == ErrorSource::upstream && error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported &&
+        error.code != ErrorCode::malformed) {
+      co_return error;
+    }
+    give_up(probe, error);
+    co_return std::optional<Fingerprint>{};
+  }
+  co_return std::optional<Fingerprint>{Fingerprint{std::move(*top), std::move(*tiny)}};
+}
+
+// Without the sample of its weights.
+json::object identity_of(const ProbeResult& probe, const TinySave& tiny) {
+  json::object identity;
+  identity["n_vocab"] = probe.meta.n_vocab;
+  identity["n_params"] = probe.meta.n_params;
+  identity["n_embd"] = probe.meta.n_embd;
+  identity["size"] = probe.meta.size_bytes;
+  identity["ftype"] = probe.meta.ftype;
+  identity["lora"] = probe.lora;
+  // Layout of the memory: number of layers, types of the KV cache, version of the file.
+  identity["state_bytes"] = tiny.bytes;
+  identity["state_version"] = tiny.version;
+  return identity;
+}
+
+// nullptr: what fits this backend is not known yet. `without`: its identity without the weights.
+const NamespaceRecord* find_namespace(const CheckpointStore& store, const ProbeResult& probe, const std::string& without,
+                                      const Weights& weights, const std::vector<TopLogprob>& top) {
+  const auto find = [&](auto fits) -> const NamespaceRecord* {
+    const auto found = std::ranges::find_if(store.namespaces(), [&](const auto& one) {
+      return fits(one.second.identity) && same_behaviour(one.second.probe, top);
+    });
+    return found == store.namespaces().end() ? nullptr : &found->second;
+  };
+  const NamespaceRecord* found = find([&](const std::string& other) { return other == probe.identity; });
+  if (found == nullptr && weights.sample && !weights.uncertain) {
+    // Of a time when the file could not be read, or was not: its identity is renewed later.
+    found = find([&](const std::string& other) { return other == without; });
+  } else if (found == nullptr && !weights.sample) {
+    const std::string beginning = without.substr(0, without.size() - 1) + ",";
+    if (find([&](const std::string& other) { return other.starts_with(beginning); }) != nullptr) {
+      spdlog::warn("{} cannot be read: it may hold other weights than those whose states were saved while it could, and these are not used",
+                   probe.props.model_path);
+    }
+  }
+  return found;
+}
+
+// What the namespace tells; the kind, too, when the same build was probed before.
+void recall(const NamespaceRecord& known, ProbeResult& probe) {
+  probe.name_space = known.id;
+  probe.facts = known.facts;
+  boost::system::error_code error;
+  const json::value facts = json::parse(known.facts, error);
+  if (error || !facts.is_object()) return;
+  const json::object& object = facts.get_object();
+  const json::value* build = object.if_contains("build");
+  const json::value* kind = object.if_contains("kind");
+  if (build == nullptr || kind == nullptr || !build->is_string() || !kind->is_string() || build->get_string() != probe.props.build_info) return;
+  probe.kind = memory_kind_from_string(std::string_view{kind->get_string()});
+  probe.kind_because = "remembered";
+  const json::value* certain = object.if_contains("kind_certain");
+  probe.kind_certain = certain != nullptr && certain->is_bool() && certain->get_bool();
+  // Somebody may have followed our advice to switch context checkpoints on: worth looking again.
+  if (probe.kind == MemoryKind::exact) probe.kind = MemoryKind::unknown;
+}
+
 }  // namespace
 
 std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
@@ -278,101 +401,26 @@ std::string make_facts(const ProbeResult& probe, MemoryKind kind) {
 
 ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, BlockingPool& pool, bool may_wake, CancelSource& cancel) {
   ProbeResult probe;
-  Result<BackendProps> props = co_await api.props(cancel);
-  constexpr int not_found = 404;
-  if (!props && props.error().status == not_found && co_await is_llama_swap(api, cancel)) {
-    probe.server = ServerKind::swap;
-    co_return probe;
-  }
-  if (!props) co_return props.error();
-  if (props->router) {
-    probe.server = ServerKind::router;
-    co_return probe;
-  }
-  if (props->sleeping && !may_wake) co_return upstream_error(ErrorCode::rejected, "it sleeps, until a request wakes it");
-  probe.props = std::move(*props);
-  // Where LLAMA_MEDIA_MARKER sets it, it is the same for each process.
-  if (probe.props.media_marker.size() >= random_marker_bytes) probe.process = probe.props.media_marker;
-  Result<ModelMeta> meta = co_await api.model_meta(cancel);
-  if (!meta) co_return meta.error();
-  probe.meta = std::move(*meta);
-
-  Result<std::vector<SlotInfo>> slots = co_await api.slots(cancel);
-  if (!slots) {
-    if (slots.error().code != ErrorCode::rejected) co_return slots.error();
-    probe.save_trouble = "GET /slots is refused: start llama-server without --no-slots";
-    probe.look_again = LookAgain::rarer;
-    co_return probe;
-  }
-  probe.props.total_slots = static_cast<int>(slots->size());
-  if (slots->empty()) {
-    probe.save_trouble = "the backend has no slots";
-    probe.look_again = LookAgain::rarer;
-    co_return probe;
-  }
-  probe.can_pin = true;
-  if (store == nullptr) {
-    probe.save_trouble = "there is no slot directory";
-    probe.look_again = LookAgain::often;  // it may come
-    co_return probe;
-  }
-
-  if (slots->front().n_ctx > 0) probe.meta.n_ctx = slots->front().n_ctx;
-
-  // The slots that hold least: what Cairn's own probe overwrites is then lost least.
-  std::vector<SlotInfo> by_content = *slots;
-  std::ranges::stable_sort(by_content, {}, [](const SlotInfo& info) { return std::pair{info.processing, info.n_prompt_tokens.value_or(0)}; });
-  const int slot = by_content.front().id;
-  const bool is_empty = !by_content.front().processing && by_content.front().n_prompt_tokens.value_or(0) == 0;
-
-  // Nothing is computed where saving is impossible anyway. (A slot that holds something is not saved just to see.)
-  Result<void> possible;
-  if (is_empty) {
-    const Result<TinySave> empty = co_await tiny_save(api, *store, pool, slot, {}, cancel);
-    if (!empty && look_again(empty.error()) != LookAgain::rarer) possible = empty.error();
-  } else {
-    Result<CheckpointStore::Reservation> room = co_await store->reserve_scratch(tiny_save_bytes);
-    if (room) (void)co_await store->discard(std::move(*room));
-    else possible = room.error();
-  }
+  const Result<bool> single = co_await find_model(api, may_wake, probe, cancel);
+  if (!single) co_return single.error();
+  if (!*single) co_return probe;
+  const Result<std::vector<SlotInfo>> slots = co_await find_slots(api, store, probe, cancel);
+  if (!slots) co_return slots.error();
+  if (slots->empty()) co_return probe;
+  const int slot = slots->front().id;
+  const Result<void> possible = co_await try_saving(api, *store, pool, slots->front(), cancel);
   if (!possible) {
-    probe.look_again = look_again(possible.error());
-    probe.save_trouble = save_trouble(possible.error());
+    give_up(probe, possible.error());
     co_return probe;
   }
-
-  const Tokens prompt = probe_tokens(probe.meta.n_vocab, fingerprint_tokens, 1);
-  Result<std::vector<TopLogprob>> top = upstream_error(ErrorCode::internal, "not asked");
-  Result<TinySave> tiny = upstream_error(ErrorCode::internal, "not asked");
-  for (int attempt = 0; attempt < 3; ++attempt) {
-    top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
-    // Some builds now and then leave the probabilities out of an answer; asking again helps.
-    if (!top && top.error().code == ErrorCode::malformed) top = co_await api.top_logprobs(slot, prompt, fingerprint_top, cancel);
-    if (!top) break;
-    probe.computed_tokens += fingerprint_tokens;
-    tiny = co_await tiny_save(api, *store, pool, slot, prompt, cancel);
-    if (tiny || !is_disturbed(tiny.error())) break;
-  }
-  if (!top) {
-    if (top.error().code != ErrorCode::malformed && top.error().code != ErrorCode::rejected) co_return top.error();
-    probe.save_trouble = fmt::format("no fingerprint of the model: {}", to_string(top.error()));
-    probe.look_again = LookAgain::rarer;
-    co_return probe;
-  }
-  if (!tiny) {
-    const Error& error = tiny.error();
-    if (error.source == ErrorSource::upstream && error.code != ErrorCode::rejected && error.code != ErrorCode::unsupported &&
-        error.code != ErrorCode::malformed) {
-      co_return error;
-    }
-    probe.look_again = look_again(error);
-    probe.save_trouble = save_trouble(error);
-    co_return probe;
-  }
+  const Result<std::optional<Fingerprint>> taken = co_await take_fingerprint(api, *store, pool, slot, probe, cancel);
+  if (!taken) co_return taken.error();
+  if (!*taken) co_return probe;
+  const Fingerprint& fingerprint = **taken;
   probe.can_save = true;
-  probe.state_version = tiny->version;
+  probe.state_version = fingerprint.file.version;
 
-  const Result<std::optional<bool>> clears = co_await probe_clearing(api, by_content, probe, cancel);
+  const Result<std::optional<bool>> clears = co_await probe_clearing(api, *slots, probe, cancel);
   if (!clears) co_return clears.error();
   // Assumed in vain it costs some waiting for each other; not assumed where it is so, states.
   probe.clears_idle = clears->value_or(true);
@@ -380,71 +428,27 @@ ResultTask<ProbeResult> probe_backend(LlamaApi& api, CheckpointStore* store, Blo
 
   Result<std::string> lora = co_await api.lora_adapters(cancel);
   if (!lora) co_return lora.error();
-  probe.lora = *lora;
-  json::object identity;
-  identity["n_vocab"] = probe.meta.n_vocab;
-  identity["n_params"] = probe.meta.n_params;
-  identity["n_embd"] = probe.meta.n_embd;
-  identity["size"] = probe.meta.size_bytes;
-  identity["ftype"] = probe.meta.ftype;
-  identity["lora"] = *lora;
-  // Layout of the memory: number of layers, types of the KV cache, version of the file.
-  identity["state_bytes"] = tiny->bytes;
-  identity["state_version"] = tiny->version;
+  probe.lora = std::move(*lora);
+  json::object identity = identity_of(probe, fingerprint.file);
   const std::string without = json::serialize(identity);
   // The behaviour below tells strangers apart, not two of a kind (another quantization run, one more step of training).
   const Weights weights = co_await weights_of(probe, *store, pool);
   if (weights.sample) identity["weights"] = *weights.sample;
   probe.identity = json::serialize(identity);
 
-  const auto find = [&](auto fits) {
-    return std::ranges::find_if(store->namespaces(), [&](const auto& one) {
-      return fits(one.second.identity) && same_behaviour(unpack_logprobs(one.second.probe), *top);
-    });
-  };
-  auto found = find([&](const std::string& other) { return other == probe.identity; });
-  if (found == store->namespaces().end() && weights.sample && !weights.uncertain) {
-    // Of a time when the file could not be read, or was not: its identity is renewed below.
-    found = find([&](const std::string& other) { return other == without; });
-  } else if (found == store->namespaces().end() && !weights.sample) {
-    const std::string beginning = without.substr(0, without.size() - 1) + ",";
-    if (find([&](const std::string& other) { return other.starts_with(beginning); }) != store->namespaces().end()) {
-      spdlog::warn("{} cannot be read: it may hold other weights than those whose states were saved while it could, and these are not used",
-                   probe.props.model_path);
-    }
-  }
-  std::string reference;  // of a known one: what its states were made with, however many small steps lie between
-  const bool known = found != store->namespaces().end();
-  if (known) {
-    const auto& [id, record] = *found;
-    reference = record.probe;
-    probe.name_space = id;
-    probe.facts = record.facts;
-    boost::system::error_code error;
-    const json::value facts = json::parse(record.facts, error);
-    if (!error && facts.is_object()) {
-      const json::object& object = facts.get_object();
-      const json::value* build = object.if_contains("build");
-      const json::value* kind = object.if_contains("kind");
-      if (build != nullptr && kind != nullptr && build->is_string() && kind->is_string() &&
-          build->get_string() == probe.props.build_info) {
-        probe.kind = memory_kind_from_string(std::string_view{kind->get_string()});
-        probe.kind_because = "remembered";
-        const json::value* certain = object.if_contains("kind_certain");
-        probe.kind_certain = certain != nullptr && certain->is_bool() && certain->get_bool();
-        // Somebody may have followed our advice to switch context checkpoints on: worth looking again.
-        if (probe.kind == MemoryKind::exact) probe.kind = MemoryKind::unknown;
-      }
-    }
-  }
+  const NamespaceRecord* const known = find_namespace(*store, probe, without, weights, fingerprint.top);
+  // What its states were made with, however many small steps lie between.
+  std::string reference = known != nullptr ? known->probe : pack_logprobs(fingerprint.top);
+  const bool is_new = known == nullptr;
+  if (!is_new) recall(*known, probe);
   if (probe.kind == MemoryKind::unknown) {
-    Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, tiny->bytes, probe, cancel);
+    Result<MemoryKind> kind = co_await probe_kind(api, *store, pool, slot, fingerprint.file.bytes, probe, cancel);
     if (!kind) co_return kind.error();
     probe.kind = *kind;
     probe.facts = make_facts(probe, probe.kind);
   }
-  if (!known) {
-    Result<NamespaceId> added = co_await store->add_namespace(probe.identity, pack_logprobs(*top), probe.facts);
+  if (is_new) {
+    Result<NamespaceId> added = co_await store->add_namespace(probe.identity, std::move(reference), probe.facts);
     if (!added) {
       probe.can_save = false;
       probe.look_again = LookAgain::often;
