@@ -73,9 +73,9 @@ void Catalogue::add_those_with_answers_left(const CheckpointRecord& record, std:
   }
   // Where the next turn leaves a prompt before its end, what is left out is a part of what opens the answer. So end many prompts, whatever
   // they ask: another question after the same system prompt is no next turn.
-  const auto is_opening = [&](TokenSpan end) {
+  const auto is_opening = [&](TokenSpan tokens) {
     constexpr std::size_t least = 3;
-    const auto alike = std::ranges::count_if(prompts, [&](const Recent::Prompt* one) { return ends_with(one->ending, end); });
+    const auto alike = std::ranges::count_if(prompts, [&](const Recent::Prompt* one) { return ends_with(one->ending, tokens); });
     return static_cast<std::size_t>(alike) >= std::max(least, prompts.size() / 4);
   };
 
@@ -114,9 +114,9 @@ void Catalogue::add_those_with_answers_left(const CheckpointRecord& record, std:
       return true;
     };
     constexpr std::size_t most_nodes = 256;
-    const PrefixTree::Match end{asked.tokens, asked.leaf};
-    tree.for_each_mark_on_path(end, judge);
-    tree.for_each_mark_below(end, judge, most_nodes);
+    const PrefixTree::Match prompt_end{asked.tokens, asked.leaf};
+    tree.for_each_mark_on_path(prompt_end, judge);
+    tree.for_each_mark_below(prompt_end, judge, most_nodes);
   }
 }
 
