@@ -33,8 +33,8 @@ ResultTask<void> StoreClient::connect() {
   if (why == ErrorCode::unsupported || why == ErrorCode::corrupt) co_return opened.error();  // what was found there, by whoever may look
   Result<void> connected = connect_to_server();
   if (connected) connected = co_await has_named_store();
-  if (connected || connected.error().code == ErrorCode::rejected) co_return connected;
-  if (connected.error().code == ErrorCode::invalid) {
+  if (connected) co_return connected;
+  if (connected.error().code == ErrorCode::rejected || connected.error().code == ErrorCode::invalid) {
     Error error = opened.error();
     error.context += "; " + connected.error().context;
     co_return error;
@@ -47,14 +47,17 @@ ResultTask<void> StoreClient::connect() {
 ResultTask<void> StoreClient::has_named_store(std::chrono::milliseconds limit) {
   const Result<json::value> status = co_await call("GET", "/cairn/status", {}, limit);
   if (!status) co_return status.error();
-  const json::value* store = status->as_object().if_contains("store");
+  const json::object* members = status->if_object();
+  const json::value* named = members == nullptr ? nullptr : members->if_contains("store");
+  const json::object* store = named == nullptr ? nullptr : named->if_object();
   const std::string host = server_->address().host_header();
   if (store == nullptr) {
     co_return upstream_error(ErrorCode::rejected, fmt::format("the Cairn at {} has no store: see slot_dir and state_dir, and its log", host));
   }
   const auto told = [store](const char* name) {
-    const json::value* value = store->as_object().if_contains(name);
-    return value == nullptr ? std::string{} : std::string{value->as_string()};
+    const json::value* value = store->if_contains(name);
+    const json::string* text = value == nullptr ? nullptr : value->if_string();
+    return text == nullptr ? std::string{} : std::string{*text};
   };
   const std::string its_dir = told("state_dir"), its_id = told("index_id");
   // In a container the same directory may go by another path, and another one by the same.
@@ -99,7 +102,9 @@ ResultTask<json::value> StoreClient::call(std::string_view method, std::string p
     head.target = path;
     head.fields.add("Content-Type", "application/json");
     // Where Cairn has no key of its own, what is posted there to be warmed goes to the backend with the key that it comes with.
-    const std::string& key = path.starts_with("/cairn/") && !config_.own_api_key.empty() ? config_.own_api_key : config_.backend_api_key;
+    const bool warms = method == "POST" && path == checkpoints_path;
+    const bool own = path.starts_with("/cairn/") && !(warms && config_.own_api_key.empty());
+    const std::string& key = own ? config_.own_api_key : config_.backend_api_key;
     if (!key.empty()) head.fields.add("Authorization", "Bearer " + key);
     Upstream::CallOptions options;
     options.timeout = limit;

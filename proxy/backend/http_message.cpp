@@ -53,6 +53,11 @@ void HeaderFields::erase(std::string_view name) {
   std::erase_if(fields, [&](const auto& field) { return iequals(field.name, name); });
 }
 
+bool is_event_stream(const HeaderFields& fields) {
+  const std::string_view type = fields.get("Content-Type").value_or("");
+  return iequals(type.substr(0, type.find_first_of("; \t")), "text/event-stream");
+}
+
 void erase_hop_by_hop(HeaderFields& fields) {
   std::vector<std::string> named;
   for (const HeaderField& field : fields.fields) {

@@ -26,6 +26,9 @@ class HeaderFields {
   void erase(std::string_view name);
 };
 
+// Content-Type says text/event-stream, with parameters or without.
+bool is_event_stream(const HeaderFields& fields);
+
 // Removes the fields that belong to one connection and not to the message (RFC 9110 section 7.6.1), those named by
 // Connection included, and the framing fields: whoever writes the message sets its own.
 void erase_hop_by_hop(HeaderFields& fields);

@@ -85,8 +85,7 @@ class UpstreamExchange final : public Exchange {
     framing_ = parser_.framing();
     ResponseHead head = parser_.response();
     // llama-server closes a connection behind a stream, without a word: the next request on it might be sent before we see that.
-    const std::string_view type = head.fields.get("Content-Type").value_or("");
-    ends_connection_ = framing_.kind == BodyFraming::Kind::chunked && type.starts_with("text/event-stream");
+    ends_connection_ = framing_.kind == BodyFraming::Kind::chunked && is_event_stream(head.fields);
     if (parser_.done()) release();
     co_return head;
   }

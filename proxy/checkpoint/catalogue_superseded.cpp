@@ -9,7 +9,6 @@
 namespace cairn {
 
 namespace {
-constexpr std::uint32_t longest_opening = 32;  // tokens between where a prompt ends and where the next turn leaves its state
 
 bool offers(const CheckpointRecord& record, std::uint32_t position) {
   return position == record.token_count || std::binary_search(record.resume_positions.begin(), record.resume_positions.end(), position);
@@ -71,12 +70,12 @@ void Catalogue::add_those_with_answers_left(const CheckpointRecord& record, std:
   for (const Recent::Prompt& prompt : recent->second.prompts) {
     if (tree.is_live(prompt.leaf) && tree.end_tokens(prompt.leaf) == prompt.tokens) prompts.push_back(&prompt);
   }
-  // Where the next turn leaves a prompt before its end, what is left out is a part of what opens the answer. So end many prompts, whatever
-  // they ask: another question after the same system prompt is no next turn.
+  // Where the next turn leaves a prompt before its end, what is left out is a part of what opens the answer. So end most prompts, whatever
+  // they ask: another question after the same system prompt, or about the same document, is no next turn.
   const auto is_opening = [&](TokenSpan tokens) {
     constexpr std::size_t least = 3;
     const auto alike = std::ranges::count_if(prompts, [&](const Recent::Prompt* one) { return ends_with(one->ending, tokens); });
-    return static_cast<std::size_t>(alike) >= std::max(least, prompts.size() / 4);
+    return static_cast<std::size_t>(alike) >= std::max(least, prompts.size() / 2 + 1);
   };
 
   for (auto at = prompts.begin(); at != prompts.end(); ++at) {
@@ -85,7 +84,7 @@ void Catalogue::add_those_with_answers_left(const CheckpointRecord& record, std:
     if (std::ranges::count(prompts, asked.leaf, &Recent::Prompt::leaf) > 1) continue;
     const std::uint32_t shared = shared_by(asked.leaf);
     const std::uint32_t left_out = asked.tokens - shared;
-    if (left_out > longest_opening) continue;
+    if (left_out >= Recent::Prompt::kept_ending) continue;
     // The prompt that went on from it.
     std::uint32_t next = 0;
     for (auto later = prompts.begin(); later != at; ++later) {
@@ -102,7 +101,7 @@ void Catalogue::add_those_with_answers_left(const CheckpointRecord& record, std:
       if (place == places_.end() || other->pinned || other->kind != record.kind) return true;
       const NodeId leaf = place->second.leaf;
       const std::uint32_t parted = shared_by(leaf);
-      if (parted >= other->token_count || parted >= next || parted > asked.tokens + longest_opening) return true;
+      if (parted >= other->token_count || parted >= next || parted >= asked.tokens + Recent::Prompt::kept_ending) return true;
       // Whatever was asked or saved since the prompt came has left its mark in the tree: from what ends in one piece, with nothing
       // below, nobody went on, nor did anybody come back to it. What is older may be a whole conversation.
       const bool is_answer = other->created_unix_ms >= asked.at_ms && tree.children(leaf) == 0 &&

@@ -214,7 +214,7 @@ Result<void> PosixFileLayer::make_directory(const std::string& path, DirectoryFo
   for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     const std::string part = path.substr(0, end);
     const bool is_last = path.find_first_not_of('/', end) == std::string::npos;
-    if (::mkdir(part.c_str(), is_last && whom == DirectoryFor::owner ? 0700 : 0777) == 0) {
+    if (::mkdir(part.c_str(), is_last && whom == DirectoryFor::owner ? 0700 : 0770) == 0) {
       // A power cut must not take the new directory with all that was synced in it.
       const std::size_t slash = part.rfind('/');
       const std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);

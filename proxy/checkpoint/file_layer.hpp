@@ -29,8 +29,8 @@ struct DiskSpace {
   bool read_only = false;
 };
 
-// Whom a directory that is made is for, the umask permitting.
-enum class DirectoryFor { owner, all };
+// Whom a directory that is made is for; what lies there tells prompts. The backend may be another user of our group, the umask permitting.
+enum class DirectoryFor { owner, backend };
 
 // Closed when it goes out of scope.
 class ReadableFile {

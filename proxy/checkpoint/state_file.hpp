@@ -18,7 +18,7 @@ namespace cairn {
 
 // llama.cpp: LLAMA_STATE_SEQ_MAGIC "ggsq"; versions seen are 2 (June 2026) and 4 (build 11669).
 inline constexpr std::uint32_t state_file_magic = 0x67677371;
-// Written next to NAME by some builds and forks (backend-facts.md): part of the state.
+// Written next to NAME by some builds and forks: part of the state.
 inline constexpr std::array<std::string_view, 2> side_file_suffixes{".ckpt", ".checkpoints"};
 
 struct StateHeader {

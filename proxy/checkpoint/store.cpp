@@ -120,6 +120,7 @@ ResultTask<std::unique_ptr<CheckpointStore>> CheckpointStore::open(StoreOptions 
   self.slot_lock_ = std::move(loaded->slot_lock);
   self.disk_lock_ = std::move(loaded->disk_lock);
   self.settings_ = std::move(loaded->settings);
+  self.owner_note_ = std::move(loaded->owner_note);
   for (NamespaceRecord& record : loaded->namespaces) self.namespaces_.emplace(record.id, std::move(record));
   for (const auto& [id, entry] : self.entries_) {
     self.counters_.bytes += entry.record.bytes;

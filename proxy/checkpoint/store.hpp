@@ -374,6 +374,7 @@ class CheckpointStore {
   std::int64_t disk_freed_unix_ms_ = 0;  // otherwise than for room
   std::optional<Victims> judged_on_disk_;  // a moment ago
   std::int64_t judged_unix_ms_ = 0;
+  std::string owner_note_;  // for lock files made anew
   std::unique_ptr<FileLock> state_lock_;
   std::shared_ptr<FileLock> slot_lock_;  // these two are looked at by work under way
   std::shared_ptr<FileLock> disk_lock_;

@@ -18,12 +18,18 @@ Result<void> same_directory(FileLayer& files, const std::string& directory) {
   return another_directory(directory);
 }
 
-Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, std::unique_ptr<FileLock>& anew) {
+std::unique_ptr<FileLock> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note) {
+  auto locked = files.lock(directory + "/" + std::string(lock_file_name));
+  if (!locked) return nullptr;
+  if (!owner_note.empty()) (void)(*locked)->note(owner_note);  // else another Cairn would take what lies there for nobody's
+  return std::move(*locked);
+}
+
+Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, const std::string& owner_note,
+                                 std::unique_ptr<FileLock>& anew) {
   if (lock != nullptr) {
     auto same = same_directory(files, directory);
-    if (!same && lock->deleted()) {
-      if (auto locked = files.lock(directory + "/" + std::string(lock_file_name))) anew = std::move(*locked);
-    }
+    if (!same && lock->deleted()) anew = lock_anew(files, directory, owner_note);
     if (!same && anew == nullptr) return same.error();
   }
   auto space = files.space(directory);

@@ -25,18 +25,19 @@ std::uint64_t bytes_of(const std::vector<const CheckpointRecord*>& records) {
 // Of the slot directory, which is to be written to.
 ResultTask<DiskSpace> CheckpointStore::slot_space() {
   std::unique_ptr<FileLock> locked_anew;
-  const std::shared_ptr<FileLock> lock = has_tiers() ? nullptr : slot_lock_;  // in RAM it may be emptied, and is used all the same
-  const auto job = [this, &lock, &locked_anew]() -> Result<DiskSpace> {
+  const std::shared_ptr<FileLock> lock = slot_lock_;
+  const bool in_ram = has_tiers() && !options_.look_only;
+  const auto job = [this, &lock, &locked_anew, in_ram]() -> Result<DiskSpace> {
+    if (!in_ram) return space_to_write(files_, options_.slot_dir, lock.get(), owner_note_, locked_anew);
     const auto found = files_.space(options_.slot_dir);
-    if (!found && found.error().code == ErrorCode::not_found && has_tiers() && !options_.look_only) {
-      // What is in RAM does not come back by itself, as a disk may.
-      if (auto made = files_.make_directory(options_.slot_dir, DirectoryFor::all); !made) return made.error();
-      // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
-      if (auto locked = files_.lock(slot_path(std::string(lock_file_name)))) locked_anew = std::move(*locked);
-      const std::string owner = read_note(files_, disk_path(std::string(lock_file_name)));  // the same index
-      if (locked_anew != nullptr && !owner.empty()) (void)locked_anew->note(owner);
+    const bool is_gone = !found && found.error().code == ErrorCode::not_found;
+    // What is in RAM does not come back by itself, as a disk may.
+    if (is_gone) {
+      if (auto made = files_.make_directory(options_.slot_dir, DirectoryFor::backend); !made) return made.error();
     }
-    return space_to_write(files_, options_.slot_dir, lock.get(), locked_anew);
+    // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
+    if (is_gone || (lock != nullptr && lock->deleted())) locked_anew = lock_anew(files_, options_.slot_dir, owner_note_);
+    return space_to_write(files_, options_.slot_dir, nullptr, owner_note_, locked_anew);
   };
   auto space = co_await index_pool_.run(job);
   if (locked_anew) slot_lock_ = std::move(locked_anew);
@@ -47,7 +48,7 @@ ResultTask<DiskSpace> CheckpointStore::slot_space() {
 ResultTask<DiskSpace> CheckpointStore::disk_space() {
   std::unique_ptr<FileLock> locked_anew;
   const std::shared_ptr<FileLock> lock = disk_lock_;
-  const auto job = [this, &lock, &locked_anew] { return space_to_write(files_, options_.disk_dir, lock.get(), locked_anew); };
+  const auto job = [this, &lock, &locked_anew] { return space_to_write(files_, options_.disk_dir, lock.get(), owner_note_, locked_anew); };
   auto space = co_await index_pool_.run(job);
   if (locked_anew) disk_lock_ = std::move(locked_anew);
   co_return space;
@@ -149,7 +150,8 @@ void CheckpointStore::look_at_pins(std::uint64_t wanted) {
   if (pins_fill_ || !on_pins_fill_) return;
   const StoreCounters now = counters();
   if (wanted == 0 && now.files > 0) wanted = now.bytes / now.files;
-  pins_fill_ = now.pinned_bytes > 0 && now.pinned_bytes + wanted > options_.budget_bytes;
+  // Of less than half of the budget they are not what is in the way.
+  pins_fill_ = now.pinned_bytes >= options_.budget_bytes / 2 && now.pinned_bytes + wanted > options_.budget_bytes;
   if (pins_fill_) on_pins_fill_(now.pinned_bytes, options_.budget_bytes);
 }
 

@@ -232,8 +232,8 @@ Result<Read> read_index(Result<std::unique_ptr<Index>> index, Loaded& loaded, Ch
   return read;
 }
 
-}  // namespace
-
+// What a lock file says. Empty when it tells nothing. Those beside the states name the index that knows them, the one beside the index
+// who took it last.
 std::string read_note(FileLayer& files, const std::string& lock_file) {
   constexpr std::size_t longest = 4096 + 1 + name_digits;
   const auto file = files.open(lock_file);
@@ -242,8 +242,6 @@ std::string read_note(FileLayer& files, const std::string& lock_file) {
   const auto read = (*file)->read_at(0, std::as_writable_bytes(std::span<char>(text)));
   return read && *read == text.size() ? text : std::string{};
 }
-
-namespace {
 
 // The index that knows the states beside a lock file.
 struct Owner {
@@ -332,8 +330,8 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
   std::vector<std::pair<std::string, DirectoryFor>> made_when_missing;
   if (!look_only) made_when_missing.emplace_back(state_dir, DirectoryFor::owner);
   if (!look_only && tiers) {
-    // The backend may be another user's. After a reboot the RAM is empty.
-    for (const std::string& directory : {disk_dir, slot_dir}) made_when_missing.emplace_back(directory, DirectoryFor::all);
+    made_when_missing.emplace_back(disk_dir, DirectoryFor::owner);
+    made_when_missing.emplace_back(slot_dir, DirectoryFor::backend);  // after a reboot the RAM is empty
   }
   for (const auto& [directory, whom] : made_when_missing) {
     if (auto made = files.make_directory(directory, whom); !made) return made.error();
@@ -436,6 +434,7 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     if (auto put = loaded.index->put_setting(std::string(index_id_setting), own_id); !put) return put.error();
   }
   const Owner own{own_index, own_id};
+  loaded.owner_note = own.text();
   const auto late_before = loaded.settings.find(std::string(LateStarts::setting));
   const LateStarts starts = late_before == loaded.settings.end() ? LateStarts{} : LateStarts::parse(late_before->second);
   const std::int64_t now_unix_ms = options.now_unix_ms();

@@ -32,12 +32,9 @@ struct Loaded {
   std::uint64_t swept_files = 0, swept_entries = 0;
   std::uint64_t absent_entries = 0;  // not found, not forgotten
   std::uint64_t damaged_entries = 0;  // rows that make no sense; among those swept, unless to look
+  std::string owner_note;            // what our lock files say: whose states lie beside them
   std::string strange_states;        // where states lie that another index at this one's place has known; not swept
 };
-
-// What a lock file says. Empty when it tells nothing. Those beside the states name the index that knows them, the one beside the index
-// who took it last.
-std::string read_note(FileLayer& files, const std::string& lock_file);
 
 // Names of states in `directory` that are being saved, or never were to their end.
 Result<std::set<std::string>> half_saved_files(FileLayer& files, const std::string& directory);

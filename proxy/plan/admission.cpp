@@ -131,7 +131,6 @@ Marked marked(const AdmissionInput& input) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
   const std::uint32_t end = end_stop(input);
-  const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback_of(input), end) : 0;
   const auto admit_leaving = [&](const LeavingPlace& place, bool seen_often) {
     const std::uint32_t at = place.at;
     if (ordered || seen_often != place.seen_often || at <= input.done || at + least_bound >= input.prompt) return;
@@ -152,7 +151,12 @@ Marked marked(const AdmissionInput& input) {
     admit_leaving(input.message, seen_often);
   };
   admit_leavings(true);
-  // Nor is one where another session would part.
+  std::uint32_t fallback = fallback_of(input);
+  for (const std::uint32_t other : marked.places) {
+    if (other <= end) fallback = std::max(fallback, other);
+  }
+  const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback, end) : 0;
+  // Beside another stop the end of the system prompt is not worth one.
   const std::uint32_t system = input.system_end;
   const auto near = [&](std::uint32_t at) { return beside(at, system); };
   const bool alone = system >= input.done + least_bound && system + least_bound < input.prompt &&

@@ -245,7 +245,7 @@ Task<bool> CachedBackend::look() {
   }
   costs_.expect_context_checkpoints(probe_.context_checkpoint_bytes);
   saving_off_ = false;
-  broken_promises_ = rewinds_in_vain_ = cut_back_ = hopes_in_vain_ = pieces_in_vain_ = 0;
+  broken_promises_ = rewinds_in_vain_ = cut_back_ = pieces_in_vain_ = 0;
   pieces_from_ = {};
   strikes_.clear();
   latest_gaps_.clear();

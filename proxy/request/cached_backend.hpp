@@ -213,10 +213,9 @@ class CachedBackend {
   std::vector<std::uint32_t> take_from_backend_cache(TokenSpan prompt, std::int64_t reused);
   // It gave `reused` where `promised` were believed to be there.
   void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
-  // Where idle slots are not cleared the backend's RAM cache has what other prompts took the slots of. It gives a state back to the whole
-  // prompt, and not to a small piece of it.
-  bool may_bring_back() const;
-  void note_hope(bool came_true);
+  // Where idle slots are not cleared the backend's RAM cache has what other prompts took the slots of, and where nothing can be saved
+  // nobody else has. It gives a state back to the whole prompt, and not to a small piece of it.
+  bool may_bring_back() const { return !probe_.clears_idle && !can_save(); }
   // How long a request has a slot, on the average.
   double lease_seconds() const { return lease_s_; }
   void note_lease_ended(double seconds);
@@ -411,7 +410,6 @@ class CachedBackend {
   int restores_in_vain_ = 0;             // one after the other
   int rewinds_in_vain_ = 0;              // of a memory that is believed to be truncatable
   int cut_back_ = 0;                     // states of a memory that is believed not to be, further than checkpoints of ours reach
-  int hopes_in_vain_ = 0;                // of its RAM cache, one after the other
   int pieces_in_vain_ = 0;               // prompts whose pieces were lost, one after the other
   std::chrono::steady_clock::time_point pieces_from_{};  // no pieces before
 };

@@ -295,13 +295,6 @@ void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t
   if (backend_cache_.size() > remembered) backend_cache_.pop_back();
 }
 
-bool CachedBackend::may_bring_back() const {
-  // Where nothing can be saved it costs nothing to hope.
-  return !probe_.clears_idle && (hopes_in_vain_ < strikes_to_distrust || !can_save());
-}
-
-void CachedBackend::note_hope(bool came_true) { hopes_in_vain_ = came_true ? 0 : hopes_in_vain_ + 1; }
-
 bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && !other_weights_seen_ && backend_cache_strikes_ < strikes_to_distrust; }
 
 CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) const {

@@ -103,11 +103,11 @@ Task<NoCacheReason> CachedRequest::understand(PromptForm form) {
   Result<PromptBody> parsed = parse_prompt_body(form, body_);
   if (!parsed) co_return NoCacheReason::unreadable_body;
   parsed_ = std::move(*parsed);
-  options_ = unproved_options(body_);
   if (parsed_.has_media) co_return NoCacheReason::media;
   if (parsed_.several) co_return NoCacheReason::several_prompts;
   if (parsed_.cache_prompt == false) co_return NoCacheReason::client_refused;
   if (parsed_.id_slot.value_or(0) < 0) co_return NoCacheReason::client_refused;
+  options_ = unproved_options(body_);
   if (!knows_the_key()) co_return NoCacheReason::other_key;
   if (!co_await backend_.wait_ready(downstream_.cancel())) co_return NoCacheReason::backend_not_ready;
   turn_ = co_await backend_.begin_turn(downstream_.cancel());

@@ -91,7 +91,6 @@ class CachedRequest {
   std::uint32_t system_tokens_ = 0;  // in front of the first user's words; 0: nothing that sessions share, or unknown
   std::uint32_t message_tokens_ = 0;  // in front of the last message; 0: unknown, or there is one alone
   std::uint64_t options_ = 0;          // that the backend may yet refuse
-  std::uint32_t hoped_tokens_ = 0;     // known before, without a state of ours: the backend's RAM cache may have one
   Catalogue::Known known_;
   std::vector<Catalogue::Candidate> candidates_;
   Plan plan_;

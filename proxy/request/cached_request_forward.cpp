@@ -125,8 +125,10 @@ Task<void> CachedRequest::forward(const std::string& body, StartGate& gate) {
   TapForTimings tap([this, leased, status](const TapForTimings& seen, bool whole) {
     // A request that the backend refused has not touched the slot.
     const bool computed = !parsed_.return_progress && (whole ? seen.seen_bytes() > 0 : parsed_.stream && seen.saw_event());
+    // Of answers that have no timings a tool's arguments may look like some.
+    const std::optional<Timings> told = parsed_.form == PromptForm::messages ? seen.tail().usage() : seen.tail().timings();
     if (leased && status / 100 == 2) {
-      account(parsed_.form == PromptForm::messages ? seen.tail().usage() : seen.tail().timings(), computed);
+      account(told, computed);
       SlotState& state = backend_.slots().at(slot_);
       if (!whole) {  // counts that came before the end say nothing of it
         state.unknown_tail = std::max(state.unknown_tail, 1U);
@@ -135,7 +137,7 @@ Task<void> CachedRequest::forward(const std::string& body, StartGate& gate) {
     } else if (leased && record_.pieces > 0 && backend_.generation() == generation_) {
       note_content();
     }
-    if (!leased && plan_.source == Source::backend && seen.tail().timings()) account_unpinned(*seen.tail().timings());
+    if (!leased && plan_.source == Source::backend && told) account_unpinned(*told);
     backend_is_done();
   });
   EventStreamOptions events;
@@ -264,8 +266,6 @@ void CachedRequest::learn(std::int64_t reused) {
   if (std::exchange(learned_, true)) return;
   if (plan_.source == Source::live && base_by_length_) return;  // a guess that fails proves nothing
   const std::uint64_t own = foreign_ ? 1 : 0;
-  constexpr std::int64_t tolerance = 16;
-  if (hoped_tokens_ > 0) backend_.note_hope(reused > plan_.base + tolerance);
   const bool alone = !base_beside_foreign_ && backend_.foreign() == own && backend_.foreign_epoch() == base_epoch_ + own;
   backend_.learn_from_reuse(plan_.source, static_cast<CheckpointId>(plan_.checkpoint), plan_.base, base_common_, base_length_, reused, alone);
 }

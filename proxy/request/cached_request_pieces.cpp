@@ -106,11 +106,12 @@ Task<void> CachedRequest::compute_pieces(StartGate& gate) {
   record_.enter(Step::prefill);
   std::uint32_t done = plan_.base;
   kept_stops_ = marked_places(admission(done));
+  // Known before, and no state of ours: the backend's RAM cache may have one.
   constexpr std::uint32_t worth_hoping = 1024;  // tokens
-  if (backend_.may_bring_back() && known_.matched_tokens > done + worth_hoping) hoped_tokens_ = known_.matched_tokens;
+  const bool hopes = backend_.may_bring_back() && known_.matched_tokens > done + worth_hoping;
   while (true) {
     std::vector<Stop> stops = admit(admission(done));
-    if (record_.pieces == 0) std::erase_if(stops, [this](const Stop& one) { return one.at < hoped_tokens_; });
+    if (hopes && record_.pieces == 0) std::erase_if(stops, [this](const Stop& one) { return one.at < known_.matched_tokens; });
     // Somebody waits to start while we hold the gate: the rest in one go.
     if (stops.empty() || (backend_.scheduler().gate_wanted() && gate)) break;
     // What has put itself in between would do so again.

@@ -97,11 +97,10 @@ ResultTask<RelayOutcome> pass_once(Upstream& upstream, Downstream& downstream, c
 }
 
 // Whether what is written between two events cannot harm: HTTP/1.0 clients and encoded bodies get none of it.
-bool is_event_stream(const RequestHead& request, const ResponseHead& head, const BodyFraming& framing) {
+bool may_be_commented(const RequestHead& request, const ResponseHead& head, const BodyFraming& framing) {
   if (head.status != 200 || framing.kind != BodyFraming::Kind::chunked) return false;
   if (request.version < 11 || request.method == "HEAD" || head.fields.get("Content-Encoding")) return false;
-  const std::string_view type = head.fields.get("Content-Type").value_or("");
-  return iequals(type.substr(0, type.find_first_of("; \t")), "text/event-stream");
+  return is_event_stream(head.fields);
 }
 
 // The body of an answer on its way, and what those know of each other who write it.
@@ -249,7 +248,7 @@ ResultTask<RelayOutcome> relay_answer(Exchange& exchange, Downstream& downstream
     if (tap != nullptr) tap->on_end(false);
     co_return written.error();
   }
-  if (!is_event_stream(downstream.head(), head, framing)) events = {};
+  if (!may_be_commented(downstream.head(), head, framing)) events = {};
   auto executor = co_await boost::asio::this_coro::executor;
   BodyState state(exchange, downstream, tap, events.progress, spool, executor);
   state.outcome.status = head.status;

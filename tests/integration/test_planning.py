@@ -156,7 +156,7 @@ def test_a_prompt_that_the_backend_refuses_costs_the_slot_nothing(make_stack):
 
 def test_a_request_that_is_refused_computes_nothing_and_takes_no_slot(make_stack):
     """Found in a review: of a grammar that cannot be parsed the backend says so when it begins the task, behind all pieces of the prompt."""
-    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=())
+    stack = make_stack("granitehybrid", backend_flags=("-np", "1"), cairn_flags=("--checkpoint-interval", "1024"))
     held = tokens(3000, "held")
     stack.complete(held)
     stack.cairn.settle()

@@ -75,23 +75,23 @@ TEST(PosixFileLayer, WhatIsCreatedIsForAllWhomTheUmaskLets) {
 }
 
 // Made for their owner alone, a llama-server of another user could neither save nor restore in them.
-TEST(PosixFileLayer, DirectoriesAreForAllWhomTheUmaskLetsWhereTheyAreNotForTheOwnerAlone) {
+TEST(PosixFileLayer, DirectoriesAreForTheGroupAsTheUmaskLetsWhereTheyAreNotForTheOwnerAlone) {
   const ScratchDirectory scratch;
   PosixFileLayer files;
   const mode_t before = ::umask(0022);
   EXPECT_TRUE(files.make_directory(scratch.path() + "/new/state", DirectoryFor::owner));
-  EXPECT_TRUE(files.make_directory(scratch.path() + "/new/slots/", DirectoryFor::all));
+  EXPECT_TRUE(files.make_directory(scratch.path() + "/new/slots/", DirectoryFor::backend));
   EXPECT_TRUE(files.make_directory(scratch.path() + "/new/other/", DirectoryFor::owner));
-  EXPECT_TRUE(files.make_directory(scratch.path() + "/new/state", DirectoryFor::all));
+  EXPECT_TRUE(files.make_directory(scratch.path() + "/new/state", DirectoryFor::backend));
   ::umask(before);
   const auto mode_of = [&](const std::string& name) -> mode_t {
     struct stat status {};
     EXPECT_EQ(::stat((scratch.path() + name).c_str(), &status), 0);
     return status.st_mode & 07777;
   };
-  EXPECT_EQ(mode_of("/new"), 0755u);
+  EXPECT_EQ(mode_of("/new"), 0750u) << "what lies there tells prompts";
   EXPECT_EQ(mode_of("/new/state"), 0700u) << "it is as it was made";
-  EXPECT_EQ(mode_of("/new/slots"), 0755u);
+  EXPECT_EQ(mode_of("/new/slots"), 0750u);
   EXPECT_EQ(mode_of("/new/other"), 0700u);
 }
 
