@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
 #include <sstream>
 
@@ -49,7 +50,9 @@ double EndOffsets::followed(double unlearned, double weight) const {
 double EndOffsets::next_turn(bool continues, bool end_is_told) const {
   // The first chat of all is worth a stop there, of 500 tokens on a laptop; then it is learned whether any are.
   constexpr double conversation = 0.5, chat = 0.07;
-  return followed(continues ? conversation : end_is_told ? chat : 0);
+  // One that has gone on goes on again, however many prompts that nobody goes on from come between its turns.
+  constexpr double least = 0.8;
+  return continues ? std::max(followed(conversation), least) : followed(end_is_told ? chat : 0);
 }
 
 void EndOffsets::observe_branch(bool inside) { inside_ = inside_ * forget + (inside ? 1.0F : 0.0F); }

@@ -86,6 +86,18 @@ TEST(EndOffsets, AHeavierPriorOutlastsADozenConversationsThatHaveJustBegun) {
   EXPECT_GT(offsets.followed(0.5, 4), 1.5 * offsets.followed(0.5));
 }
 
+// A chat with a side job between any two turns: its end seemed half as likely to be gone on from, and was not stopped for on a busy machine.
+TEST(EndOffsets, AConversationGoesOnWhateverComesBetweenItsTurns) {
+  EndOffsets offsets;
+  EXPECT_GE(offsets.next_turn(true, true), 0.8);
+  for (int i = 0; i < 10; ++i) {
+    offsets.observe(3);
+    offsets.observe(EndOffsets::longest + 1);
+  }
+  EXPECT_GE(offsets.next_turn(true, true), 0.8);
+  EXPECT_LT(offsets.next_turn(false, true), 0.6);
+}
+
 TEST(EndOffsets, OftenIsSaidOfWhatWasSeenAlone) {
   EndOffsets offsets;
   EXPECT_FALSE(offsets.returns_often());
