@@ -29,7 +29,7 @@ Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);
   });
-  store_.on_standby([this](const CheckpointRecord& record, CheckpointId /*successor*/, bool stands_by) {
+  store_.on_standby([this](const CheckpointRecord& record, bool stands_by) {
     if (stands_by) {
       set_apart(record);  // what it offers its successor offers, who would be worth nothing beside it
     } else {

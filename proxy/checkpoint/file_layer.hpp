@@ -79,7 +79,7 @@ class FileLayer {
   virtual Result<void> remove(const std::string& path) = 0;
   virtual Result<void> sync_file(const std::string& path) = 0;
   virtual Result<void> sync_directory(const std::string& directory) = 0;
-  // With its parents, which are for all: others' directories may lie there, too. One that exists is success, and stays as it is.
+  // With its parents, which are for our group: others' directories may lie there, too. One that exists is success, and stays as it is.
   virtual Result<void> make_directory(const std::string& path, DirectoryFor whom) = 0;
   // Creates the file when it is missing. Error `invalid` when another process holds the lock.
   virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path) = 0;

@@ -187,9 +187,9 @@ class CheckpointStore {
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
   // Who knows what a state is worth keeping for; asked in each round of evictions.
   void on_worth(WorthOf worth) { worth_ = std::move(worth); }
-  // Called when a state is kept only until `successor`, which offers all that it does, lies on disk as well (`stands_by`), and when
+  // Called when a state is kept only until its successor, which offers all that it does, lies on disk as well (`stands_by`), and when
   // it is wanted for its own sake again.
-  using StandbyCallback = std::function<void(const CheckpointRecord&, CheckpointId successor, bool stands_by)>;
+  using StandbyCallback = std::function<void(const CheckpointRecord&, bool stands_by)>;
   void on_standby(StandbyCallback callback) { on_standby_ = std::move(callback); }
 
   // Hands out the tokens of every checkpoint, in batches, for rebuilding the prefix tree; returns how many. An entry whose

@@ -11,15 +11,17 @@ Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, std::mov
 
 }  // namespace
 
+std::string lock_file_in(const std::string& directory) { return directory + "/" + std::string(lock_file_name); }
+
 Error another_directory(const std::string& directory) { return disk_error(ErrorCode::io, directory + " is not the directory it was"); }
 
 Result<void> same_directory(FileLayer& files, const std::string& directory) {
-  if (files.status(directory + "/" + std::string(lock_file_name))) return {};
+  if (files.status(lock_file_in(directory))) return {};
   return another_directory(directory);
 }
 
 std::unique_ptr<FileLock> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note) {
-  auto locked = files.lock(directory + "/" + std::string(lock_file_name));
+  auto locked = files.lock(lock_file_in(directory));
   if (!locked) return nullptr;
   if (!owner_note.empty()) (void)(*locked)->note(owner_note);  // else another Cairn would take what lies there for nobody's
   return std::move(*locked);

@@ -22,6 +22,7 @@ inline constexpr std::size_t name_digits = 32;
 inline constexpr std::string_view saving_suffix = ".saving";
 inline constexpr std::string_view state_suffix = ".state";
 inline constexpr std::string_view lock_file_name = "cairn.lock";  // in both directories
+std::string lock_file_in(const std::string& directory);
 
 // "cairn-" and 32 random hex digits: never given twice, so that a stale entry cannot name another's file.
 std::string new_base_name();

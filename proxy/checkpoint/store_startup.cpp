@@ -155,7 +155,7 @@ class Found {
   }
 
   const std::string& path() const { return path_; }
-  std::string lock_file() const { return path_ + "/" + std::string(lock_file_name); }
+  std::string lock_file() const { return lock_file_in(path_); }
   bool empty() const { return files_.empty(); }
   bool kept_any() const {
     return std::any_of(files_.begin(), files_.end(), [](const File& file) { return file.kept; });
@@ -258,7 +258,6 @@ Owner read_owner(FileLayer& files, const std::string& lock_file) {
   return {text.substr(0, end), text.substr(end + 1)};
 }
 
-std::string lock_file_in(const std::string& directory) { return directory + "/" + std::string(lock_file_name); }
 
 constexpr std::string_view who_serves = "cairn serve";
 std::string holder_note(bool look_only) { return fmt::format("{}, process {}", look_only ? "a command" : who_serves, ::getpid()); }

@@ -84,7 +84,7 @@ ResultTask<void> CheckpointStore::supersede(CheckpointId old, CheckpointId by) {
   std::int64_t& since = successor->second.uncopied_since_unix_ms;
   if (!record.on_disk) since = std::min(since, found->second.uncopied_since_unix_ms);
   standing_by_[old] = by;
-  if (on_standby_) on_standby_(record, by, true);
+  if (on_standby_) on_standby_(record, true);
   if (successor->second.record.on_disk || !(record.on_disk || copying_.contains(old))) {
     condemn(old, RemovalReason::erased);
   } else if (record.on_disk && record.in_slots) {
@@ -107,9 +107,8 @@ bool CheckpointStore::stands_by_for(CheckpointId id, CheckpointId successor) con
 }
 
 void CheckpointStore::end_standby(CheckpointId id) {
-  const std::optional<CheckpointId> successor = successor_of(id);
-  standing_by_.erase(id);
-  if (successor && on_standby_) on_standby_(entries_.at(id).record, *successor, false);
+  const bool stood_by = standing_by_.erase(id) > 0;
+  if (stood_by && on_standby_) on_standby_(entries_.at(id).record, false);
 }
 
 // What waited for the one removed waits for that one's successor, or for nobody any more.

@@ -24,7 +24,6 @@ class ClientRequest final : public Downstream {
 
   const RequestHead& head() const override { return head_; }
   BodyFraming request_framing() const override { return framing_; }
-  std::string peer() const override { return connection_->peer(); }
   ResultTask<std::string> read_body(std::size_t max_bytes) override;
   ResultTask<std::size_t> read_some(std::span<char> into) override;
   CancelSource& cancel() override { return cancel_; }

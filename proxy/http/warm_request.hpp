@@ -34,7 +34,6 @@ class WarmingDownstream final : public Downstream {
 
   const RequestHead& head() const override { return head_; }
   BodyFraming request_framing() const override;
-  std::string peer() const override { return client_.peer(); }
   ResultTask<std::string> read_body(std::size_t max_bytes) override;
   ResultTask<std::size_t> read_some(std::span<char> into) override;
   CancelSource& cancel() override { return client_.cancel(); }

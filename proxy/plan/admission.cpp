@@ -131,14 +131,19 @@ Marked marked(const AdmissionInput& input) {
     admitted(input.branch, branch_chance * costs.prefill_seconds(input.done, input.branch), 0);
   }
   const std::uint32_t end = end_stop(input);
+  // At or before `at`; where the prompt goes on from now, if there is none.
+  const auto last_place = [&](std::uint32_t at) {
+    std::uint32_t last = input.done;
+    for (const std::uint32_t place : marked.places) {
+      if (place <= at) last = std::max(last, place);
+    }
+    return last;
+  };
   const auto admit_leaving = [&](const LeavingPlace& place, bool seen_often) {
     const std::uint32_t at = place.at;
     if (ordered || seen_often != place.seen_often || at <= input.done || at + least_bound >= input.prompt) return;
     // Who leaves there would go on from the last stop before it, or from a cut, half a piece before it in the mean.
-    std::uint32_t before = std::min(at - input.done, longest_piece(input) / 2);
-    for (const std::uint32_t other : marked.places) {
-      if (other <= at) before = std::min(before, at - other);
-    }
+    const std::uint32_t before = std::min(at - last_place(at), longest_piece(input) / 2);
     const double gain = place.chance * costs.prefill_seconds(at - before, at);
     // A single one may take the whole budget, as a single cut may.
     const bool first = marked.places.empty() && input.pieces == 0;
@@ -151,11 +156,7 @@ Marked marked(const AdmissionInput& input) {
     admit_leaving(input.message, seen_often);
   };
   admit_leavings(true);
-  std::uint32_t fallback = fallback_of(input);
-  for (const std::uint32_t other : marked.places) {
-    if (other <= end) fallback = std::max(fallback, other);
-  }
-  const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(fallback, end) : 0;
+  const double end_gain = end > 0 ? input.followed * costs.prefill_seconds(std::max(fallback_of(input), last_place(end)), end) : 0;
   // Beside another stop the end of the system prompt is not worth one.
   const std::uint32_t system = input.system_end;
   const auto near = [&](std::uint32_t at) { return beside(at, system); };

@@ -9,15 +9,13 @@
 namespace cairn {
 
 namespace {
-constexpr float remembered = 48;  // prompts: then half of it is forgotten
-constexpr float evidence = 1.5F;  // once may be chance
 constexpr float doubt = 0.5F;
 constexpr float surest = 0.95F;
 }  // namespace
 
 void LeavingMarks::left(TokenSpan rest) {
   if (rest.empty() || std::find(rest.begin() + 1, rest.end(), rest.front()) != rest.end()) return;
-  Mark mark{rest.front(), 0, 1};
+  Mark mark{rest.front(), {0, 1}};
   const auto at = std::find_if(marks_.begin(), marks_.end(), [&](const Mark& one) { return one.token == mark.token; });
   if (at != marks_.end()) {
     mark = *at;
@@ -25,8 +23,7 @@ void LeavingMarks::left(TokenSpan rest) {
   } else if (marks_.size() == most) {
     marks_.erase(marks_.begin());
   }
-  mark.left += 1;
-  mark.offered = std::max(mark.offered, mark.left);
+  mark.count.note_left();
   marks_.push_back(mark);
 }
 
@@ -37,20 +34,16 @@ LeavingPlace LeavingMarks::offer(TokenSpan prompt, std::uint32_t known) {
     const auto begin = prompt.begin() + std::min<std::ptrdiff_t>(known, static_cast<std::ptrdiff_t>(prompt.size()));
     const auto found = std::find(std::make_reverse_iterator(prompt.end()), std::make_reverse_iterator(begin), mark.token);
     if (found == std::make_reverse_iterator(begin)) continue;
-    const double chance = std::min((mark.left - doubt) / (mark.offered + 1), surest);
-    if (chance > best.chance) best = LeavingPlace{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance, mark.left > evidence};
-    mark.offered += 1;
-    if (mark.offered > remembered) {
-      mark.offered /= 2;
-      mark.left /= 2;
-    }
+    const double chance = std::min((mark.count.left - doubt) / (mark.count.offered + 1), surest);
+    if (chance > best.chance) best = LeavingPlace{static_cast<std::uint32_t>(found.base() - prompt.begin() - 1), chance, mark.count.seen_often()};
+    mark.count.note_offered();
   }
   return best;
 }
 
 std::string LeavingMarks::to_text() const {
   std::string text;
-  for (const Mark& mark : marks_) fmt::format_to(std::back_inserter(text), "{}:{:.2f}:{:.2f} ", mark.token, mark.left, mark.offered);
+  for (const Mark& mark : marks_) fmt::format_to(std::back_inserter(text), "{}:{:.2f}:{:.2f} ", mark.token, mark.count.left, mark.count.offered);
   return text;
 }
 
@@ -62,8 +55,8 @@ bool LeavingMarks::load(std::string_view text) {
     std::istringstream parts{word};
     Mark mark;
     char colon = 0, second = 0;
-    const bool read = static_cast<bool>(parts >> mark.token >> colon >> mark.left >> second >> mark.offered);
-    if (!read || colon != ':' || second != ':' || !(mark.left >= 0) || !(mark.offered >= mark.left) || loaded.size() == most) return false;
+    const bool read = static_cast<bool>(parts >> mark.token >> colon >> mark.count.left >> second >> mark.count.offered);
+    if (!read || colon != ':' || second != ':' || !(mark.count.left >= 0) || !(mark.count.offered >= mark.count.left) || loaded.size() == most) return false;
     loaded.push_back(mark);
   }
   marks_ = std::move(loaded);

@@ -8,16 +8,10 @@
 #include <string_view>
 #include <vector>
 
+#include "plan/leaving_place.hpp"
 #include "prefix/tokens.hpp"
 
 namespace cairn {
-
-// Where a later prompt is likely to leave this one far before its end.
-struct LeavingPlace {
-  std::uint32_t at = 0;     // tokens before it; 0: there is none
-  double chance = 0;        // that a later prompt leaves this one there
-  bool seen_often = false;  // more than one has left an earlier one there; else it is a guess
-};
 
 class LeavingMarks {
  public:
@@ -35,8 +29,7 @@ class LeavingMarks {
  private:
   struct Mark {
     Token token{};
-    float left = 0;     // prompts that were left there
-    float offered = 0;  // prompts that had it, forgotten alike
+    LeavingCount count;
   };
   static constexpr std::size_t most = 16;
   std::vector<Mark> marks_;  // the latest learned from last

@@ -6,25 +6,26 @@
 #include <string>
 #include <string_view>
 
+#include "plan/leaving_place.hpp"
+
 namespace cairn {
 
 class MessageStarts {
  public:
   // A prompt came whose last message begins in what is new of it.
-  void offered();
+  void offered() { count_.note_offered(); }
   // A later one left one of these there.
-  void left();
+  void left() { count_.note_left(); }
 
   double chance() const;
-  bool seen_often() const { return left_ > 1.5F; }  // once may be chance
+  bool seen_often() const { return count_.seen_often(); }
 
   // For the index: what was learned, as a line of text; load() takes it back. False: it is none.
   std::string to_text() const;
   bool load(std::string_view text);
 
  private:
-  float left_ = 0;
-  float offered_ = 0;  // forgotten alike
+  LeavingCount count_;
 };
 
 }  // namespace cairn

@@ -18,7 +18,6 @@ class Downstream {
 
   virtual const RequestHead& head() const = 0;
   virtual BodyFraming request_framing() const = 0;
-  virtual std::string peer() const = 0;  // "127.0.0.1:51324"
 
   // The whole body. Answers a pending Expect: 100-continue first. Errors: body_too_large past max_bytes.
   virtual ResultTask<std::string> read_body(std::size_t max_bytes) = 0;
