@@ -44,8 +44,10 @@ class Side:
         return self.stack.port
 
     def settle(self):
+        """Cairn has saved all, and the backend has put away what its last request left (it answers this behind it)."""
         if self.stack.with_cairn:
             self.stack.cairn.settle(300)
+        self.stack.backend.total()
 
     def computed(self):
         """Since the last call; Cairn's own pieces and probes count."""

@@ -1,5 +1,6 @@
 """Line 1: prompts that never repeat, where a cache can only lose. Total time and time to the first token, in pairs: one
-request to the backend alone, the same through Cairn, nothing else running; before each pair Cairn has saved what it wants to.
+request to the backend alone, the same through Cairn, each first in every other pair, nothing else running; before each request
+Cairn has saved what it wants to and neither backend has anything left to do.
 Then eight prompts back to back on each side, without such pauses.
 """
 
@@ -85,11 +86,13 @@ def pairs(section, pair, count, names):
     written = pair.cairn.written()
     for repeat in range(count):
         asked = request(pair.backend, form, size, f"{names} {repeat}")
-        for side in pair.sides():
+        for side in pair.sides()[::-1 if repeat % 2 else 1]:
+            for each in pair.sides():  # what either still does would be counted against the other
+                each.settle()
             first, total = side.stream(*asked)
-            side.settle()
             firsts[side.name].append(first)
             totals[side.name].append(total)
+    pair.cairn.settle()
     total, first = Times(totals["direct"], totals["Cairn"]), Times(firsts["direct"], firsts["Cairn"])
     direct, ours = pair.direct.computed(), pair.cairn.computed()
     section.row(model, flags, form, size, total.direct, total.cairn, total.ratio, total.tail, first.direct, first.cairn, first.ratio,
