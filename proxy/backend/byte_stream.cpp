@@ -8,6 +8,8 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/ssl/error.hpp>
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -89,6 +91,18 @@ void consume(std::vector<asio::const_buffer>& buffers, std::size_t count) {
 
 ByteStream::ByteStream(tcp::socket socket) : socket_(std::move(socket)) {}
 ByteStream::~ByteStream() = default;
+
+void ByteStream::set_socket_options() {
+  error_code ignored;
+  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+  constexpr int idle_s = 60;
+  constexpr int between_s = 10;
+  constexpr int probes = 6;
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPINTVL, &between_s, sizeof between_s);
+  ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
 
 Task<error_code> ByteStream::start_tls(const TlsContext& context, std::string name, Slot slot) {
   tls_ = context.make_connection(name);

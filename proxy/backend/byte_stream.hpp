@@ -31,6 +31,10 @@ class ByteStream {
   ByteStream(const ByteStream&) = delete;
   ByteStream& operator=(const ByteStream&) = delete;
 
+  // Of a connected socket: small pieces go out at once, and a peer that vanished without a word is noticed by the kernel, in about two
+  // minutes: a running answer has no time limit.
+  void set_socket_options();
+
   // From here on everything goes through TLS. `name`: the server's to be asked for and checked; empty as a server.
   Task<boost::system::error_code> start_tls(const TlsContext& context, std::string name, Slot slot = {});
   // Why a handshake failed, in words.

@@ -80,7 +80,7 @@ ResultTask<void> UpstreamConnection::connect(const UpstreamAddress& address, std
     close();
     co_return upstream_error(ErrorCode::refused, doing + ": " + trouble);
   }
-  stream_.socket().set_option(tcp::no_delay(true), error);
+  stream_.set_socket_options();
   co_return Result<void>{};
 }
 

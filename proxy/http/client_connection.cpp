@@ -5,7 +5,6 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/ssl/error.hpp>
 
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -45,13 +44,7 @@ ClientConnection::ClientConnection(tcp::socket socket)
       write_free_(stream_.socket().get_executor()),
       watch_timer_(stream_.socket().get_executor()),
       watch_ended_(stream_.socket().get_executor()) {
-  boost::system::error_code ignored;
-  tcp::socket& plain = stream_.socket();
-  plain.set_option(tcp::no_delay(true), ignored);
-  // A running answer has no time limit, so a peer that vanished without a word must be noticed by the kernel.
-  plain.set_option(asio::socket_base::keep_alive(true), ignored);
-  const int idle_s = 60;
-  ::setsockopt(plain.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  stream_.set_socket_options();
 }
 
 Error ClientConnection::failure(const boost::system::error_code& cause, const char* doing) const {

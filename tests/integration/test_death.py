@@ -4,6 +4,7 @@ has left, whoever was in between."""
 import http.client
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,23 @@ def test_backend_that_dies_at_any_step(gated, step, dies):
     assert answer.status == 200 and answer.json()["choices"][0]["message"]["content"] == expected(2, "and at last?")
     assert rig.backend.computed - computed < 640, "it was computed anew, although its state is in a file"
     watched.assert_nothing_left()
+
+
+def test_the_kernel_watches_over_both_ends_of_a_running_answer(rig):
+    """A backend whose machine lost its power, or the way to it, was waited for without end, and comments kept its client waiting, too."""
+    keepalive = 2  # the timer of /proc/net/tcp
+
+    def watched(port, sees):
+        rows = [line.split() for line in Path(f"/proc/{rig.cairn.child.pid}/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
+        ports = {row[9]: row[sees].rpartition(":")[2] for row in rows if int(row[5].partition(":")[0], 16) == keepalive}
+        ours = {name.removeprefix("socket:[").removesuffix("]") for name in rig.descriptors() if name.startswith("socket:")}
+        return any(int(ports[inode], 16) == port for inode in ours & ports.keys())
+
+    rig.start()
+    local, remote = 1, 2
+    with rig.streaming({"prompt": prompt(100, 1), "n_predict": 2}):
+        wait_until(lambda: watched(rig.backend_port, remote), "the connection to the backend is probed")
+        wait_until(lambda: watched(rig.cairn_port, local), "the client's is")
 
 
 # --- a real backend ---------------------------------------------------------------------------------------
