@@ -42,6 +42,8 @@ CachedBackend::CachedBackend(boost::asio::any_io_executor executor, Upstream& up
       look_now_(std::make_shared<Wakeup>(executor)) {
   scheduler_.on_release([this](int) {
     released_.notify_all();
+    // One that waits in the backend for a slot begins now.
+    if (unleased_ > static_cast<std::uint64_t>(std::ranges::count_if(std::as_const(slots_).slots(), &SlotState::taken))) find_taken();
     schedule_write_back();
   });
 }
@@ -249,8 +251,7 @@ Task<bool> CachedBackend::look() {
   pieces_from_ = {};
   strikes_.clear();
   latest_gaps_.clear();
-  backend_cache_.clear();
-  backend_cache_strikes_ = 0;
+  ram_cache_.clear();
   last_task_ = -1;
   memo_.reset();
   suffixes_.clear();
@@ -348,6 +349,7 @@ CachedBackend::Foreign::~Foreign() {
   } else if (std::ranges::any_of(slots, &SlotState::taken)) {
     backend_->find_taken();  // it may have been this one's
   }
+  backend_->scheduler_.reconsider();
   backend_->spawn(backend_->look_at_slots());
 }
 
@@ -404,7 +406,7 @@ void CachedBackend::note_foreign_started(bool other_weights) {
     // With adapters of its own it leaves our tokens with another model's state behind.
     if (state.running || !(probe_.clears_idle || (other_weights && !state.leased))) continue;
     if (probe_.clears_idle) note_cleared(state);
-    if (probe_.clears_idle && !other_weights) note_backend_cache(state.known, state.resume_points);
+    if (probe_.clears_idle && !other_weights) note_ram_cache(state.known, state.resume_points);
     slots_.forget(state.id);
   }
 }

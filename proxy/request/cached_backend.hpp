@@ -39,6 +39,7 @@
 #include "request/shared_server.hpp"
 #include "request/token_memo.hpp"
 #include "request/unproved_options.hpp"
+#include "slots/backend_ram_cache.hpp"
 #include "slots/scheduler.hpp"
 #include "slots/slot_table.hpp"
 
@@ -176,6 +177,8 @@ class CachedBackend {
   Task<void> save_before_foreign(CancelSource& cancel);
   // A request whose slot the backend chooses has been sent: finds out which, so that nobody is sent there to wait.
   void find_taken();
+  // Until the backend ends a task whose client has left: it notices after a second of silence, and then ends its batch.
+  double seconds_until_noticed() const;
   // Before its process may be stopped for another model: the same, and a save under way is waited for.
   Task<void> save_before_stop(CancelSource& cancel);
   void note_foreign_started(bool other_weights);
@@ -201,18 +204,13 @@ class CachedBackend {
 
   // Chance that a prompt of this namespace is gone on from later: that a slot's content is asked for again.
   double return_chance();
-  // Tokens of `prompt` that the backend's own RAM cache should bring back if it chooses the slot itself: it puts there what it
-  // clears from idle slots.
-  struct InBackendCache {
-    std::uint32_t tokens = 0;
-    std::uint32_t context_checkpoints = 0;  // beside them
-  };
-  InBackendCache in_backend_cache(TokenSpan prompt) const;
-  void note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points);
-  // A request whose slot the backend chose reused so many tokens of its prompt. Returns the resume points that came with them.
-  std::vector<std::uint32_t> take_from_backend_cache(TokenSpan prompt, std::int64_t reused);
-  // It gave `reused` where `promised` were believed to be there.
-  void learn_from_backend_cache(std::uint32_t promised, std::int64_t reused);
+  // What the backend's own RAM cache should bring back of `prompt` if it chooses the slot itself: it puts there what it clears from
+  // idle slots.
+  BackendRamCache::Offer in_ram_cache(TokenSpan prompt) const;
+  void note_ram_cache(Tokens cleared, std::vector<std::uint32_t> resume_points);
+  // A request that was left to the backend, for `promised` tokens in its RAM cache, reused so many tokens of its prompt. Returns the
+  // resume points that came with them.
+  std::vector<std::uint32_t> learn_from_ram_cache(TokenSpan prompt, std::uint32_t promised, std::int64_t reused);
   // Where idle slots are not cleared the backend's RAM cache has what other prompts took the slots of, and where nothing can be saved
   // nobody else has. It gives a state back to the whole prompt, and not to a small piece of it.
   bool may_bring_back() const { return !probe_.clears_idle && !can_save(); }
@@ -286,7 +284,7 @@ class CachedBackend {
   void copy_late();
   Task<void> copy_overdue();
   double save_seconds(const SlotState& state) const;
-  bool trusts_backend_cache() const;
+  bool trusts_ram_cache() const;
   enum class Process { same, other, not_said };  // yet: it answers too late
   Task<Process> which_process(CancelSource& cancel);  // by the random marker in /props, where there is one
   ResultTask<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
@@ -376,11 +374,7 @@ class CachedBackend {
   int tasks_ = 0;  // upkeep coroutines alive
   std::uint64_t foreign_ = 0;
   std::uint64_t unleased_ = 0;  // of them
-  struct Cleared {
-    Tokens tokens;
-    std::vector<std::uint32_t> resume_points;
-  };
-  std::deque<Cleared> backend_cache_;  // latest first
+  BackendRamCache ram_cache_;
   bool other_weights_seen_ = false;    // its own cache may hold states of requests with adapters of their own, by tokens alone
   AdapterSpaces adapter_spaces_;
   // Idle slots that held something at the latest look. That one is empty which nobody has touched since tells that other tasks clear
@@ -394,7 +388,6 @@ class CachedBackend {
     SlotTable::Placed held;  // what was believed until then
   };
   std::map<int, Seen> seen_;
-  int backend_cache_strikes_ = 0;
   std::deque<std::uint32_t> latest_gaps_;  // tokens, newest first
   double overhead_s_a_token_ = 0;
   double lease_s_ = 0;

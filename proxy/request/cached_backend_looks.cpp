@@ -131,7 +131,7 @@ void CachedBackend::believe(const std::vector<SlotInfo>& infos) {
   for (const int id : slots_.believe_lengths(lengths)) {
     const SlotState& state = std::as_const(slots_).at(id);
     // That it holds this is said again when another task clears the slot.
-    std::erase_if(backend_cache_, [&](const Cleared& cleared) { return cleared.tokens == state.known; });
+    ram_cache_.remove(state.known);
     note_slot_content(id);
   }
   for (const int id : broken_off) {
@@ -171,7 +171,7 @@ void CachedBackend::learn_clearing(const std::vector<SlotInfo>& infos) {
     // One that has slept holds none either, and tells no number.
     if (info.n_prompt_tokens == 0 && seen.started >= 0 && among_ours) {
       cleared = true;
-      note_backend_cache(state.known, state.resume_points);
+      note_ram_cache(state.known, state.resume_points);
     } else if (info.n_prompt_tokens == seen.tokens && seen.ended && (among_ours || is_where_believed(seen.started))) {
       spared.push_back(std::move(seen.held));
     }
@@ -208,7 +208,7 @@ void CachedBackend::clear_idle(int started) {
     // One that is leased but waits at the start gate is idle to the backend.
     if (state.id == started || state.running) continue;
     note_cleared(state);
-    note_backend_cache(state.known, state.resume_points);
+    note_ram_cache(state.known, state.resume_points);
     const auto seen = seen_.find(state.id);
     const bool untouched = seen != seen_.end() && seen->second.content == state.content && !state.leased;
     if (untouched && !state.known.empty()) {
@@ -260,11 +260,27 @@ Task<void> CachedBackend::sweep() {
 // does not begin the next of those (seen with build 11669).
 Task<bool> CachedBackend::taken(int slot) {
   if (foreign_ == 0) co_return false;
-  const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
-  if (!infos) co_return false;
-  const bool busy = std::any_of(infos->begin(), infos->end(), [&](const SlotInfo& info) { return info.id == slot && info.processing; });
-  if (busy) slots_.forget(slot);
-  co_return busy;
+  // One of ours that was broken off ends by itself, soon.
+  const bool broken_off = std::as_const(slots_).at(slot).attempted != nullptr;
+  const std::chrono::duration<double> patience{broken_off ? seconds_until_noticed() : 0.0};
+  const auto began = std::chrono::steady_clock::now();
+  constexpr std::chrono::milliseconds again{50};
+  for (;;) {
+    const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
+    if (!infos) co_return false;
+    const bool busy = std::ranges::any_of(*infos, [&](const SlotInfo& info) { return info.id == slot && info.processing; });
+    if (!busy) co_return false;
+    if (std::chrono::steady_clock::now() - began >= patience) break;
+    co_await rest(again);
+  }
+  slots_.forget(slot);
+  co_return true;
+}
+
+double CachedBackend::seconds_until_noticed() const {
+  constexpr double silence_s = 1.0;
+  constexpr double batch = 2048;  // its default
+  return silence_s + costs_.prefill_seconds(0, batch);
 }
 
 Task<bool> CachedBackend::find_placed(int slot) {
@@ -276,7 +292,7 @@ Task<bool> CachedBackend::find_placed(int slot) {
   note_slot_content(slot);
   SlotState& state = slots_.at(slot);
   state.doubtful = false;  // nothing starts meanwhile
-  std::erase_if(backend_cache_, [&](const Cleared& cleared) { return cleared.tokens == state.known; });
+  ram_cache_.remove(state.known);
   co_return true;
 }
 
@@ -299,6 +315,7 @@ Task<void> CachedBackend::look_for_taken() {
       state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)];
       found = found || state.taken;
     }
+    scheduler_.reconsider();
     if (found) co_return;
   }
 }

@@ -87,7 +87,8 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
     co_return error;
   }
   const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  costs_.observe_restore(static_cast<double>(bytes), std::max(restored->seconds, wall_s * 0.5));
+  // Told without the time that it waited for others' batches: learned with it, a state might never seem worth bringing back again.
+  costs_.observe_restore(static_cast<double>(bytes), restored->seconds > 0 ? restored->seconds : wall_s);
   store_->mark_used(id);
   state.known = std::move(tokens);
   state.unknown_tail = 0;

@@ -14,7 +14,6 @@ namespace cairn {
 
 namespace {
 constexpr int strikes_to_drop = 2;
-constexpr int strikes_to_distrust = 2;  // the backend's own cache
 constexpr int broken_promises_to_change_kind = 2;
 }  // namespace
 
@@ -118,12 +117,12 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     co_return Result<void>{};
   }
   const double wall_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  costs_.observe_save(static_cast<double>(saved->bytes), std::max(saved->seconds, wall_s * 0.5));
+  costs_.observe_save(static_cast<double>(saved->bytes), saved->seconds > 0 ? saved->seconds : wall_s);
   if (saved->n_tokens < static_cast<std::int64_t>(state.known.size())) {
     // The backend had emptied or replaced it.
     if (saved->n_tokens == 0 && !state.by_length && !state.unresolved) set_clears_idle(true, "one was empty when it was to be saved");
     note_cleared(state);
-    if (probe_.clears_idle) note_backend_cache(state.known, state.resume_points);
+    if (probe_.clears_idle) note_ram_cache(state.known, state.resume_points);
     slots_.forget(slot);
     (void)co_await store_->discard(std::move(*reservation));
     co_return Result<void>{};
@@ -234,7 +233,7 @@ double CachedBackend::save_seconds(const SlotState& state) const { return costs_
 bool CachedBackend::worth_a_stall(const SlotState& state, double chance_lost) const {
   // What the backend clears goes to its own RAM cache: gone only when it is restarted, or has to make room.
   constexpr double chance_gone_from_cache = 0.3;
-  const double chance_gone = trusts_backend_cache() ? chance_gone_from_cache : 1.0;
+  const double chance_gone = trusts_ram_cache() ? chance_gone_from_cache : 1.0;
   const auto all = std::as_const(slots_).slots();
   const auto stalled = 1 + std::ranges::count_if(all, &SlotState::running) + static_cast<std::ptrdiff_t>(scheduler_.waiting());
   const double loss_s = costs_.prefill_seconds(state.recoverable, state.held()) * state.return_chance * chance_gone * chance_lost;
@@ -281,56 +280,25 @@ void CachedBackend::note_cleared(const SlotState& state) {
   if (ours && state.known.size() >= options_.shortest_prompt_tokens) cleared_.add(probe_.name_space, state.known, state.resume_points);
 }
 
-void CachedBackend::note_backend_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
-  constexpr std::size_t remembered = 16;  // its size in bytes we do not know
-  if (cleared.size() < options_.shortest_prompt_tokens) return;
-  // As the server does: what a kept one begins with is not put there, and those that begin the new one go (build 11669).
-  const auto begins = [](TokenSpan one, TokenSpan other) { return one.size() <= other.size() && common_prefix(one, other) == one.size(); };
-  const bool there = std::ranges::any_of(backend_cache_, [&](const Cleared& known) {
-    return known.tokens.size() > cleared.size() && begins(cleared, known.tokens);
-  });
-  if (there) return;
-  std::erase_if(backend_cache_, [&](const Cleared& known) { return begins(known.tokens, cleared); });
-  backend_cache_.push_front(Cleared{std::move(cleared), std::move(resume_points)});
-  if (backend_cache_.size() > remembered) backend_cache_.pop_back();
+void CachedBackend::note_ram_cache(Tokens cleared, std::vector<std::uint32_t> resume_points) {
+  if (cleared.size() >= options_.shortest_prompt_tokens) ram_cache_.note(std::move(cleared), std::move(resume_points));
 }
 
-bool CachedBackend::trusts_backend_cache() const { return probe_.clears_idle && !other_weights_seen_ && backend_cache_strikes_ < strikes_to_distrust; }
+bool CachedBackend::trusts_ram_cache() const {
+  return probe_.clears_idle && !other_weights_seen_ && ram_cache_.trusted(std::chrono::steady_clock::now());
+}
 
-CachedBackend::InBackendCache CachedBackend::in_backend_cache(TokenSpan prompt) const {
-  InBackendCache best;
-  if (!trusts_backend_cache()) return best;
-  for (const Cleared& cleared : backend_cache_) {
-    const auto common = static_cast<std::uint32_t>(common_prefix(cleared.tokens, prompt));
-    // The server does not give a long one away for a small part of it (build 11669).
-    constexpr std::size_t least_part = 4;
-    if (common * least_part < cleared.tokens.size()) continue;
-    const StateView view{static_cast<std::uint32_t>(cleared.tokens.size()), false, cleared.resume_points};
-    const std::uint32_t usable = usable_tokens(kind_, view, common, static_cast<std::uint32_t>(prompt.size()));
-    if (usable > best.tokens) best = InBackendCache{usable, static_cast<std::uint32_t>(cleared.resume_points.size())};
+BackendRamCache::Offer CachedBackend::in_ram_cache(TokenSpan prompt) const {
+  return trusts_ram_cache() ? ram_cache_.offer(prompt, kind_) : BackendRamCache::Offer{};
+}
+
+std::vector<std::uint32_t> CachedBackend::learn_from_ram_cache(TokenSpan prompt, std::uint32_t promised, std::int64_t reused) {
+  BackendRamCache::Learnt learnt = ram_cache_.learn(prompt, promised, reused, std::chrono::steady_clock::now());
+  if (learnt.distrusted) {
+    spdlog::info("the backend's own RAM cache did not bring back what it was believed to hold, twice: it is not counted on for some "
+                 "minutes (--cache-ram)");
   }
-  return best;
-}
-
-std::vector<std::uint32_t> CachedBackend::take_from_backend_cache(TokenSpan prompt, std::int64_t reused) {
-  // What it brings back it takes out of there.
-  std::vector<std::uint32_t> points;
-  const auto taken = std::ranges::max_element(backend_cache_, {}, [&](const Cleared& cleared) { return common_prefix(cleared.tokens, prompt); });
-  if (taken == backend_cache_.end() || reused <= 0 || static_cast<std::int64_t>(common_prefix(taken->tokens, prompt)) < reused) return points;
-  points = std::move(taken->resume_points);
-  cut_resume_points(points, static_cast<std::uint32_t>(reused));
-  backend_cache_.erase(taken);
-  return points;
-}
-
-void CachedBackend::learn_from_backend_cache(std::uint32_t promised, std::int64_t reused) {
-  constexpr std::int64_t tolerance = 16;
-  if (static_cast<std::int64_t>(promised) <= tolerance) return;  // says nothing either way
-  if (reused + tolerance >= static_cast<std::int64_t>(promised)) {
-    backend_cache_strikes_ = 0;
-  } else if (++backend_cache_strikes_ == strikes_to_distrust) {
-    spdlog::info("the backend's own RAM cache did not bring back what it was believed to hold: it is not counted on any more (--cache-ram)");
-  }
+  return std::move(learnt.resume_points);
 }
 
 void CachedBackend::believe_removals() {
@@ -365,7 +333,7 @@ void CachedBackend::note_slot_content(int slot) {
   // A task that was sent before this one ended, and begins after it, clears the slot; its state goes to the backend's cache.
   const auto all = std::as_const(slots_).slots();
   state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });
-  if (state.doubtful) note_backend_cache(state.known, state.resume_points);
+  if (state.doubtful) note_ram_cache(state.known, state.resume_points);
   const bool pays = restore_s < costs_.prefill_seconds(0, held);
   state.unsaved = keeps_states() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }

@@ -83,7 +83,7 @@ Task<void> CachedRequest::forward(const std::string& body, StartGate& gate) {
   std::unique_ptr<Exchange> exchange;
   Result<ResponseHead> head = upstream_error(ErrorCode::internal, "not sent");
 
-  if (!leased) backend_.find_taken();
+  if (!leased || !parsed_.takes_slot) backend_.find_taken();
   auto watch = std::make_shared<GateWatch>(backend_, std::move(gate));
   if (watch->gate) {
     boost::asio::co_spawn(backend_.executor(), release_when_started(watch, slot_, !leased || !parsed_.takes_slot), boost::asio::detached);
@@ -297,8 +297,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
   record_.computed_tokens = timings.prompt_n;
   if (backend_.generation() != generation_) return;
   record_.miss = explain();
-  backend_.learn_from_backend_cache(plan_.base, timings.cache_n);
-  std::vector<std::uint32_t> points = backend_.take_from_backend_cache(prompt_, timings.cache_n);
+  std::vector<std::uint32_t> points = backend_.learn_from_ram_cache(prompt_, plan_.base, timings.cache_n);
   add_piece_resume_points(points, static_cast<std::uint32_t>(timings.cache_n), static_cast<std::uint32_t>(prompt_.size()),
                           backend_.options().ubatch_tokens);
   thin_resume_points(points);
@@ -307,7 +306,7 @@ void CachedRequest::account_unpinned(const Timings& timings) {
     placed.unknown_tail = timings.predicted_n > 1 ? static_cast<std::uint32_t>(timings.predicted_n - 1) : 0;
     backend_.slots().note_placed(std::move(placed));
   }
-  backend_.note_backend_cache(prompt_, std::move(points));  // where the next task's start clears it before we have seen its slot
+  backend_.note_ram_cache(prompt_, std::move(points));  // where the next task's start clears it before we have seen its slot
 }
 
 MissReason CachedRequest::explain() const {

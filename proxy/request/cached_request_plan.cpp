@@ -113,10 +113,7 @@ SlotOption CachedRequest::slot_option(int id, std::int64_t space) const {
   option.proven = state.proven;
   option.clean = backend_.probe().state_version >= 4;
   option.last_used = state.last_used;
-  // It notices that a client has left after a second of silence, and then ends its batch (of 2,048 tokens by default).
-  constexpr double until_noticed_s = 1.0;
-  constexpr double batch = 2048;
-  if (state.attempted != nullptr && !state.leased) option.wait_s = until_noticed_s + backend_.costs().prefill_seconds(0, batch);
+  if (state.attempted != nullptr && !state.leased) option.wait_s = backend_.seconds_until_noticed();
   if (state.name_space == space && !state.doubtful && state.other_weights != own_weights()) {
     const auto common = static_cast<std::uint32_t>(common_prefix(state.known, prompt_));
     option.usable = usable_tokens(backend_.kind(), state.view(), common, static_cast<std::uint32_t>(prompt_.size()));
@@ -159,8 +156,10 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   backend_.believe_removals();
   const std::int64_t space = name_space();
   std::vector<SlotOption> options;
-  // Where a request that the backend placed runs, ours would wait for its end.
-  const bool all_taken = std::ranges::all_of(idle, [&](int id) { return backend_.slots().at(id).taken; });
+  // Where a request that the backend placed runs, ours would wait for its end, whichever slot comes free before. With one slot there
+  // is no choice.
+  const bool all_taken = std::ranges::all_of(idle, [&](int id) { return std::as_const(backend_.slots()).at(id).taken; });
+  if (all_taken && !parsed_.id_slot && backend_.slots().slots().size() > 1) return std::nullopt;
   for (const int id : idle) {
     if (!parsed_.id_slot && !all_taken && backend_.slots().at(id).taken) continue;
     if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;
@@ -186,7 +185,7 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   const std::vector<WaitOption> waits = waits_worth(patient, own_base);
   input.waits = waits;
   if (!parsed_.id_slot && own_weights()) {
-    const CachedBackend::InBackendCache cached = backend_.in_backend_cache(prompt_);
+    const BackendRamCache::Offer cached = backend_.in_ram_cache(prompt_);
     input.in_backend_cache = cached.tokens;
     input.cache_context_checkpoints = cached.context_checkpoints;
   }

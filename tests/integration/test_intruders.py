@@ -94,6 +94,56 @@ def test_a_slot_is_not_shunned_when_the_request_that_took_it_has_ended(rig):
     rig.wait_free()
 
 
+def test_nobody_waits_behind_what_the_backend_placed_while_another_slot_will_come_free(rig):
+    """With every other slot in use a prompt was sent into the one that such a request had: it waited for its end, however long, beside the
+    slot that came free."""
+    backend = rig.start(slots=2, state_version=4)
+    with rig.streaming({"prompt": prompt(200, 340), "n_predict": 2, "cache_prompt": False, "id_slot": 1}):
+        wait_until(lambda: backend.of(lambda made: made.told_busy == 1 and made.answered.is_set()), "Cairn looks where it runs")
+        text = prompt(300, 341)
+        answers = []
+        waiter = threading.Thread(target=lambda: answers.append(rig.post({"prompt": text, "n_predict": 2}, timeout=10)))
+        with rig.streaming({"prompt": prompt(300, 342), "n_predict": 2}):
+            assert backend.slots[0].busy
+            waiter.start()
+            wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "it waits in Cairn, where it may still choose")
+        waiter.join()
+        assert answers[0].json()["content"] == backend.expected(text)
+        assert backend.slots[1].busy
+    rig.wait_free()
+
+
+def test_what_a_client_that_left_has_begun_is_not_taken_for_what_the_backend_placed(rig):
+    """Beside any other stream nothing was put into the slot that it had left: the backend is told, and takes a second to notice."""
+    backend = rig.start(slots=2, state_version=4)
+    kept = prompt(LONG, 350)
+    assert rig.right(kept)
+    rig.settle()
+    assert rig.right(prompt(LONG, 351))
+    assert rig.right(prompt(LONG, 352))
+    rig.settle()
+    with rig.streaming({"messages": [{"role": "user", "content": "a" * 60}], "max_tokens": 2}, "/v1/messages"):
+        slot = next(slot for slot in backend.slots if not slot.busy)
+        backend.hold_prefill = threading.Event()
+        leaving = rig.open({"prompt": prompt(LONG, 353), "n_predict": 2})
+        wait_until(lambda: slot.busy, "its prompt is computed")
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leaving.close()
+        wait_until(lambda: not slot.busy, "the backend is rid of it")
+        backend.hold_prefill.set()
+        wait_until(lambda: any(one["status"] == 499 for one in rig.cairn.status()["latest_requests"]), "Cairn is done with it")
+        backend.forget_calls()
+        slot.busy = True  # as if it had not noticed yet
+        answers = []
+        waiter = threading.Thread(target=lambda: answers.append(rig.ask(kept + prompt(40, 354))))
+        waiter.start()
+        wait_until(lambda: backend.of(lambda made: made.told_busy == 2 and made.answered.is_set()), "Cairn looks whether it may")
+        slot.busy = False
+        waiter.join()
+        assert answers[0]["timings"]["cache_n"] >= LONG - 1, "its state was put in"
+    rig.wait_free()
+
+
 def test_who_left_while_slots_were_saved_for_it_costs_them_nothing(rig):
     """Its adapters were noted in each slot although no task of its ever came: what these held was erased before their next prompt."""
     backend = rig.start(slots=2, state_version=4)
