@@ -1,6 +1,7 @@
 #include "checkpoint/catalogue.hpp"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <utility>
@@ -25,6 +26,8 @@ bool shares(const PrefixTree& tree, NodeId earlier, NodeId own, std::uint32_t pa
 Catalogue::Catalogue(CheckpointStore& store, std::uint64_t max_tree_tokens)
     : store_(store), max_tree_tokens_(max_tree_tokens) {
   store_.on_removed([this](const CheckpointRecord& record, RemovalReason reason) {
+    // Before its row and its files go: whoever misses them finds here why.
+    spdlog::debug("checkpoint {} goes: {}", static_cast<std::int64_t>(record.id), to_string(reason));
     if (reason != RemovalReason::erased) ++removals_;  // what somebody wanted gone is not saved again
     if (reason == RemovalReason::evicted) remember_evicted(record);
     detach(record);

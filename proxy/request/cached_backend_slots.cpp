@@ -141,8 +141,13 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
     if (committed.error().code == ErrorCode::corrupt && content == state.content) slots_.forget(slot);  // it held something else
     co_return if_the_disk_refused(committed.error());
   }
+  const auto number = [](CheckpointId id) { return static_cast<std::int64_t>(id); };
+  spdlog::debug("slot {} is saved: checkpoint {}, {} tokens, {} bytes", slot, number(committed->id), committed->tokens.size(), committed->bytes);
   const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, unix_now_ms());
-  for (const CheckpointId old : useless) (void)co_await store_->supersede(old, committed->id);
+  for (const CheckpointId old : useless) {
+    spdlog::debug("checkpoint {} takes the place of checkpoint {}", number(committed->id), number(old));
+    (void)co_await store_->supersede(old, committed->id);
+  }
   copy_late();
   if (generation != generation_) co_return upstream_error(ErrorCode::closed, "the backend was restarted");
   const double in_all_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - asked).count();
