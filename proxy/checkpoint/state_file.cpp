@@ -17,8 +17,6 @@ static_assert(std::endian::native == std::endian::little, "state files are read 
 constexpr std::uint64_t max_tokens = 1u << 26;
 constexpr std::uint32_t appendix_magic = 0x504b4353;  // "SCKP"
 constexpr std::uint32_t max_context_checkpoints = 65536;
-constexpr std::size_t max_candidates = 64;  // random bytes give one in four billion
-constexpr std::size_t read_bytes = 1u << 18;  // stays in a core's cache
 
 Error corrupt(std::string what) { return disk_error(ErrorCode::corrupt, "state file: " + std::move(what)); }
 
@@ -65,7 +63,7 @@ class MagicSearch {
     std::memcpy(from, tail_, carried);
     const std::byte* const end = data + bytes;
     const std::byte* at = from;
-    while (offsets_.size() < max_candidates) {
+    while (offsets_.size() < max_appendix_candidates) {
       at = static_cast<const std::byte*>(
           ::memmem(at, static_cast<std::size_t>(end - at), &appendix_magic, sizeof appendix_magic));
       if (at == nullptr) break;
@@ -123,13 +121,14 @@ Result<ContextCheckpoints> read_appendix(ReadableFile& file, const StateHeader& 
 }
 
 // Hashes one file, looks for the magic in it, copies it: whatever is not null.
-Result<void> pass_over(ReadableFile& file, std::uint64_t from, Hasher* hasher, MagicSearch* search, WritableFile* copy = nullptr) {
-  std::vector<std::byte> buffer(read_bytes + 4);
-  const std::span<std::byte> piece(buffer.data() + 4, read_bytes);
+Result<void> pass_over(ReadableFile& file, std::uint64_t from, std::size_t piece_bytes, Hasher* hasher, MagicSearch* search,
+                       WritableFile* copy = nullptr) {
+  std::vector<std::byte> buffer(piece_bytes + 4);
+  const std::span<std::byte> piece(buffer.data() + 4, piece_bytes);
   std::uint64_t offset = from;
   while (offset < file.size_bytes()) {
     const std::uint64_t left = file.size_bytes() - offset;
-    const auto wanted = piece.first(static_cast<std::size_t>(std::min<std::uint64_t>(left, read_bytes)));
+    const auto wanted = piece.first(static_cast<std::size_t>(std::min<std::uint64_t>(left, piece_bytes)));
     if (auto read = read_exactly(file, offset, wanted); !read) return read.error();
     if (hasher != nullptr) hasher->add(wanted.data(), wanted.size());
     if (search != nullptr) search->look(wanted.data(), wanted.size(), offset);
@@ -217,7 +216,7 @@ bool same_sizes(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b
 namespace {
 
 Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps, bool look_for_appendix,
-                       const std::string* copy_to) {
+                       const std::string* copy_to, std::size_t piece_bytes) {
   const auto start = std::chrono::steady_clock::now();
   StateScan result;
   Hasher hasher;
@@ -235,7 +234,7 @@ Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vec
       if (!created) return created.error();
       copy = std::move(*created);
     }
-    if (auto done = pass_over(**file, 0, &hasher, look ? &search : nullptr, copy.get()); !done) return done.error();
+    if (auto done = pass_over(**file, 0, piece_bytes, &hasher, look ? &search : nullptr, copy.get()); !done) return done.error();
     if (look) result.appendix_candidates = search.take();
     result.bytes += stamp.bytes;
   }
@@ -247,13 +246,13 @@ Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vec
 }  // namespace
 
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
-                                   bool look_for_appendix) {
-  return scan(files, path, stamps, look_for_appendix, nullptr);
+                                   bool look_for_appendix, std::size_t piece_bytes) {
+  return scan(files, path, stamps, look_for_appendix, nullptr, piece_bytes);
 }
 
 Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
                                    const std::string& to) {
-  return scan(files, path, stamps, false, &to);
+  return scan(files, path, stamps, false, &to, scan_piece_bytes);
 }
 
 Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates) {
@@ -266,13 +265,13 @@ Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const St
   return ContextCheckpoints{};
 }
 
-Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path) {
+Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path, std::size_t piece_bytes) {
   auto file = files.open(path);
   if (!file) return file.error();
   const auto header = read_state_header(**file);
   if (!header) return header.error();
   MagicSearch search;
-  if (auto done = pass_over(**file, header->state_offset_bytes, nullptr, &search); !done) return done.error();
+  if (auto done = pass_over(**file, header->state_offset_bytes, piece_bytes, nullptr, &search); !done) return done.error();
   return read_context_checkpoints(**file, *header, search.take());
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -41,18 +42,23 @@ Result<std::vector<FileStamp>> stamp_state_files(FileLayer& files, const std::st
 // Same suffixes and sizes.
 bool same_sizes(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b);
 
+// Random bytes give one in four billion.
+inline constexpr std::size_t max_appendix_candidates = 64;
+// How much of a file is in memory at a time: stays in a core's cache. Any other number but 0 finds the same.
+inline constexpr std::size_t scan_piece_bytes = 1u << 18;
+
 struct StateScan {
   Checksum checksum;
   std::uint64_t bytes = 0;
   double seconds = 0;
-  std::vector<std::uint64_t> appendix_candidates;  // offsets of the appendix's magic in the state itself
+  std::vector<std::uint64_t> appendix_candidates;  // offsets of the appendix's magic in the state itself, `max_appendix_candidates` at most
 };
 
-// XXH3-128 over path + suffix of each stamp in turn, streamed, each preceded by its suffix and size; corrupt when a
+// XXH3-128 over path + suffix of each stamp in turn, streamed in pieces, each preceded by its suffix and size; corrupt when a
 // file's size is not its stamp's. On the way it notes where an appendix of context checkpoints could begin, if asked to
 // (that makes it about three times slower: 2.8 GB/s instead of 8 from the page cache).
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
-                                   bool look_for_appendix);
+                                   bool look_for_appendix, std::size_t piece_bytes = scan_piece_bytes);
 
 // The same while every file is copied to `to` + its suffix, names that must be free. Nothing is synced.
 Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
@@ -63,6 +69,6 @@ Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, co
 // Where it begins is written nowhere: a candidate counts when its records end exactly where the file ends.
 Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates);
 // The same with its own pass over the file.
-Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path);
+Result<ContextCheckpoints> read_context_checkpoints(FileLayer& files, const std::string& path, std::size_t piece_bytes = scan_piece_bytes);
 
 }  // namespace cairn

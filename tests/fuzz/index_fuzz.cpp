@@ -23,6 +23,33 @@ void require(bool holds) {
   if (!holds) std::abort();
 }
 
+// The ids that the blob holds, read one by one; false where behind them come bytes that are none.
+bool read_tokens(std::string_view blob, Tokens& tokens) {
+  std::uint64_t id = 0;
+  unsigned shift = 0;
+  for (const char byte : blob) {
+    id |= (static_cast<std::uint64_t>(byte) & 0x7f) << shift;
+    shift += 7;
+    if ((byte & 0x80) != 0 && shift < 35) continue;
+    if ((byte & 0x80) != 0 || id > 0xffffffff) return false;
+    tokens.push_back(static_cast<Token>(id));
+    id = shift = 0;
+  }
+  return shift == 0;
+}
+
+void try_tokens(std::string_view blob) {
+  Tokens tokens;
+  const bool whole = read_tokens(blob, tokens);
+  const std::uint64_t hash = hash_tokens(tokens);
+  const auto decoded = decode_tokens(blob, tokens.size(), hash);
+  require(decoded.has_value() == whole && (!decoded || *decoded == tokens));
+  require(!decode_tokens(blob, tokens.size(), hash ^ 1) && !decode_tokens(blob, tokens.size() + 1, hash));
+  Tokens behind{7};
+  require(append_tokens(blob, tokens.size(), hash, behind).has_value() == whole);
+  require(behind.front() == 7 && behind.size() == 1 + (whole ? tokens.size() : 0));
+}
+
 // An index with one row whose columns the fuzzer writes, behind the index's back.
 class Victim {
  public:
@@ -102,11 +129,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::vector<FileStamp> again;
     require(decode_files(encode_files(files), again) && again.size() == files.size());
     for (std::size_t i = 0; i < files.size(); ++i) {
-      require(again[i].suffix == files[i].suffix && again[i].bytes == files[i].bytes && again[i].mtime_ns == files[i].mtime_ns);
+      require(again[i].suffix == files[i].suffix && again[i].bytes == files[i].bytes);
+      require(again[i].inode == files[i].inode && again[i].mtime_ns == files[i].mtime_ns);
     }
   }
 
-  require(!decode_tokens(bytes, limit, 0) || limit == 0);
+  try_tokens(bytes);
   const Tokens tokens = [&] {
     Tokens some(bytes.size() / sizeof(Token));
     std::copy_n(bytes.data(), some.size() * sizeof(Token), reinterpret_cast<char*>(some.data()));
