@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 
+#include <algorithm>
+
 #include "checkpoint_support.hpp"
 
 namespace cairn::test {
@@ -66,17 +68,44 @@ TEST(TokenBlob, NeverTrustsACount) {
   EXPECT_FALSE(decode_tokens("\xff\xff\xff\xff\xff\xff\xff", 1, 0));
 }
 
+void expect_same(const CheckpointRecord& record, const CheckpointRecord& wanted) {
+  EXPECT_EQ(record.id, wanted.id);
+  EXPECT_EQ(record.namespace_id, wanted.namespace_id);
+  EXPECT_EQ(record.file_name, wanted.file_name);
+  EXPECT_EQ(record.token_count, wanted.token_count);
+  EXPECT_EQ(record.resume_positions, wanted.resume_positions);
+  EXPECT_EQ(record.kind, wanted.kind);
+  EXPECT_EQ(record.bytes, wanted.bytes);
+  EXPECT_EQ(record.cost_to_recompute_s, wanted.cost_to_recompute_s);
+  EXPECT_EQ(record.uses, wanted.uses);
+  EXPECT_EQ(record.created_unix_ms, wanted.created_unix_ms);
+  EXPECT_EQ(record.last_used_unix_ms, wanted.last_used_unix_ms);
+  EXPECT_EQ(record.pinned, wanted.pinned);
+  EXPECT_EQ(record.pin_label, wanted.pin_label);
+  EXPECT_EQ(record.checksum, wanted.checksum);
+  ASSERT_EQ(record.files.size(), wanted.files.size());
+  for (std::size_t i = 0; i < wanted.files.size(); ++i) {
+    EXPECT_EQ(record.files[i].suffix, wanted.files[i].suffix);
+    EXPECT_EQ(record.files[i].bytes, wanted.files[i].bytes);
+    EXPECT_EQ(record.files[i].inode, wanted.files[i].inode);
+    EXPECT_EQ(record.files[i].mtime_ns, wanted.files[i].mtime_ns);
+    EXPECT_EQ(record.files[i].ctime_ns, 0);
+  }
+}
+
 TEST(Index, KeepsEverythingAcrossOpens) {
   const ScratchDirectory scratch;
   const std::string path = scratch.path() + "/index.sqlite";
   const Tokens tokens = tokens_of_length(400);
   CheckpointId id{};
+  NamespaceId model_id{};
   {
     auto index = Index::open(path);
     ASSERT_TRUE(index) << to_string(index.error());
     const NamespaceRecord model{NamespaceId{}, "{\"model\":1}", std::string("\0\1\2", 3), "{}", 11, 12};
-    const auto model_id = (*index)->add_namespace(model);
-    ASSERT_TRUE(model_id);
+    const auto added_model = (*index)->add_namespace(model);
+    ASSERT_TRUE(added_model);
+    model_id = *added_model;
     auto added = (*index)->add_checkpoint(a_record("one", 400), tokens);
     ASSERT_TRUE(added) << to_string(added.error());
     id = *added;
@@ -91,31 +120,37 @@ TEST(Index, KeepsEverythingAcrossOpens) {
   ASSERT_TRUE(records);
   ASSERT_EQ(records->size(), 1u);
   EXPECT_TRUE(unreadable.empty());
-  const CheckpointRecord& record = records->front();
-  const CheckpointRecord wanted = a_record("one", 400);
-  EXPECT_EQ(record.id, id);
-  EXPECT_EQ(record.namespace_id, wanted.namespace_id);
-  EXPECT_EQ(record.resume_positions, (std::vector<std::uint32_t>{5, 96, 300}));
-  EXPECT_EQ(record.kind, wanted.kind);
-  EXPECT_EQ(record.bytes, wanted.bytes);
-  EXPECT_EQ(record.checksum, wanted.checksum);
-  EXPECT_EQ(record.pin_label, wanted.pin_label);
-  EXPECT_TRUE(record.pinned);
-  ASSERT_EQ(record.files.size(), 2u);
-  EXPECT_EQ(record.files[0].mtime_ns, wanted.files[0].mtime_ns);
-  EXPECT_EQ(record.files[1].suffix, ".ckpt");
+  CheckpointRecord wanted = a_record("one", 400);
+  wanted.id = id;
+  std::ranges::sort(wanted.resume_positions);
+  expect_same(records->front(), wanted);
   EXPECT_EQ(*(*index)->tokens(id), tokens);
   EXPECT_EQ((*index)->settings()->at("rate"), "2");
   const auto namespaces = (*index)->namespaces();
   ASSERT_EQ(namespaces->size(), 1u);
-  EXPECT_EQ(namespaces->front().probe, std::string("\0\1\2", 3));
+  const NamespaceRecord& model = namespaces->front();
+  EXPECT_EQ(model.id, model_id);
+  EXPECT_EQ(model.identity, "{\"model\":1}");
+  EXPECT_EQ(model.probe, std::string("\0\1\2", 3));
+  EXPECT_EQ(model.facts, "{}");
+  EXPECT_EQ(model.created_unix_ms, 11);
+  EXPECT_EQ(model.last_seen_unix_ms, 12);
 
-  CheckpointRecord changed = record;
+  CheckpointRecord changed = wanted;
   changed.uses = 99;
+  changed.last_used_unix_ms = 5;
   changed.pinned = false;
+  changed.pin_label = "";
+  changed.kind = CheckpointKind::exact;
   changed.resume_positions = {};
+  changed.cost_to_recompute_s = 0.25;
+  changed.files[0].inode = 77;
   ASSERT_TRUE((*index)->update_checkpoints({changed}));
-  EXPECT_EQ(all_of(**index, unreadable)->front().uses, 99u);
+  index = Index::open(path);
+  ASSERT_TRUE(index);
+  const auto updated = all_of(**index, unreadable);
+  ASSERT_TRUE(updated && updated->size() == 1 && unreadable.empty());
+  expect_same(updated->front(), changed);
   ASSERT_TRUE((*index)->remove_checkpoints({id}));
   EXPECT_TRUE(all_of(**index, unreadable)->empty());
   EXPECT_EQ((*index)->tokens(id).error().code, ErrorCode::not_found);

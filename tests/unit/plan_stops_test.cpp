@@ -111,11 +111,7 @@ TEST(Stops, AddedInOrderAndSavedWhenEitherIsToBe) {
 
 TEST(Stops, NearTheLargestNumberOfTokens) {
   StopInput input = input_of(MemoryKind::checkpointed, 4'294'960'000u, 4'294'967'295u, 3000);
-  for (const std::uint32_t at : places(input)) {
-    EXPECT_GT(at, input.base);
-    EXPECT_LT(at, input.prompt);
-    EXPECT_EQ(at % 3000, 0u);
-  }
+  EXPECT_THAT(places(input), ElementsAre(4'294'962'000u, 4'294'965'000u));
 }
 
 TEST(Stops, AnyInputGivesAscendingStopsInsideAndEveryWantedOne) {
