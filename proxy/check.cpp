@@ -19,6 +19,7 @@
 
 #include "backend/llama_api.hpp"
 #include "base/blocking_pool.hpp"
+#include "base/printable_text.hpp"
 #include "checkpoint/file_layer.hpp"
 #include "checkpoint/store.hpp"
 #include "request/probe.hpp"
@@ -30,8 +31,8 @@ namespace cairn {
 
 namespace {
 
-void line(std::string_view what, const std::string& found) { fmt::print("  {:<14} {}\n", what, found); }
-void advice(const std::string& text) { fmt::print("  ! {}\n", text); }
+void line(std::string_view what, const std::string& found) { fmt::print("  {:<14} {}\n", what, printable_text(found)); }
+void advice(const std::string& text) { fmt::print("  ! {}\n", printable_text(text)); }
 
 std::string joined(const std::vector<std::string>& names) { return fmt::format("{}", fmt::join(names, ", ")); }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/printable_text.hpp"
 #include "check.hpp"
 #include "config.hpp"
 #include "serve.hpp"
@@ -122,7 +123,7 @@ int run(int argc, char** argv, bool& serves) {
 
   cairn::Result<cairn::Config> config = configuration(flags);
   if (!config) {
-    fmt::print(stderr, "cairn: {}\n", config.error().context);
+    fmt::print(stderr, "cairn: {}\n", cairn::printable_text(config.error().context));
     return 2;
   }
   for (const CLI::App* command : store_commands) {

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/printable_text.hpp"
 #include "config.hpp"
 #include "progress_line.hpp"
 #include "simulate/report.hpp"
@@ -114,7 +115,7 @@ Result<SimulationReport> simulate_all(const SimulateFlags& flags) {
   if (!budgets) return budgets.error();  // before anything takes long
   Result<Trace> trace = read_traces(flags.traces);
   if (!trace) return trace.error();
-  for (const std::string& skipped : trace->skipped) fmt::print(stderr, "cairn: {}\n", skipped);
+  for (const std::string& skipped : trace->skipped) fmt::print(stderr, "cairn: {}\n", printable_text(skipped));
 
   if (trace->requests.empty()) {
     Error error = invalid("the trace holds no requests");
@@ -161,8 +162,8 @@ int run_simulate(const SimulateFlags& flags) {
   if (!report) {
     boost::json::object told;
     told["error"] = report.error().context;
-    if (flags.json) fmt::print("{}\n", boost::json::serialize(told));
-    else fmt::print(stderr, "cairn: {}\n", report.error().context);
+    if (flags.json) fmt::print("{}\n", json_text(told));
+    else fmt::print(stderr, "cairn: {}\n", printable_text(report.error().context));
     return report.error().code == ErrorCode::not_found ? 1 : 2;
   }
   fmt::print("{}", flags.json ? to_json(*report) + "\n" : to_table(*report));
@@ -171,7 +172,7 @@ int run_simulate(const SimulateFlags& flags) {
   file << to_svg(*report, fmt::format("{} requests, {} tokens", report->unbounded.requests, report->unbounded.prompt_tokens));
   file.close();
   if (file) return 0;
-  fmt::print(stderr, "cairn: cannot write {}\n", flags.svg_path);
+  fmt::print(stderr, "cairn: cannot write {}\n", printable_text(flags.svg_path));
   return 1;
 }
 

@@ -40,7 +40,7 @@ std::string ago(std::int64_t unix_ms) {
 
 double mib(const json::value& bytes) { return bytes.to_number<double>() / (1 << 20); }
 
-void print_json(const json::value& value) { fmt::print("{}\n", json::serialize(value)); }
+void print_json(const json::value& value) { fmt::print("{}\n", json_text(value)); }
 
 void print_list(const json::object& answer) {
   const bool tiers = answer.contains("disk_bytes");
@@ -62,7 +62,7 @@ void print_list(const json::object& answer) {
 void print_fields(const json::object& object) {
   for (const auto& field : object) {
     const bool text = field.value().is_string();
-    fmt::print("{:<20} {}\n", std::string_view{field.key()}, text ? printable_text(field.value().as_string()) : json::serialize(field.value()));
+    fmt::print("{:<20} {}\n", std::string_view{field.key()}, printable_text(text ? std::string{field.value().as_string()} : json_text(field.value())));
   }
 }
 
@@ -73,7 +73,7 @@ int failed(const Error& error, const StoreCommand& command) {
     told["error"] = error.context;
     print_json(told);
   } else {
-    fmt::print(stderr, "cairn: {}\n", error.context);
+    fmt::print(stderr, "cairn: {}\n", printable_text(error.context));
   }
   return 1;
 }
@@ -196,7 +196,7 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
   if (command.as_json) {
     print_json(answers);
   } else {
-    for (const std::string& line : lines) fmt::print("{}\n", line);
+    for (const std::string& line : lines) fmt::print("{}\n", printable_text(line));
   }
   co_return status;
 }

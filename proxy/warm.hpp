@@ -10,7 +10,7 @@
 namespace cairn {
 
 // One after the other through the server's front door, without generating. No files, or "-": stdin. Returns the exit status: 1 when one
-// of them could not be read or was refused. "saved" is what the store's counters prove.
+// of them could not be read, was refused or was not saved, unless that is not worth it. What became of each the server says.
 Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool as_json);
 
 }  // namespace cairn

@@ -1,28 +1,46 @@
 #include "base/printable_text.hpp"
 
-#include <cstddef>
+#include <boost/json/serialize.hpp>
+#include <boost/locale/utf.hpp>
 
 namespace cairn {
 
-std::string printable_text(std::string_view text) {
+namespace {
+
+using Utf8 = boost::locale::utf::utf_traits<char>;
+
+// `shows`: whether a code point may stay as it is. Each byte of what may not becomes `prefix` and two digits.
+template <class Shows>
+std::string escaped(std::string_view text, std::string_view prefix, Shows shows) {
   constexpr std::string_view digits = "0123456789abcdef";
   std::string out;
-  const auto byte_at = [text](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
-  const auto escape = [&](std::size_t at) {
-    out += "\\x";
-    out += digits[byte_at(at) >> 4];
-    out += digits[byte_at(at) & 15];
-  };
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const bool second_block = byte_at(i) == 0xc2 && byte_at(i + 1) >= 0x80 && byte_at(i + 1) < 0xa0;
-    if (byte_at(i) >= 0x20 && byte_at(i) != 0x7f && !second_block) {
-      out += text[i];
+  for (const char* at = text.begin(); at != text.end();) {
+    const char* end = at;
+    const boost::locale::utf::code_point point = Utf8::decode(end, text.end());
+    const bool valid = boost::locale::utf::is_valid_codepoint(point);
+    if (!valid) end = at + 1;
+    if (valid && shows(point)) {
+      out.append(at, end);
+      at = end;
       continue;
     }
-    escape(i);
-    if (second_block) escape(++i);
+    for (; at != end; ++at) {
+      const auto byte = static_cast<unsigned char>(*at);
+      out.append(prefix).append({digits[byte >> 4], digits[byte & 15]});
+    }
   }
   return out;
+}
+
+}  // namespace
+
+std::string printable_text(std::string_view text) {
+  return escaped(text, "\\x", [](boost::locale::utf::code_point point) { return point >= 0x20 && (point < 0x7f || point > 0x9f); });
+}
+
+std::string json_text(const boost::json::value& value) {
+  // What is no ASCII stands in strings alone.
+  return escaped(boost::json::serialize(value), R"(\\x)", [](boost::locale::utf::code_point) { return true; });
 }
 
 }  // namespace cairn

@@ -27,7 +27,7 @@ OwnAnswer trouble(const Error& error) {
   return refusal(error.code == ErrorCode::not_found ? 404 : error_status(error), to_string(error));
 }
 
-OwnAnswer answer_with(const json::object& object) { return OwnAnswer{"application/json", json::serialize(object), 200}; }
+OwnAnswer answer_with(const json::object& object) { return OwnAnswer{"application/json", json_text(object), 200}; }
 
 json::object outline(const CheckpointStore& store, const CheckpointRecord& record) {
   json::object object;

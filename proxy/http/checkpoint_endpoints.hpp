@@ -1,6 +1,7 @@
 // The saved states as a resource: what `/cairn/checkpoints` answers, and the command line with it when nobody serves.
 //   GET    /cairn/checkpoints             all of them, without details
 //   POST   /cairn/checkpoints             what `cairn warm` reads: computed, and saved when the backend has a quiet moment (`Router::warm`)
+//   GET    /cairn/checkpoints/warmed/N    what became of the prompt whose answer said `X-Cairn-Warmed: N` (`WarmedPrompts`)
 //   GET    /cairn/checkpoints/ID          one
 //   POST   /cairn/checkpoints/ID/pin      {"label": "…"} (may be missing)
 //   POST   /cairn/checkpoints/ID/unpin

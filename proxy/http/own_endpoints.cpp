@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/printable_text.hpp"
 #include "checkpoint/store_identity.hpp"
 
 namespace cairn {
@@ -195,7 +196,7 @@ OwnAnswer status_answer(const ServedModels& served, const RecentRequests& recent
 
   OwnAnswer answer;
   answer.content_type = "application/json";
-  answer.body = json::serialize(status);
+  answer.body = json_text(status);
   return answer;
 }
 

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <exception>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -211,7 +212,18 @@ Task<void> Router::warm(Downstream& downstream, RequestRecord& record) {
     const CacheOptions& options = served_.entries().front().server->front().options();
     warming.change_key(own_key_, options.api_key);
   }
+  const std::shared_ptr<WarmedPrompt> prompt = warmed_.add(record.id);
+  record.warmed = prompt;
   co_await dispatch(warming, record);
+  record.warmed.reset();
+  if (record.no_cache != NoCacheReason::used) {
+    prompt->why = fmt::format("it was passed on uncached ({})", to_string(record.no_cache));
+  } else if (record.miss == MissReason::other_prompt) {
+    prompt->why = "the backend made another prompt of it";
+  } else if (prompt->backend == nullptr) {
+    prompt->why = "states of adapters of a request's own are not saved";
+  }
+  prompt->answered = true;
 }
 
 Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
@@ -232,6 +244,16 @@ Task<void> Router::answer_own(Downstream& downstream, RequestRecord& record) {
   }
   if (method == "POST" && path == checkpoints_path) {
     co_await warm(downstream, record);
+    co_return;
+  }
+  if (path.starts_with(warmed_path)) {
+    if (method != "GET" && method != "HEAD") {
+      record.status = 405;
+      (void)co_await write_error(downstream, 405, "GET");
+      co_return;
+    }
+    answer = warmed_.answer(path.substr(warmed_path.size()));
+    co_await send(downstream, record, std::move(answer));
     co_return;
   }
   if (about_checkpoints) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "http/own_endpoints.hpp"
+#include "http/warmed_prompts.hpp"
 #include "observe/metrics.hpp"
 #include "request/prompt_body.hpp"
 #include "request/recent_requests.hpp"
@@ -55,6 +56,7 @@ class Router final : public RequestHandler {
   std::size_t max_body_bytes_;
   std::string own_key_;
   RecentRequests recent_;
+  WarmedPrompts warmed_;
   std::uint64_t last_id_ = 0;
 };
 

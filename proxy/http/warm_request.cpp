@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "http/warmed_prompts.hpp"
 #include "request/api_key.hpp"
 #include "request/json_fields.hpp"
 
@@ -108,6 +109,7 @@ ResultTask<void> WarmingDownstream::write_head(const ResponseHead& head, BodyFra
   ResponseHead told = head;
   // Only its pieces have been counted by now.
   told.fields.set(computed_before_field, std::to_string(std::max<std::int64_t>(0, record_.computed_tokens)));
+  told.fields.set(warmed_field, std::to_string(record_.id));
   co_return co_await client_.write_head(told, framing);
 }
 

@@ -39,6 +39,7 @@
 #include "request/shared_server.hpp"
 #include "request/token_memo.hpp"
 #include "request/unproved_options.hpp"
+#include "request/warmed_prompt.hpp"
 #include "slots/backend_ram_cache.hpp"
 #include "slots/scheduler.hpp"
 #include "slots/slot_table.hpp"
@@ -114,6 +115,9 @@ class CachedBackend {
   // Saves what the slot holds. A state that is not worth it, or already saved, is no error. `on_written`: called when the backend has
   // written the file, before the disk's part begins: from then on the slot may be given to others.
   ResultTask<void> save(int slot, std::function<void()> on_written = {});
+  // From now on it is noted what becomes of this prompt, which is to be saved: `tokens` of the model's own.
+  void watch(const std::shared_ptr<WarmedPrompt>& prompt, TokenSpan tokens);
+  ToldOutcome outcome_of(const WarmedPrompt& prompt) const;
   // Computes tokens[0, end) in the slot; what it held stays where it fits.
   ResultTask<Timings> prefill(int slot, TokenSpan tokens, std::uint32_t expected_base, CancelSource& cancel);
   // The start gate where the backend needs one, else an empty one.
@@ -277,6 +281,12 @@ class CachedBackend {
     CachedBackend* backend_;
   };
   Task<void> save_idle(int surely, double chance, CancelSource& cancel);
+  ResultTask<void> save_state(int slot, std::function<void()> on_written);
+  bool pays_to_keep(const SlotState& state) const;
+  bool is_saved(const WarmedPrompt& prompt) const;
+  std::vector<std::shared_ptr<WarmedPrompt>> watched();
+  void note_saved();  // a state
+  void note_not_saved(TokenSpan held, const std::string& why);
   std::string rates_key() const;
   CheckpointKind kind_of_states() const;
   // To the disk tier, where there is one, until then; nullopt: while nobody is served.
@@ -369,6 +379,7 @@ class CachedBackend {
   std::unique_ptr<CancelSource> background_ = std::make_unique<CancelSource>();
   bool write_back_scheduled_ = false;
   std::chrono::steady_clock::time_point late_until_;  // the backend did not answer when a slot was to be saved, or others had the room: not before
+  std::vector<std::weak_ptr<WarmedPrompt>> watched_;
   EvictedStates cleared_;     // by the backend, out of slots
   bool last_chance_ = false;  // to save: at shutdown
   int tasks_ = 0;  // upkeep coroutines alive

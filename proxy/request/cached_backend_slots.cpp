@@ -58,7 +58,7 @@ CheckpointKind CachedBackend::kind_of_states() const {
   return kind_ == MemoryKind::truncatable || kind_ == MemoryKind::exact ? kind_ : CheckpointKind::checkpointed;
 }
 
-ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written) {
+ResultTask<void> CachedBackend::save_state(int slot, std::function<void()> on_written) {
   SlotState& state = slots_.at(slot);
   const Counted saving(state.saves);
   const std::uint64_t generation = generation_;
@@ -90,6 +90,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   incoming.emplace(*catalogue_, std::move(coming), state.known, unix_now_ms());
   if (!co_await incoming->worth_its_room()) {
     spdlog::debug("slot {} is not saved: what would have to go for it is worth more", slot);
+    note_not_saved(state.known, "what would have to go for it is worth more");
     co_return Result<void>{};
   }
   Result<CheckpointStore::Reservation> reservation = co_await store_->reserve(bytes);
@@ -144,6 +145,7 @@ ResultTask<void> CachedBackend::save(int slot, std::function<void()> on_written)
   const auto number = [](CheckpointId id) { return static_cast<std::int64_t>(id); };
   spdlog::debug("slot {} is saved: checkpoint {}, {} tokens, {} bytes", slot, number(committed->id), committed->tokens.size(), committed->bytes);
   const std::vector<CheckpointId> useless = catalogue_->add(committed->id, committed->tokens, unix_now_ms());
+  note_saved();
   for (const CheckpointId old : useless) {
     spdlog::debug("checkpoint {} takes the place of checkpoint {}", number(committed->id), number(old));
     (void)co_await store_->supersede(old, committed->id);
@@ -324,6 +326,11 @@ void CachedBackend::note_pieces(bool lost) {
                "Does somebody use the backend directly? -np N keeps what idle slots hold", without.count());
 }
 
+// What is cheaper to compute than to bring back is not kept.
+bool CachedBackend::pays_to_keep(const SlotState& state) const {
+  return costs_.restore_seconds(bytes_of(state)) < costs_.prefill_seconds(0, state.held());
+}
+
 void CachedBackend::note_slot_content(int slot) {
   SlotState& state = slots_.at(slot);
   const bool ran = state.attempted == nullptr && !state.by_length;
@@ -333,14 +340,11 @@ void CachedBackend::note_slot_content(int slot) {
   // Of an exact state only what extends it goes on: an answer that the next turn writes otherwise is not worth a file.
   const std::uint32_t counted = kind_ == MemoryKind::exact ? static_cast<std::uint32_t>(state.known.size()) : held;
   const std::uint32_t gain = counted > state.recoverable ? counted - state.recoverable : 0;
-  // What is cheaper to compute than to bring back is not kept.
-  const double restore_s = costs_.restore_seconds(bytes_of(state));
   // A task that was sent before this one ended, and begins after it, clears the slot; its state goes to the backend's cache.
   const auto all = std::as_const(slots_).slots();
   state.doubtful = probe_.clears_idle && std::any_of(all.begin(), all.end(), [&](const SlotState& other) { return other.id != slot && other.running; });
   if (state.doubtful) note_ram_cache(state.known, state.resume_points);
-  const bool pays = restore_s < costs_.prefill_seconds(0, held);
-  state.unsaved = keeps_states() && !state.other_weights && pays && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
+  state.unsaved = keeps_states() && !state.other_weights && pays_to_keep(state) && held >= options_.shortest_prompt_tokens && gain >= options_.worth_saving_tokens;
 }
 
 std::uint32_t CachedBackend::context_tokens() const {

@@ -292,6 +292,7 @@ Task<void> CachedRequest::serve_cached() {
       record_.other_token = known_.other.front();
     }
   }
+  if (record_.warmed && own_weights()) backend_.watch(record_.warmed, prompt_);
 
   record_.enter(Step::acquire);
   Scheduler::Choose chooser = [this](std::span<const int> idle, bool patient) { return choose(idle, patient); };

@@ -5,6 +5,7 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -13,6 +14,7 @@
 namespace cairn {
 
 class Metrics;
+struct WarmedPrompt;
 
 // The steps of a request, in the order of the log line; every path ends in `finish`. Not quite that of time: `route` begins before `read`,
 // `plan` is entered when `acquire` has made it, and `save` may also come before them and before `restore`.
@@ -86,6 +88,7 @@ struct RequestRecord {
   std::int64_t own_token = -1;
   std::int64_t other_token = -1;      // what the known one has there
   std::string own_text, other_text;   // around it, when prompts may be shown
+  std::shared_ptr<WarmedPrompt> warmed;  // while it runs, where it was posted to be saved ahead of time
 
   int status = 0;            // of the answer; 499: the client left
   std::uint64_t answer_bytes = 0;

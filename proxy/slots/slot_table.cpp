@@ -105,6 +105,10 @@ void SlotTable::put_placed(int id, Placed placed) {
   touch(id);
 }
 
+bool SlotTable::was_placed(TokenSpan prompt) const {
+  return std::ranges::any_of(placed_, [prompt](const Placed& placed) { return common_prefix(placed.known, prompt) == prompt.size(); });
+}
+
 bool SlotTable::believe_placed(int id, std::int64_t tokens) {
   const auto there = std::find_if(placed_.begin(), placed_.end(), [&](const Placed& placed) { return holds(id, placed, tokens); });
   if (there == placed_.end()) return false;

@@ -82,6 +82,7 @@ class SlotTable {
   };
   void note_placed(Placed content) { placed_.push_back(std::move(content)); }
   bool looks_for_placed() const { return !placed_.empty(); }
+  bool was_placed(TokenSpan prompt) const;  // is being looked for
   // The slot was leased again before that was asked, and holds so many tokens: true when they are what was placed, which is believed now.
   bool believe_placed(int id, std::int64_t tokens);
   // Other tasks have begun since: it may have been overwritten, or cleared.

@@ -427,6 +427,7 @@ def test_warm_says_saved_of_nothing_else(make_stack, tmp_path):
     stack.cairn_flags = (*stack.cairn_flags, "--budget", "5MiB")
     stack.restart_cairn()
     assert warm("long.txt", "long.txt") == [False, False], "it does not fit, though a slot has it"
+    assert "more than the whole budget" in told(stack, "warm", tmp_path / "long.txt", status=1)[0]
     assert stack.cairn.status()["store"]["refused_for_space"] > 0
 
 
@@ -437,7 +438,7 @@ def test_warm_without_a_store_has_saved_nothing(make_stack, tmp_path):
     stack.cairn = Cairn(stack.cairn_port, stack.backend_port, None, None, stack.cairn_log)
     stack.cairn.wait_phase("plain")
     assert [result["saved"] for result in run(stack, "warm", tmp_path / "prompt.txt", tmp_path / "prompt.txt", status=1)] == [False, False]
-    assert told(stack, "warm", tmp_path / "prompt.txt", status=1)[0].endswith("; not saved\n"), "and ends so"
+    assert told(stack, "warm", tmp_path / "prompt.txt", status=1)[0].endswith("; not saved: the Cairn that serves has no store\n"), "and ends so"
 
 
 def test_warm_goes_on_after_a_directory(make_stack, tmp_path):
