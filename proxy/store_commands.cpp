@@ -6,18 +6,22 @@
 #include <CLI/CLI.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/this_coro.hpp>
 #include <boost/json.hpp>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <functional>
 #include <map>
 #include <utility>
 
 #include "base/printable_text.hpp"
 #include "http/checkpoint_endpoints.hpp"
 #include "progress_line.hpp"
+#include "progress_ticker.hpp"
 #include "store_client.hpp"
 #include "warm.hpp"
 
@@ -38,7 +42,8 @@ std::string ago(std::int64_t unix_ms) {
   return fmt::format("{} d", seconds / 86400);
 }
 
-double mib(const json::value& bytes) { return bytes.to_number<double>() / (1 << 20); }
+double mib(std::uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+double mib(const json::value& bytes) { return mib(bytes.to_number<std::uint64_t>()); }
 
 void print_json(const json::value& value) { fmt::print("{}\n", json_text(value)); }
 
@@ -123,6 +128,29 @@ ResultTask<Chosen> choose(StoreClient& store, const StoreCommand& command) {
   co_return chosen;
 }
 
+// What `verify` has to read of each state, where somebody sees how far it has come.
+Task<std::map<std::int64_t, std::uint64_t>> bytes_to_read(StoreClient& store) {
+  std::map<std::int64_t, std::uint64_t> bytes;
+  if (!ProgressLine(0).shown()) co_return bytes;
+  const Result<json::value> listed = co_await store.call("GET", std::string(checkpoints_path));
+  if (!listed) co_return bytes;
+  for (const json::value& value : listed->as_object().at("checkpoints").as_array()) {
+    const json::object& one = value.as_object();
+    const json::value* size = one.if_contains("bytes");
+    const json::value* tier = one.if_contains("tier");
+    const std::uint64_t copies = tier != nullptr && tier->as_string() == "ram+disk" ? 2 : 1;
+    if (size != nullptr) bytes[one.at("id").to_number<std::int64_t>()] = size->to_number<std::uint64_t>() * copies;
+  }
+  co_return bytes;
+}
+
+// Of a state that is being verified.
+Task<std::uint64_t> verified_bytes(StoreClient& store, std::int64_t id) {
+  const Result<json::value> shown = co_await store.call("GET", path_of(id));
+  const json::value* read = shown ? shown->as_object().if_contains("verified_bytes") : nullptr;
+  co_return read == nullptr ? 0 : read->to_number<std::uint64_t>();
+}
+
 // The same call for each of several; goes on after an error.
 Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
   const Result<Chosen> chosen = co_await choose(store, command);
@@ -141,11 +169,32 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
   if (chosen->pinned > 0) fmt::print(stderr, "cairn: {} pinned {}\n", chosen->pinned, chosen->pinned == 1 ? "state stays" : "states stay");
   const bool verifies = action == "/verify";
   {
-    const ProgressLine progress(ids.size());
+    const auto executor = co_await boost::asio::this_coro::executor;
+    std::map<std::int64_t, std::uint64_t> sizes;
+    if (verifies) sizes = co_await bytes_to_read(store);
+    const auto size_of = [&sizes](std::int64_t id) { return sizes.contains(id) ? std::max<std::uint64_t>(1, sizes.at(id)) : 1; };
+    std::uint64_t total = 0, before = 0;
+    for (const std::int64_t id : ids) total += size_of(id);
+    const ProgressLine progress(total);
     for (std::size_t i = 0; i < ids.size(); ++i) {
       const std::int64_t id = ids[i];
-      progress.show(i, fmt::format("{} of {}", i, ids.size()));
+      const auto show = [&](std::uint64_t read) {
+        const std::uint64_t done = before + std::min(read, size_of(id));
+        const std::string bytes = sizes.empty() ? "" : fmt::format(", {:.1f} of {:.1f} MiB", mib(done), mib(total));
+        progress.show(done, fmt::format("{} of {}{}", i, ids.size(), bytes));
+      };
+      show(0);
+      std::function<Task<void>()> look;
+      if (!sizes.empty()) {
+        look = [&]() -> Task<void> {
+          const std::uint64_t read = co_await verified_bytes(store, id);
+          if (read > 0) show(read);  // else it has just ended
+        };
+      }
+      ProgressTicker ticker(executor, std::move(look));
       Result<json::value> answer = co_await store.call(method, path_of(id, action), body);
+      co_await ticker.stop();
+      before += size_of(id);
       constexpr int not_found = 404;
       if (!answer && chosen->listed && answer.error().status == not_found) {
         lines.push_back(fmt::format("{}: gone meanwhile", id));

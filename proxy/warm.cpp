@@ -9,6 +9,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <iterator>
 #include <optional>
@@ -21,6 +22,7 @@
 #include "http/warm_request.hpp"
 #include "http/warmed_prompts.hpp"
 #include "progress_line.hpp"
+#include "progress_ticker.hpp"
 
 namespace cairn {
 
@@ -139,15 +141,28 @@ std::string in_words(const json::object& result) {
 Task<int> warm(StoreClient& server, const std::vector<std::string>& files, bool as_json) {
   std::vector<std::string> names = files;
   if (names.empty()) names.push_back("-");
+  const auto executor = co_await boost::asio::this_coro::executor;
   json::array results;
   int status = 0;
   {
     const ProgressLine progress(names.size());
     for (std::size_t i = 0; i < names.size(); ++i) {
-      progress.show(i, fmt::format("{} of {}: {}", i, names.size(), printable_text(names[i])));
+      const std::string told = fmt::format("{} of {}: {}", i, names.size(), printable_text(names[i]));
+      progress.show(i, told);
+      const auto began = std::chrono::steady_clock::now();
+      std::function<Task<void>()> tick;
+      if (progress.shown()) {
+        tick = [&]() -> Task<void> {
+          const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - began);
+          progress.show(i, fmt::format("{}, {} s", told, seconds.count()));
+          co_return;
+        };
+      }
+      ProgressTicker ticker(executor, std::move(tick));
       json::object result;
       result["file"] = names[i];
       const Result<json::object> warmed = co_await warm_one(server, names[i]);
+      co_await ticker.stop();
       if (warmed) {
         result.insert(warmed->begin(), warmed->end());
         if (warmed->at("outcome").as_string() == "failed") status = 1;

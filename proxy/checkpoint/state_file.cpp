@@ -120,9 +120,9 @@ Result<ContextCheckpoints> read_appendix(ReadableFile& file, const StateHeader& 
   return found;
 }
 
-// Hashes one file, looks for the magic in it, copies it: whatever is not null.
+// Hashes one file, looks for the magic in it, copies it, counts its bytes: whatever is not null.
 Result<void> pass_over(ReadableFile& file, std::uint64_t from, std::size_t piece_bytes, Hasher* hasher, MagicSearch* search,
-                       WritableFile* copy = nullptr) {
+                       WritableFile* copy = nullptr, std::atomic<std::uint64_t>* so_far = nullptr) {
   std::vector<std::byte> buffer(piece_bytes + 4);
   const std::span<std::byte> piece(buffer.data() + 4, piece_bytes);
   std::uint64_t offset = from;
@@ -136,6 +136,7 @@ Result<void> pass_over(ReadableFile& file, std::uint64_t from, std::size_t piece
       if (auto put = copy->append(wanted); !put) return put;
     }
     offset += wanted.size();
+    if (so_far != nullptr) *so_far += wanted.size();
   }
   return {};
 }
@@ -216,7 +217,7 @@ bool same_sizes(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b
 namespace {
 
 Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps, bool look_for_appendix,
-                       const std::string* copy_to, std::size_t piece_bytes) {
+                       const std::string* copy_to, std::atomic<std::uint64_t>* so_far, std::size_t piece_bytes) {
   const auto start = std::chrono::steady_clock::now();
   StateScan result;
   Hasher hasher;
@@ -234,7 +235,7 @@ Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vec
       if (!created) return created.error();
       copy = std::move(*created);
     }
-    if (auto done = pass_over(**file, 0, piece_bytes, &hasher, look ? &search : nullptr, copy.get()); !done) return done.error();
+    if (auto done = pass_over(**file, 0, piece_bytes, &hasher, look ? &search : nullptr, copy.get(), so_far); !done) return done.error();
     if (look) result.appendix_candidates = search.take();
     result.bytes += stamp.bytes;
   }
@@ -246,13 +247,13 @@ Result<StateScan> scan(FileLayer& files, const std::string& path, const std::vec
 }  // namespace
 
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
-                                   bool look_for_appendix, std::size_t piece_bytes) {
-  return scan(files, path, stamps, look_for_appendix, nullptr, piece_bytes);
+                                   bool look_for_appendix, std::atomic<std::uint64_t>* so_far, std::size_t piece_bytes) {
+  return scan(files, path, stamps, look_for_appendix, nullptr, so_far, piece_bytes);
 }
 
 Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
                                    const std::string& to) {
-  return scan(files, path, stamps, false, &to, scan_piece_bytes);
+  return scan(files, path, stamps, false, &to, nullptr, scan_piece_bytes);
 }
 
 Result<ContextCheckpoints> read_context_checkpoints(ReadableFile& file, const StateHeader& header, const std::vector<std::uint64_t>& candidates) {

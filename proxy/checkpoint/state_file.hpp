@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -56,9 +57,10 @@ struct StateScan {
 
 // XXH3-128 over path + suffix of each stamp in turn, streamed in pieces, each preceded by its suffix and size; corrupt when a
 // file's size is not its stamp's. On the way it notes where an appendix of context checkpoints could begin, if asked to
-// (that makes it about three times slower: 2.8 GB/s instead of 8 from the page cache).
+// (that makes it about three times slower: 2.8 GB/s instead of 8 from the page cache). `so_far`: bytes read are added to it.
 Result<StateScan> scan_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,
-                                   bool look_for_appendix, std::size_t piece_bytes = scan_piece_bytes);
+                                   bool look_for_appendix, std::atomic<std::uint64_t>* so_far = nullptr,
+                                   std::size_t piece_bytes = scan_piece_bytes);
 
 // The same while every file is copied to `to` + its suffix, names that must be free. Nothing is synced.
 Result<StateScan> copy_state_files(FileLayer& files, const std::string& path, const std::vector<FileStamp>& stamps,

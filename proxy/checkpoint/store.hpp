@@ -6,6 +6,7 @@
 // Errors: source disk (no_space, io, corrupt, not_found), never an exception; after any of them the store is usable.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -229,6 +230,8 @@ class CheckpointStore {
   // `afresh`: reads it whatever is known of it.
   // With tiers a state that lies on disk alone is brought up, verified on the way; `afresh` reads each copy where it is.
   ResultTask<VerifyOutcome> verify_before_restore(CheckpointId id, bool afresh = false);
+  // Bytes that the reading afresh which is under way has read so far, of all copies; nullopt: none is.
+  std::optional<std::uint64_t> read_afresh(CheckpointId id) const;
   // What that will take: copying up, or a first checksum. 0 when nothing is to be done.
   double seconds_before_restore(CheckpointId id) const;
 
@@ -345,7 +348,7 @@ class CheckpointStore {
   ResultTask<VerifyOutcome> bring_up(CheckpointId id);
   ResultTask<void> clear_the_name(std::string file_name, CheckpointId id);
   ResultTask<void> take_the_name_on_disk(std::string file_name);
-  ResultTask<VerifyOutcome> verify_copy(CheckpointId id, Tier tier, bool afresh);
+  ResultTask<VerifyOutcome> verify_copy(CheckpointId id, Tier tier, std::atomic<std::uint64_t>* afresh);  // counts the bytes; null: not afresh
   ResultTask<void> set_pin(CheckpointId id, bool pinned, std::string label);
   void condemn(CheckpointId id, RemovalReason reason);
   void condemn_file(std::string file_name);
@@ -381,6 +384,7 @@ class CheckpointStore {
   std::pmr::unsynchronized_pool_resource entry_memory_{{.max_blocks_per_chunk = 4096}, &populated_memory()};
   CheckpointEntries entries_{&entry_memory_};
   std::unordered_map<CheckpointId, int> uses_;
+  std::map<CheckpointId, const std::atomic<std::uint64_t>*> reading_afresh_;
   std::set<CheckpointId> copying_;  // down
   std::vector<std::shared_ptr<Wakeup>> waiting_for_copies_;
   std::map<CheckpointId, CheckpointId> standing_by_;  // states that are kept until another is copied

@@ -128,7 +128,7 @@ Result<Sealed> seal_saved(FileLayer& files, const std::string& slot_dir, const s
 }
 
 Result<Verified> verify_files(FileLayer& files, const std::string& path, const CheckpointRecord& record,
-                              const std::vector<FileStamp>& verified_as, bool read_all) {
+                              const std::vector<FileStamp>& verified_as, bool read_all, std::atomic<std::uint64_t>* so_far) {
   Verified verified;
   auto stamps = stamp_state_files(files, path);
   if (!stamps) return stamps.error();
@@ -139,7 +139,7 @@ Result<Verified> verify_files(FileLayer& files, const std::string& path, const C
     if (!same_stamps(verified.stamps, record.files, false)) return corrupt(path + " is not the file that was committed");
     return verified;
   }
-  auto scan = scan_state_files(files, path, verified.stamps, false);
+  auto scan = scan_state_files(files, path, verified.stamps, false, so_far);
   if (!scan) return scan.error();
   verified.outcome = VerifyOutcome{true, scan->bytes, scan->seconds};
   if (scan->checksum != record.checksum) return corrupt(path + " does not match its checksum");

@@ -3,6 +3,7 @@
 // Errors: source disk, see CheckpointStore.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -63,9 +64,9 @@ struct Verified {
   VerifyOutcome outcome;
   std::vector<FileStamp> stamps;
 };
-// corrupt or not_found: not the file of the record. `verified_as`: its stamps when this process last verified it.
+// corrupt or not_found: not the file of the record. `verified_as`: its stamps when this process last verified it. `so_far`: as scan_state_files().
 Result<Verified> verify_files(FileLayer& files, const std::string& path, const CheckpointRecord& record,
-                              const std::vector<FileStamp>& verified_as, bool read_all);
+                              const std::vector<FileStamp>& verified_as, bool read_all, std::atomic<std::uint64_t>* so_far);
 
 // Copies the record's files from `path` into `disk_dir`, durable under their own name when it returns. corrupt: they are not
 // what was committed.

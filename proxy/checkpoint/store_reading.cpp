@@ -2,6 +2,7 @@
 #include <boost/asio/co_spawn.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <memory>
 #include <utility>
@@ -115,15 +116,45 @@ CheckpointStore::Use CheckpointStore::use(CheckpointId id) {
   return Use(this, id);
 }
 
+namespace {
+// While one lives it is told how far it has come.
+class ReadingAfresh {
+ public:
+  using All = std::map<CheckpointId, const std::atomic<std::uint64_t>*>;
+  ReadingAfresh(All& all, CheckpointId id, const std::atomic<std::uint64_t>* so_far) : all_(all), id_(id), so_far_(so_far) {
+    if (so_far_ != nullptr) all_[id_] = so_far_;
+  }
+  ReadingAfresh(const ReadingAfresh&) = delete;
+  ReadingAfresh& operator=(const ReadingAfresh&) = delete;
+  ~ReadingAfresh() {
+    const auto at = all_.find(id_);
+    if (at != all_.end() && at->second == so_far_) all_.erase(at);  // of two at once, the later one
+  }
+
+ private:
+  All& all_;
+  CheckpointId id_;
+  const std::atomic<std::uint64_t>* so_far_;
+};
+}  // namespace
+
+std::optional<std::uint64_t> CheckpointStore::read_afresh(CheckpointId id) const {
+  const auto at = reading_afresh_.find(id);
+  if (at == reading_afresh_.end()) return std::nullopt;
+  return at->second->load();
+}
+
 ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id, bool afresh) {
   const CheckpointRecord* record = find(id);
   if (record == nullptr) {
     co_return disk_error(ErrorCode::not_found, "checkpoint " + std::to_string(static_cast<std::int64_t>(id)) + " is gone");
   }
-  if (!has_tiers()) co_return co_await verify_copy(id, Tier::slots, afresh);
+  std::atomic<std::uint64_t> so_far{0};
+  const ReadingAfresh reading(reading_afresh_, id, afresh ? &so_far : nullptr);
+  if (!has_tiers()) co_return co_await verify_copy(id, Tier::slots, afresh ? &so_far : nullptr);
   if (!afresh) {
     if (!record->in_slots) co_return co_await bring_up(id);
-    auto verified = co_await verify_copy(id, Tier::slots, false);
+    auto verified = co_await verify_copy(id, Tier::slots, nullptr);
     // One copy was bad; the other may be brought up, or another request has done so meanwhile.
     record = find(id);
     if (verified || record == nullptr || !record->on_disk) co_return verified;
@@ -134,7 +165,7 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
   for (const Tier tier : {Tier::slots, Tier::disk}) {
     record = find(id);
     if (record == nullptr || !(tier == Tier::slots ? record->in_slots : record->on_disk)) continue;
-    auto verified = co_await verify_copy(id, tier, true);
+    auto verified = co_await verify_copy(id, tier, &so_far);
     if (!verified) {
       failed = verified.error();
       continue;
@@ -152,23 +183,23 @@ ResultTask<VerifyOutcome> CheckpointStore::verify_before_restore(CheckpointId id
 }
 
 // A bad copy goes; the checkpoint with it, unless the other tier has one.
-ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tier, bool afresh) {
+ResultTask<VerifyOutcome> CheckpointStore::verify_copy(CheckpointId id, Tier tier, std::atomic<std::uint64_t>* afresh) {
   const auto entry = entries_.find(id);
   if (entry == entries_.end()) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
   const CheckpointRecord record = entry->second.record;
   const bool in_slots = tier == Tier::slots;
-  const std::vector<FileStamp> verified_as = afresh || !in_slots ? std::vector<FileStamp>{} : entry->second.verified_as;
+  const std::vector<FileStamp> verified_as = afresh != nullptr || !in_slots ? std::vector<FileStamp>{} : entry->second.verified_as;
   const std::string path = path_of(tier, record.file_name);
-  const bool read_all = afresh || options_.verify_checksums;
+  const bool read_all = afresh != nullptr || options_.verify_checksums;
   const bool locked = in_slots ? slot_lock_ != nullptr : disk_lock_ != nullptr;
   const auto job = [&]() -> Result<Verified> {
-    auto done = verify_files(files_, path, record, verified_as, read_all);
+    auto done = verify_files(files_, path, record, verified_as, read_all, afresh);
     // Is the file gone, or the whole directory (unmounted, renamed)? What comes back with it is not to be forgotten.
     if (done || done.error().code != ErrorCode::not_found || !locked) return done;
     if (auto same = same_directory(files_, in_slots ? options_.slot_dir : options_.disk_dir); !same) return same.error();
     return done;
   };
-  auto verified = co_await (afresh ? background_pool_ : disk_pool_).run(job);
+  auto verified = co_await (afresh != nullptr ? background_pool_ : disk_pool_).run(job);
   const auto again = entries_.find(id);
   if (verified) {
     counters_.checksum_bytes += verified->outcome.bytes;

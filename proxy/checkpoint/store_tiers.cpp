@@ -439,7 +439,7 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
   const CheckpointRecord record = found->second.record;
   auto cleared = co_await clear_the_name(record.file_name, id);
   if (!cleared) co_return cleared.error();
-  if (const CheckpointRecord* now = find(id); now != nullptr && now->in_slots) co_return co_await verify_copy(id, Tier::slots, false);
+  if (const CheckpointRecord* now = find(id); now != nullptr && now->in_slots) co_return co_await verify_copy(id, Tier::slots, nullptr);
   auto reservation = co_await reserve(record.bytes);
   if (!reservation) co_return reservation.error();
 
@@ -472,7 +472,7 @@ ResultTask<VerifyOutcome> CheckpointStore::bring_up(CheckpointId id) {
   const Error error = copied.error();
   if (again != entries_.end() && again->second.record.in_slots) {  // another request brought it up meanwhile
     *reservation = Reservation{};
-    co_return co_await verify_copy(id, Tier::slots, false);
+    co_return co_await verify_copy(id, Tier::slots, nullptr);
   }
   condemn_file(record.file_name);  // a part may have its name already
   if (error.code == ErrorCode::corrupt || error.code == ErrorCode::not_found) {

@@ -83,6 +83,7 @@ OwnAnswer show(const CheckpointStore& store, const CheckpointRecord& record) {
     files.push_back(std::move(file));
   }
   object["files"] = std::move(files);
+  if (const std::optional<std::uint64_t> read = store.read_afresh(record.id)) object["verified_bytes"] = *read;
   const auto model = store.namespaces().find(record.namespace_id);
   if (model != store.namespaces().end()) {
     boost::system::error_code bad;

@@ -2,7 +2,7 @@
 //   GET    /cairn/checkpoints             all of them, without details
 //   POST   /cairn/checkpoints             what `cairn warm` reads: computed, and saved when the backend has a quiet moment (`Router::warm`)
 //   GET    /cairn/checkpoints/warmed/N    what became of the prompt whose answer said `X-Cairn-Warmed: N` (`WarmedPrompts`)
-//   GET    /cairn/checkpoints/ID          one
+//   GET    /cairn/checkpoints/ID          one; while it is verified, with the bytes that have been read (verified_bytes)
 //   POST   /cairn/checkpoints/ID/pin      {"label": "…"} (may be missing)
 //   POST   /cairn/checkpoints/ID/unpin
 //   POST   /cairn/checkpoints/ID/verify   reads its files; bad ones are dropped

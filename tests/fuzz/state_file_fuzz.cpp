@@ -79,7 +79,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::size_t piece_bytes = data[--size] % 64 + 1u;
   OneFile files(data, size);
   const std::uint64_t bytes = size;
-  const auto scan = scan_state_files(files, "state", {FileStamp{"", bytes}}, true, piece_bytes);
+  const auto scan = scan_state_files(files, "state", {FileStamp{"", bytes}}, true, nullptr, piece_bytes);
   require(scan && scan->bytes == bytes);
   require(scan->appendix_candidates == places_of_magic(data, size, 0));
   std::vector<std::uint8_t> hashed(sizeof bytes + size);

@@ -200,3 +200,52 @@ def test_errors_with_names_of_files_are_json(tmp_path):
         assert done.returncode in (1, 2) and said in json.loads(done.stdout.decode())["error"], done
         done = subprocess.run([cairn_binary(), *command], capture_output=True, timeout=60, check=False)
         assert said in done.stderr.decode(), done
+
+
+# --- how far it has come ----------------------------------------------------------------------------------
+
+class Verifying(http.server.BaseHTTPRequestHandler):
+    """A Cairn that has two states and reads the second one slowly: until it was looked at twice."""
+    looks = 0
+    looked = threading.Event()
+
+    def answer(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/cairn/checkpoints":
+            states = [{"id": 1, "bytes": 100 << 20, "pinned": False}, {"id": 2, "bytes": 300 << 20, "pinned": False}]
+            self.answer({"checkpoints": states, "bytes": 400 << 20, "absent": 0})
+            return
+        self.answer({"id": 2, "bytes": 300 << 20, "verified_bytes": 120 << 20})
+        type(self).looks += 1
+        if self.looks == 2:
+            self.looked.set()
+
+    def do_POST(self):
+        if self.path == "/cairn/checkpoints/2/verify":
+            assert self.looked.wait(30)
+        self.answer({"id": 1, "good": True, "bytes": 1, "seconds": 0.0})
+
+    def log_message(self, *_):
+        pass
+
+
+def test_verify_shows_how_far_it_has_come_within_a_large_state():
+    """It said 0 of 1 to the end."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Verifying) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ours, theirs = pty.openpty()
+        done = subprocess.run([cairn_binary(), "verify", "--listen", f"127.0.0.1:{server.server_port}"], stdout=subprocess.DEVNULL,
+                              stderr=theirs, timeout=60, check=False)
+        os.close(theirs)
+        screen = os.read(ours, 65536).decode()
+        os.close(ours)
+        server.shutdown()
+    assert done.returncode == 0
+    assert "] 0 of 2, 0.0 of 400.0 MiB" in screen and "] 1 of 2, 100.0 of 400.0 MiB" in screen
+    assert f"[{'#' * 16}{'.' * 14}] 1 of 2, 220.0 of 400.0 MiB" in screen, screen

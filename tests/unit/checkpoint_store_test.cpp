@@ -75,6 +75,36 @@ TEST_F(Store, CommitsAndFindsAgainAfterARestart) {
   EXPECT_EQ(store().counters().files, 0u);
 }
 
+// Of a state of gigabytes nothing was seen before its end.
+TEST_F(Store, ItIsToldHowFarAReadingAfreshHasCome) {
+  const auto saved = fixture.save(tokens_of_length(300), 5000, 2.5, {".ckpt"});
+  ASSERT_TRUE(saved);
+  const std::uint64_t first_file = store().find(saved->id)->files.front().bytes;
+  ASSERT_LT(first_file, saved->bytes);
+  boost::asio::io_context io;
+  std::promise<void> seen;
+  std::optional<std::uint64_t> before, between;
+  const auto look = [&] {
+    between = store().read_afresh(saved->id);
+    seen.set_value();
+  };
+  int opened = 0;
+  files.before = [&](int, const char* name) -> std::optional<Error> {
+    if (std::string_view{name} != "open" || ++opened != 2) return std::nullopt;
+    boost::asio::post(io, look);
+    (void)seen.get_future().wait_for(std::chrono::seconds{20});
+    return std::nullopt;
+  };
+  before = store().read_afresh(saved->id);
+  const bool afresh = true;
+  boost::asio::co_spawn(io, store().verify_before_restore(saved->id, afresh),
+                        [](std::exception_ptr, const Result<VerifyOutcome>& read) { EXPECT_TRUE(read); });
+  io.run();
+  EXPECT_EQ(between, first_file);
+  EXPECT_EQ(before, std::nullopt);
+  EXPECT_EQ(store().read_afresh(saved->id), std::nullopt);
+}
+
 // Both threads were syncing to a slow disk what had been saved, and whoever needed a state waited for that.
 TEST_F(Store, ARestoreDoesNotWaitWhileADiskIsSlowWithWhatWasSaved) {
   const auto needed = fixture.save(tokens_of_length(300), 1000);
