@@ -42,7 +42,8 @@ ResultTask<void> ServedStore::open() {
   if (!store->index_damage().empty()) spdlog::warn("state_dir: {}; an empty index was begun", store->index_damage());
   if (!store->strange_states().empty()) {
     spdlog::warn("{} holds states of another index than the new one in {}: if that is a disk that was not mounted yet, mount it and start "
-                 "again; they are deleted after some more starts without it", store->strange_states(), config_.state_dir);
+                 "again, if state_dir should be another (cairn.lock beside them names it), name that; they are deleted after some more starts "
+                 "without it", store->strange_states(), config_.state_dir);
   }
   const std::uint64_t without_file = found.swept_entries - found.damaged_entries;
   if (found.swept_files > 0 || without_file > 0) {

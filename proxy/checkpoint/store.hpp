@@ -280,7 +280,8 @@ class CheckpointStore {
   std::int64_t now_unix_ms() const;
   // Why open() set the index aside and began an empty one; empty when it did not.
   const std::string& index_damage() const { return index_damage_; }
-  // Where states lie that another index at the same place has known, whose disk may be late; empty: nowhere. They are left alone.
+  // Where states lie that another index has known, whose disk may be late, or which stands where we cannot see it; empty: nowhere. They
+  // are left alone.
   const std::string& strange_states() const { return strange_states_; }
   const StoreOptions& options() const { return options_; }
 

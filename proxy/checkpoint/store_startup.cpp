@@ -443,7 +443,8 @@ Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, Che
     if (!found->any_state()) continue;
     const Owner owner = read_owner(files, found->lock_file());
     const bool same_place = owner.directory == own.directory;
-    if (may_be_another && same_place && !owner.id.empty() && owner.id != own.id) loaded.strange_states = found->path();
+    // One at another place may be out of our sight, and not gone: in a container, say. A note without an id may have been torn.
+    if (may_be_another && !owner.id.empty() && owner.id != own.id) loaded.strange_states = found->path();
     if (found->kept_any() || same_place || !has_index(files, owner.directory)) continue;
     return disk_error(ErrorCode::unsupported,
                       "the states in " + found->path() + " belong to the index in " + owner.directory + ": state_dir must name it, or it must be deleted");

@@ -33,7 +33,7 @@ struct Loaded {
   std::uint64_t absent_entries = 0;  // not found, not forgotten
   std::uint64_t damaged_entries = 0;  // rows that make no sense; among those swept, unless to look
   std::string owner_note;            // what our lock files say: whose states lie beside them
-  std::string strange_states;        // where states lie that another index at this one's place has known; not swept
+  std::string strange_states;        // where states lie that another index has known, which may be late or out of sight; not swept
 };
 
 // Names of states in `directory` that are being saved, or never were to their end.

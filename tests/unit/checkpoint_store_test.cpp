@@ -584,12 +584,44 @@ TEST_F(Store, AMistypedIndexSweepsNoStatesOfOneThatStands) {
   ASSERT_TRUE(fixture.open());
   EXPECT_NE(store().find(id), nullptr);
   fixture.store.reset();
-  // Its index is gone: nobody will ask for them.
+  // Its index is gone, as far as can be seen: that is believed after some starts.
   fs::remove_all(right.state_dir);
   fixture.options.state_dir = scratch.path() + "/another";
+  for (int start = 0; start < LateStarts::most; ++start) {
+    fixture.now_ms += LateStarts::apart_ms;
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().strange_states(), scratch.slots());
+    EXPECT_EQ(fixture.slot_files().size(), 1u);
+  }
+  fixture.now_ms += LateStarts::apart_ms;
   ASSERT_TRUE(fixture.open());
   EXPECT_EQ(store().counters().swept_files, 1u);
   EXPECT_TRUE(fixture.slot_files().empty());
+}
+
+// A container calls its index /state. A Cairn of the host, given the volume with its states, found no such directory and swept them all.
+TEST_F(Store, AnIndexThatCannotBeSeenFromHereLosesNoStates) {
+  const CheckpointId id = fixture.save(tokens_of_length(50), 9000)->id;
+  const std::string name = store().find(id)->file_name;
+  const StoreOptions inside = fixture.options;
+  fixture.store.reset();
+  const std::string note = read_file(scratch.slots() + "/cairn.lock");
+  fs::rename(scratch.state(), scratch.path() + "/unseen");
+  fixture.options.state_dir = scratch.path() + "/host";
+  for (int start = 0; start < 2; ++start) {
+    fixture.now_ms += LateStarts::apart_ms;
+    ASSERT_TRUE(fixture.open());
+    EXPECT_EQ(store().strange_states(), scratch.slots());
+    EXPECT_TRUE(fs::exists(scratch.slots() + "/" + name));
+    EXPECT_EQ(read_file(scratch.slots() + "/cairn.lock"), note);
+    EXPECT_TRUE(fixture.save(tokens_of_length(50, start + 1), 9000)) << "it can be used meanwhile";
+  }
+  fixture.store.reset();
+  fs::rename(scratch.path() + "/unseen", scratch.state());
+  fixture.options = inside;
+  ASSERT_TRUE(fixture.open());
+  EXPECT_NE(store().find(id), nullptr);
+  EXPECT_EQ(fixture.slot_files(), std::vector<std::string>{name});
 }
 
 // One start with the state directory of one and the slot directory of another cost both all they had.
