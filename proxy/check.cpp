@@ -1,5 +1,6 @@
 #include "check.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <exception>
@@ -121,7 +123,7 @@ std::string not_writable(const std::string& directory) {
   std::error_code unknown;
   std::filesystem::path path = std::filesystem::absolute(directory, unknown);
   while (!std::filesystem::exists(path, unknown) && path.has_relative_path()) path = path.parent_path();
-  if (::access(path.c_str(), W_OK | X_OK) == 0) return {};
+  if (::faccessat(AT_FDCWD, path.c_str(), W_OK | X_OK, AT_EACCESS) == 0) return {};
   return fmt::format("{}: {}", path.string(), std::generic_category().message(errno));
 }
 
@@ -170,7 +172,9 @@ Task<CheckedStore> check_store(const Config& config, FileLayer& files, BlockingP
   if (counters.damaged_entries > 0) {
     advice(fmt::format("{} entries of the index are damaged: cairn serve would drop them with their states", counters.damaged_entries));
   }
-  for (const auto& [name, directory] : {std::pair{"state_dir", &config.state_dir}, std::pair{"disk_dir", &config.disk_dir}}) {
+  const std::array directories{std::pair{"slot_dir", &config.slot_dir}, std::pair{"state_dir", &config.state_dir},
+                               std::pair{"disk_dir", &config.disk_dir}};
+  for (const auto& [name, directory] : directories) {
     const std::string why = directory->empty() ? std::string{} : not_writable(*directory);
     if (why.empty()) continue;
     advice(fmt::format("{} cannot be written: {}", name, why));

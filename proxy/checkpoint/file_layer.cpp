@@ -186,7 +186,9 @@ Result<DiskSpace> PosixFileLayer::space(const std::string& directory) {
   struct statvfs status {};
   if (::statvfs(directory.c_str(), &status) != 0) return system_error("statvfs", directory, errno);
   const std::uint64_t unit = status.f_frsize;
-  return DiskSpace{status.f_bavail * unit, status.f_blocks * unit, (status.f_flag & ST_RDONLY) != 0};
+  // Other errors tell of what cannot be asked, not of what is refused.
+  const bool refused = ::faccessat(AT_FDCWD, directory.c_str(), W_OK | X_OK, AT_EACCESS) != 0 && errno == EACCES;
+  return DiskSpace{status.f_bavail * unit, status.f_blocks * unit, (status.f_flag & ST_RDONLY) != 0, !refused};
 }
 
 Result<std::unique_ptr<Directory>> PosixFileLayer::open_directory(const std::string& path) {

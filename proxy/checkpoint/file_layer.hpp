@@ -27,6 +27,7 @@ struct DiskSpace {
   std::uint64_t free_bytes = 0;  // what an unprivileged process may still write
   std::uint64_t total_bytes = 0;
   bool read_only = false;
+  bool may_write = true;  // false: this user may neither rename nor delete what others make there
 };
 
 // Whom a directory that is made is for; what lies there tells prompts. The backend may be another user of our group, the umask permitting.

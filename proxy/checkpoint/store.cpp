@@ -166,8 +166,7 @@ ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve(std::uint64_t 
 }
 
 ResultTask<CheckpointStore::Reservation> CheckpointStore::reserve_scratch(std::uint64_t bytes_estimate) {
-  const auto job = [this] { return files_.space(options_.slot_dir); };
-  auto space = co_await index_pool_.run(job);
+  auto space = co_await slot_space();
   if (!space) {
     ++counters_.disk_errors;
     saving_failed(space.error());

@@ -1,5 +1,7 @@
 #include "checkpoint/store_disk.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <random>
@@ -37,6 +39,11 @@ Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory,
   auto space = files.space(directory);
   if (!space && space.error().code == ErrorCode::not_found) return disk_error(ErrorCode::io, space.error().context);
   if (space && space->read_only) return disk_error(ErrorCode::io, directory + " is read-only");
+  if (space && !space->may_write) {
+    return disk_error(ErrorCode::io, directory + " may not be written by user " + std::to_string(::geteuid()) +
+                                         ", who is to rename and delete the files there: give write access "
+                                         "(chown, or chmod g+w and a group shared with llama-server)");
+  }
   return space;
 }
 
@@ -65,6 +72,15 @@ Result<void> remove_state_files(FileLayer& files, const std::string& path) {
     if (!removed && removed.error().code != ErrorCode::not_found && result) result = removed;
   }
   return result;
+}
+
+std::uint64_t bytes_of_state_files(FileLayer& files, const std::string& path) {
+  std::uint64_t bytes = 0;
+  for (const std::string_view suffix : {std::string_view{}, side_file_suffixes[0], side_file_suffixes[1]}) {
+    const auto status = files.status(path + std::string(suffix));
+    if (status && status->regular) bytes += status->bytes;
+  }
+  return bytes;
 }
 
 Result<Inspected> inspect_saved(FileLayer& files, const std::string& path, const NewCheckpoint& expected) {

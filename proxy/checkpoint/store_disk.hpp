@@ -32,8 +32,8 @@ std::string new_base_name();
 // back with it (unmounted, renamed).
 Result<void> same_directory(FileLayer& files, const std::string& directory);
 Error another_directory(const std::string& directory);
-// Of a directory that is to be written to. io: it is not there, is read-only or, where we have its `lock`, not the one it was. Where
-// somebody has emptied it nothing comes back: it is locked anew.
+// Of a directory that is to be written to. io: it is not there, we may not write to it or, where we have its `lock`, it is not the one it
+// was. Where somebody has emptied it nothing comes back: it is locked anew.
 Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, const std::string& owner_note,
                                  std::unique_ptr<FileLock>& anew);
 // As start-up does it; null where that is not possible.
@@ -78,5 +78,7 @@ Result<Verified> copy_to_slots(FileLayer& files, const std::string& path, const 
 
 // The state and its side files; those that are not there are success.
 Result<void> remove_state_files(FileLayer& files, const std::string& path);
+// What is there of them, complete or not.
+std::uint64_t bytes_of_state_files(FileLayer& files, const std::string& path);
 
 }  // namespace cairn

@@ -28,7 +28,12 @@ ResultTask<DiskSpace> CheckpointStore::slot_space() {
   const std::shared_ptr<FileLock> lock = slot_lock_;
   const bool in_ram = has_tiers() && !options_.look_only;
   const auto job = [this, &lock, &locked_anew, in_ram]() -> Result<DiskSpace> {
-    if (!in_ram) return space_to_write(files_, options_.slot_dir, lock.get(), owner_note_, locked_anew);
+    if (!in_ram) {
+      auto space = space_to_write(files_, options_.slot_dir, lock.get(), owner_note_, locked_anew);
+      // We could not when we started.
+      if (space && lock == nullptr && !options_.look_only) locked_anew = lock_anew(files_, options_.slot_dir, owner_note_);
+      return space;
+    }
     const auto found = files_.space(options_.slot_dir);
     const bool is_gone = !found && found.error().code == ErrorCode::not_found;
     // What is in RAM does not come back by itself, as a disk may.
@@ -260,6 +265,9 @@ void CheckpointStore::condemn(CheckpointId id, RemovalReason reason) {
 }
 
 void CheckpointStore::condemn_file(std::string file_name) {
+  // One that cannot be deleted is found again with each look at the directory.
+  const auto is_it = [&](const Condemned& other) { return !other.on_disk && other.file_name == file_name; };
+  if (deleting_.contains(slot_path(file_name)) || std::ranges::any_of(condemned_, is_it)) return;
   condemned_.push_back({std::move(file_name), 0, CheckpointId{}, false, false});
 }
 
@@ -290,13 +298,11 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   struct Outcome {
     Result<void> rows, changed;
     std::vector<Result<void>> files;
+    std::vector<std::uint64_t> left_bytes;  // of those that are still there
     Result<DiskSpace> before, after;  // the deletion of `floor_bytes`
     bool away = false;                // the directory whose files come back with it
   };
-  for (const Stray& stray : strays_) {
-    const auto is_it = [&](const Condemned& one) { return !one.on_disk && one.file_name == stray.file_name; };
-    if (std::ranges::none_of(condemned_, is_it)) condemn_file(stray.file_name);
-  }
+  for (const Stray& stray : strays_) condemn_file(stray.file_name);
   std::erase_if(strays_, [now = now_unix_ms()](const Stray& stray) { return stray.until_unix_ms <= now; });
   std::vector<Condemned> taken;
   std::vector<Condemned> waiting;
@@ -330,7 +336,10 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     outcome.rows = index_->remove_checkpoints(work.rows);
     outcome.changed = index_->update_checkpoints(work.changed);
     if (looks) outcome.before = files_.space(directory);
-    for (const std::string& path : work.paths) outcome.files.push_back(remove_state_files(files_, path));
+    for (const std::string& path : work.paths) {
+      outcome.files.push_back(remove_state_files(files_, path));
+      outcome.left_bytes.push_back(outcome.files.back() ? 0 : bytes_of_state_files(files_, path));
+    }
     if (looks) outcome.after = files_.space(directory);
     if (std::ranges::none_of(taken, lasts)) return outcome;
     // What was not found there is not deleted, unless the directory is the one it was.
@@ -367,9 +376,11 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     if (!outcome.files[i] && lasts(condemned)) floor_bytes -= condemned.bytes;
     // Where its whole directory is away, it goes with the others when that is back.
     condemned.stuck = !outcome.files[i] && !(outcome.away && lasts(condemned)) && (any_deleted || condemned.stuck);
+    std::uint64_t& condemned_bytes = condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes;
     if (outcome.files[i]) {
-      (condemned.on_disk ? counters_.condemned_disk_bytes : counters_.condemned_bytes) -= condemned.bytes;
-      condemned.bytes = 0;
+      condemned_bytes -= std::exchange(condemned.bytes, 0);
+    } else if (condemned.bytes == 0) {
+      condemned_bytes += condemned.bytes = outcome.left_bytes[i];  // what was saved in part, or never committed: it takes room now
     }
     if (condemned.row_left || !outcome.files[i]) condemned_.push_back(std::move(condemned));
   }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <map>
 
@@ -57,6 +58,25 @@ TEST(PosixDirectory, AFileThatIsGoneMeanwhileIsNotFound) {
 }
 
 // Copies were made for their owner alone: a llama-server of another user could not restore them.
+// Not by the real ids, as access() does, and root may write everywhere.
+TEST(PosixFileLayer, TellsWhereThisUserMayNotWrite) {
+  const ScratchDirectory scratch;
+  fs::permissions(scratch.path(), fs::perms{0755});
+  fs::permissions(scratch.slots(), fs::perms{0555});
+  PosixFileLayer files;
+  const uid_t us = ::geteuid();
+  constexpr uid_t nobody = 65534;
+  if (us == 0) ASSERT_EQ(::seteuid(nobody), 0);
+  const auto others = files.space(scratch.slots());
+  if (us == 0) ASSERT_EQ(::seteuid(us), 0);
+  fs::permissions(scratch.slots(), fs::perms{0755});
+  const auto ours = files.space(scratch.slots());
+  ASSERT_TRUE(others && ours);
+  EXPECT_FALSE(others->may_write);
+  EXPECT_TRUE(ours->may_write);
+  EXPECT_FALSE(others->read_only);
+}
+
 TEST(PosixFileLayer, WhatIsCreatedIsForAllWhomTheUmaskLets) {
   const ScratchDirectory scratch;
   PosixFileLayer files;

@@ -815,6 +815,75 @@ TEST_F(Store, NothingIsEvictedForASaveOnADiskThatIsReadOnly) {
   EXPECT_EQ(store().counters().files, 3u);
 }
 
+// The backend wrote one whole state after the other, which could be neither renamed nor deleted.
+TEST_F(Store, WhereWeMayNotWriteTheBackendIsAskedForNoFile) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
+  int said = 0;
+  store().on_saving([&](const Error* trouble) { said += trouble != nullptr; });
+  files.pretended_space = DiskSpace{1'000'000, 2'000'000, false, false};
+  for (int i = 0; i < 2; ++i) {
+    const auto refused = i == 0 ? fixture.await(store().reserve(9000)) : fixture.await(store().reserve_scratch(9000));
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::io);
+    EXPECT_NE(refused.error().context.find("write access"), std::string::npos) << refused.error().context;
+  }
+  EXPECT_EQ(said, 1);
+  EXPECT_EQ(store().counters().files, 3u);
+  files.pretended_space.reset();
+  EXPECT_TRUE(fixture.save(tokens_of_length(50, 3), 9000));
+}
+
+TEST_F(Store, ADirectoryThatMayBeWrittenAfterTheStartIsLockedThen) {
+  fixture.store.reset();
+  fs::remove(scratch.slots() + "/cairn.lock");
+  files.refuses_to_lock = scratch.slots();
+  files.pretended_space = DiskSpace{1'000'000, 2'000'000, false, false};
+  ASSERT_TRUE(fixture.open());
+  EXPECT_FALSE(fixture.save(tokens_of_length(50), 9000));
+  files.refuses_to_lock.clear();
+  files.pretended_space.reset();
+  const auto saved = fixture.save(tokens_of_length(50), 9000);
+  ASSERT_TRUE(saved) << to_string(saved.error());
+  StoreFixture second(scratch, files);
+  second.options.state_dir = scratch.path() + "/another";
+  EXPECT_EQ(second.open().error().code, ErrorCode::invalid) << "it would sweep what is saved here";
+}
+
+// In a sticky directory of somebody else's. They were counted as nothing, and each pause brought another one.
+TEST_F(Store, FilesOfFailedSavesThatCannotBeDeletedTakeRoomInTheBudget) {
+  fixture.options.budget_bytes = 30'000;
+  ASSERT_TRUE(fixture.open());
+  const auto kept = fixture.save(tokens_of_length(50), 9000);
+  files.refuses_to_remove = scratch.slots();
+  files.before = [](int, const char* call) -> std::optional<Error> {
+    if (std::string_view(call) == "rename") return disk_error(ErrorCode::io, call);
+    return std::nullopt;
+  };
+  const auto bytes_there = [&] {
+    std::uint64_t bytes = 0;
+    for (const std::string& name : fixture.slot_files()) bytes += fs::file_size(scratch.slots() + "/" + name);
+    return bytes;
+  };
+  for (Token salt = 1; salt < 6; ++salt) {
+    EXPECT_FALSE(fixture.save(tokens_of_length(50, salt), 9000));
+    EXPECT_FALSE(fixture.await(store().flush()));
+  }
+  EXPECT_EQ(fixture.slot_files().size(), 3u);
+  EXPECT_EQ(store().counters().condemned_bytes + store().counters().bytes, bytes_there());
+  ASSERT_TRUE(fixture.open());
+  for (Token salt = 1; salt < 6; ++salt) EXPECT_FALSE(fixture.save(tokens_of_length(50, salt), 9000));
+  EXPECT_EQ(fixture.slot_files().size(), 3u) << "nor after a restart";
+  EXPECT_EQ(store().counters().condemned_bytes + store().counters().bytes, bytes_there());
+  EXPECT_NE(store().find(kept->id), nullptr) << "there would be no more room without it";
+  files.before = nullptr;
+  files.refuses_to_remove.clear();
+  EXPECT_TRUE(fixture.await(store().flush()));
+  EXPECT_EQ(store().counters().condemned_bytes, 0u);
+  EXPECT_EQ(fixture.slot_files().size(), 1u);
+}
+
 TEST_F(Store, AStoreOnADiskThatIsReadOnlyIsOpenedAndNothingGoes) {
   for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(50, salt), 9000));
   const CheckpointId any = fixture.save(tokens_of_length(50, 3), 9000)->id;

@@ -136,6 +136,7 @@ class FaultyLayer final : public FileLayer {
   std::function<void(int, const char*)> after;
   std::optional<DiskSpace> pretended_space;
   std::string refuses_to_remove;  // what begins so; nobody is asked
+  std::string refuses_to_lock;    // likewise
   std::atomic<int> calls{0};
 
   Result<std::unique_ptr<ReadableFile>> open(const std::string& path) override {
@@ -176,6 +177,7 @@ class FaultyLayer final : public FileLayer {
     return through<void>("make_directory", [&] { return real_.make_directory(path, whom); });
   }
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+    if (!refuses_to_lock.empty() && path.starts_with(refuses_to_lock)) return disk_error(ErrorCode::io, "lock " + path);
     return through<std::unique_ptr<FileLock>>("lock", [&] { return real_.lock(path); });
   }
 
