@@ -55,6 +55,9 @@ ResultTask<void> ServedStore::open() {
                  "they are forgotten after some more starts without it", found.absent_entries,
                  config_.disk_dir.empty() ? "slot_dir" : "disk_dir");
   }
+  store->on_index_rebuilt([](const std::string& why) {
+    spdlog::warn("state_dir: the index was damaged, and built anew of what could be read ({}): is the disk all right?", why);
+  });
   store->on_saving([](const Error* trouble) {
     if (trouble != nullptr) {
       spdlog::warn("nothing is saved until the disk allows it again: {}", to_string(*trouble));

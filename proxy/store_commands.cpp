@@ -151,6 +151,19 @@ Task<std::uint64_t> verified_bytes(StoreClient& store, std::int64_t id) {
   co_return read == nullptr ? 0 : read->to_number<std::uint64_t>();
 }
 
+// What is wrong with the index as a whole; empty: nothing.
+Task<std::string> trouble_with_index(StoreClient& store) {
+  const Result<json::value> answer = co_await store.call("POST", std::string(checkpoints_path) + "/verify");
+  constexpr int not_found = 404;
+  if (!answer && answer.error().status == not_found) co_return std::string{};  // an older Cairn serves
+  if (!answer) co_return answer.error().context;
+  const json::object& object = answer->as_object();
+  if (object.at("good").as_bool()) co_return std::string{};
+  const bool rebuilt = object.at("rebuilt").as_bool();
+  co_return fmt::format("damaged, {}: {}", rebuilt ? "and built anew of what could be read" : "cairn serve builds it anew when that is in the way",
+                        std::string_view{object.at("why").as_string()});
+}
+
 // The same call for each of several; goes on after an error.
 Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::string_view method, std::string_view action) {
   const Result<Chosen> chosen = co_await choose(store, command);
@@ -241,6 +254,16 @@ Task<int> for_each_id(StoreClient& store, const StoreCommand& command, std::stri
     json::object pinned;
     pinned["pinned"] = chosen->pinned;
     answers.push_back(std::move(pinned));
+  }
+  std::string trouble;
+  if (verifies && chosen->listed) trouble = co_await trouble_with_index(store);
+  if (!trouble.empty()) {
+    status = 1;
+    lines.push_back(fmt::format("index: {}", trouble));
+    json::object told;
+    told["index_good"] = false;
+    told["error"] = trouble;
+    answers.push_back(std::move(told));
   }
   if (command.as_json) {
     print_json(answers);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checkpoint/index_codec.hpp"
+#include "checkpoint/index_statement.hpp"
 
 namespace cairn {
 namespace {
@@ -41,84 +42,6 @@ std::uint64_t seal_of(const CheckpointRecord& record, std::uint64_t token_hash) 
 }
 
 }  // namespace
-
-// One use of a prepared statement: bound, stepped, and reset when it goes out of scope.
-class Index::Statement {
- public:
-  Statement(Index& index, const char* sql) : index_(index), statement_(index.prepared(sql)) {}
-  ~Statement() {
-    if (statement_ == nullptr) return;
-    sqlite3_reset(statement_);
-    sqlite3_clear_bindings(statement_);
-  }
-  Statement(const Statement&) = delete;
-  Statement& operator=(const Statement&) = delete;
-
-  // Each takes the next parameter. What is bound must live until the statement is done.
-  Statement& integer(std::int64_t value) {
-    if (statement_ != nullptr) sqlite3_bind_int64(statement_, ++bound_, value);
-    return *this;
-  }
-  Statement& real(double value) {
-    if (statement_ != nullptr) sqlite3_bind_double(statement_, ++bound_, value);
-    return *this;
-  }
-  Statement& text(const std::string& value) {
-    if (statement_ != nullptr) sqlite3_bind_text64(statement_, ++bound_, value.data(), value.size(), SQLITE_STATIC, SQLITE_UTF8);
-    return *this;
-  }
-  Statement& blob(std::string_view value) {
-    // A null pointer would bind NULL, not an empty blob.
-    const void* data = value.empty() ? "" : value.data();
-    if (statement_ != nullptr) sqlite3_bind_blob64(statement_, ++bound_, data, value.size(), SQLITE_STATIC);
-    return *this;
-  }
-
-  // True: a row is there to be read.
-  Result<bool> step() {
-    if (statement_ == nullptr) return index_.error("prepare");
-    const int code = sqlite3_step(statement_);
-    if (code == SQLITE_ROW) return true;
-    if (code == SQLITE_DONE) return false;
-    return index_.error(sqlite3_sql(statement_));
-  }
-  Result<void> run() {
-    auto stepped = step();
-    if (!stepped) return stepped.error();
-    return {};
-  }
-
-  std::int64_t integer_at(int column) const { return sqlite3_column_int64(statement_, column); }
-  double real_at(int column) const { return sqlite3_column_double(statement_, column); }
-  std::string_view bytes_at(int column) const {
-    const void* data = sqlite3_column_blob(statement_, column);
-    const int bytes = sqlite3_column_bytes(statement_, column);
-    return data == nullptr ? std::string_view{} : std::string_view(static_cast<const char*>(data), static_cast<std::size_t>(bytes));
-  }
-  std::string string_at(int column) const { return std::string(bytes_at(column)); }
-
- private:
-  Index& index_;
-  sqlite3_stmt* statement_;
-  int bound_ = 0;
-};
-
-// Rolled back unless committed.
-class Index::Transaction {
- public:
-  explicit Transaction(Index& index) : index_(index), begun_(index.execute("BEGIN IMMEDIATE")) {}
-  ~Transaction() {
-    if (begun_ && sqlite3_get_autocommit(index_.database_) == 0) (void)index_.execute("ROLLBACK");
-  }
-  Transaction(const Transaction&) = delete;
-  Transaction& operator=(const Transaction&) = delete;
-  const Result<void>& begun() const { return begun_; }
-  Result<void> commit() { return index_.execute("COMMIT"); }
-
- private:
-  Index& index_;
-  Result<void> begun_;
-};
 
 Result<std::unique_ptr<Index>> Index::open(const std::string& path, Missing missing) {
   sqlite3* database = nullptr;
@@ -201,20 +124,24 @@ Result<std::vector<NamespaceRecord>> Index::namespaces() {
 }
 
 Result<NamespaceId> Index::add_namespace(const NamespaceRecord& record) {
-  Statement write(*this,
-                  "INSERT INTO namespaces(identity, probe, facts, created_unix_ms, last_seen_unix_ms) "
-                  "VALUES(?, ?, ?, ?, ?)");
-  write.text(record.identity).blob(record.probe).text(record.facts);
-  write.integer(record.created_unix_ms).integer(record.last_seen_unix_ms);
-  if (auto done = write.run(); !done) return done.error();
-  return NamespaceId{sqlite3_last_insert_rowid(database_)};
+  return mending([&]() -> Result<NamespaceId> {
+    Statement write(*this,
+                    "INSERT INTO namespaces(identity, probe, facts, created_unix_ms, last_seen_unix_ms) "
+                    "VALUES(?, ?, ?, ?, ?)");
+    write.text(record.identity).blob(record.probe).text(record.facts);
+    write.integer(record.created_unix_ms).integer(record.last_seen_unix_ms);
+    if (auto done = write.run(); !done) return done.error();
+    return NamespaceId{sqlite3_last_insert_rowid(database_)};
+  });
 }
 
 Result<void> Index::update_namespace(const NamespaceRecord& record) {
-  Statement write(*this, "UPDATE namespaces SET identity=?, probe=?, facts=?, last_seen_unix_ms=? WHERE id=?");
-  write.text(record.identity).blob(record.probe).text(record.facts);
-  write.integer(record.last_seen_unix_ms).integer(static_cast<std::int64_t>(record.id));
-  return write.run();
+  return mending([&] {
+    Statement write(*this, "UPDATE namespaces SET identity=?, probe=?, facts=?, last_seen_unix_ms=? WHERE id=?");
+    write.text(record.identity).blob(record.probe).text(record.facts);
+    write.integer(record.last_seen_unix_ms).integer(static_cast<std::int64_t>(record.id));
+    return write.run();
+  });
 }
 
 Result<void> Index::for_each_checkpoint(const CheckpointVisitor& visitor, std::vector<CheckpointId>& unreadable) {
@@ -255,6 +182,10 @@ Result<void> Index::for_each_checkpoint(const CheckpointVisitor& visitor, std::v
 }
 
 Result<CheckpointId> Index::add_checkpoint(const CheckpointRecord& record, TokenSpan tokens) {
+  return mending([&] { return insert(record, tokens); });
+}
+
+Result<CheckpointId> Index::insert(const CheckpointRecord& record, TokenSpan tokens) {
   Transaction transaction(*this);
   if (!transaction.begun()) return transaction.begun().error();
   const std::uint64_t token_hash = hash_tokens(tokens);
@@ -288,6 +219,10 @@ Result<CheckpointId> Index::add_checkpoint(const CheckpointRecord& record, Token
 
 Result<void> Index::update_checkpoints(const std::vector<CheckpointRecord>& records) {
   if (records.empty()) return {};
+  return mending([&] { return update(records); });
+}
+
+Result<void> Index::update(const std::vector<CheckpointRecord>& records) {
   Transaction transaction(*this);
   if (!transaction.begun()) return transaction.begun();
   for (const CheckpointRecord& record : records) {
@@ -307,7 +242,7 @@ Result<void> Index::update_checkpoints(const std::vector<CheckpointRecord>& reco
 
 Result<void> Index::remove_checkpoints(const std::vector<CheckpointId>& ids) {
   if (ids.empty()) return {};
-  Result<void> all = remove(ids, true);
+  Result<void> all = mending([&] { return remove(ids, true); });
   if (all || all.error().code != ErrorCode::corrupt) return all;
   // A damaged page: one by one, whatever can be removed.
   Result<void> result;
@@ -384,9 +319,27 @@ Result<std::map<std::string, std::string>> Index::settings() {
 }
 
 Result<void> Index::put_setting(const std::string& key, const std::string& value) {
-  Statement write(*this, "INSERT INTO settings(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value");
-  write.text(key).text(value);
-  return write.run();
+  return mending([&] {
+    Statement write(*this, "INSERT INTO settings(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value=excluded.value");
+    write.text(key).text(value);
+    return write.run();
+  });
+}
+
+// Reading does not touch all pages: without this no write would succeed any more, and each start would find the index good.
+template <class Write>
+auto Index::mending(const Write& write) -> decltype(write()) {
+  auto done = write();
+  if (done || done.error().code != ErrorCode::corrupt || beyond_mending_) return done;
+  if (auto rebuilt = rebuild(done.error().context); !rebuilt) {
+    beyond_mending_ = rebuilt.error().code == ErrorCode::corrupt;
+    Error both = done.error();
+    both.context += "; it could not be built anew: " + rebuilt.error().context;
+    return both;
+  }
+  done = write();
+  beyond_mending_ = !done && done.error().code == ErrorCode::corrupt;
+  return done;
 }
 
 Result<void> Index::is_in_place() const {

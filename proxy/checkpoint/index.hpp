@@ -1,7 +1,8 @@
 // The SQLite database that outlives both processes: namespaces, checkpoints, settings.
 // Thread: one at a time (the store's index thread).
 // Owner: CheckpointStore.
-// Errors: source disk; unsupported (a newer format), corrupt (not a database, damaged), no_space, io.
+// Errors: source disk; unsupported (a newer format), corrupt (not a database, damaged), no_space, io. A write that comes upon damage
+// first has the database built anew of what can be read.
 #pragma once
 
 #include <cstdint>
@@ -69,18 +70,33 @@ class Index {
   // io when the file was removed or replaced: what is written then is gone with the process.
   Result<void> is_in_place() const;
 
+  // corrupt: what SQLite finds wrong with the file at `path`, also where no reading of ours goes. On any thread.
+  static Result<void> check(const std::string& path);
+  // All that can be read, in place of what there is: in one transaction, for a crash may happen anywhere. corrupt: not even the tables.
+  Result<void> rebuild(const std::string& why);
+  // Why that was done since this was last asked; empty: it was not.
+  std::string take_rebuilt() { return std::exchange(rebuilt_, {}); }
+
  private:
   class Statement;
   class Transaction;
   explicit Index(sqlite3* database) : database_(database) {}
   Result<void> prepare_schema(Missing missing);
+  template <class Write>
+  auto mending(const Write& write) -> decltype(write());
+  Result<CheckpointId> insert(const CheckpointRecord& record, TokenSpan tokens);
+  Result<void> update(const std::vector<CheckpointRecord>& records);
   Result<void> remove(std::span<const CheckpointId> ids, bool with_tokens);
+  Result<void> copy_rows(const char* select, const char* insert, Index& to, CheckpointId id = {});
+  Result<void> copy_all(Index& to);
   Result<void> execute(const char* sql);
   Error error(const std::string& doing) const;
   sqlite3_stmt* prepared(const char* sql);
 
   sqlite3* database_;
   std::map<const char*, sqlite3_stmt*> statements_;  // by the address of their text
+  std::string rebuilt_;
+  bool beyond_mending_ = false;  // was rebuilt in vain
 };
 
 }  // namespace cairn

@@ -7,6 +7,7 @@
 #include "base/unix_time.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/store_disk.hpp"
+#include "checkpoint/store_identity.hpp"
 #include "checkpoint/store_startup.hpp"
 
 namespace cairn {
@@ -232,11 +233,15 @@ ResultTask<CommittedCheckpoint> CheckpointStore::commit(Reservation reservation,
     record.pin_label = checkpoint.pin_label.value_or("");
     record.checksum = sealed.checksum;
     record.files = sealed.stamps;
+    std::string rebuilt;
     const auto insertion = [&]() -> Result<CheckpointId> {
       if (auto there = index_->is_in_place(); !there) return there.error();
-      return index_->add_checkpoint(record, inspected->header.tokens);
+      auto added = index_->add_checkpoint(record, inspected->header.tokens);
+      rebuilt = index_->take_rebuilt();
+      return added;
     };
     auto id = co_await index_pool_.run(insertion);
+    index_was_rebuilt(rebuilt);
     good = id.has_value();
     if (good) {
       record.id = *id;
@@ -346,6 +351,35 @@ ResultTask<void> CheckpointStore::flush() {
   co_await condemn_late_files();
   auto tidied = co_await tidy();
   co_return tidied;
+}
+
+void CheckpointStore::on_index_rebuilt(RebuiltCallback callback) {
+  on_index_rebuilt_ = std::move(callback);
+  index_was_rebuilt(std::exchange(untold_rebuild_, {}));
+}
+
+void CheckpointStore::index_was_rebuilt(const std::string& why) {
+  if (why.empty()) return;
+  if (on_index_rebuilt_) {
+    on_index_rebuilt_(why);
+  } else {
+    untold_rebuild_ = why;
+  }
+}
+
+ResultTask<IndexCheck> CheckpointStore::check_index() {
+  const auto look = [path = index_in(options_.state_dir)] { return Index::check(path); };
+  auto sound = co_await background_pool_.run(look);
+  if (sound) co_return IndexCheck{};
+  if (sound.error().code != ErrorCode::corrupt) co_return sound.error();
+  IndexCheck check{sound.error().context};
+  if (options_.look_only) co_return check;
+  const auto rebuild = [this, &check] { return index_->rebuild(check.damage); };
+  auto rebuilt = co_await index_pool_.run(rebuild);
+  check.rebuilt = rebuilt.has_value();
+  auto tidied = co_await tidy();
+  (void)tidied;  // tried again later
+  co_return check;
 }
 
 ResultTask<NamespaceId> CheckpointStore::add_namespace(std::string identity_json, std::string probe,

@@ -112,6 +112,11 @@ struct StoreCounters {
   std::uint64_t disk_errors = 0;
 };
 
+struct IndexCheck {
+  std::string damage;    // empty: none
+  bool rebuilt = false;  // because of it
+};
+
 class CheckpointStore {
  public:
   // Room for one save, and the name to save to. Dropped without a commit it gives the room back, and the file is deleted
@@ -183,6 +188,10 @@ class CheckpointStore {
   // are pinned than then.
   using PinsCallback = std::function<void(std::uint64_t pinned_bytes, std::uint64_t budget_bytes)>;
   void on_pins_fill(PinsCallback callback);
+
+  // Called when the index was built anew of what could be read, for it was damaged (why); at once where that was at the start.
+  using RebuiltCallback = std::function<void(const std::string&)>;
+  void on_index_rebuilt(RebuiltCallback callback);
 
   // Called at each removal after open (tell the prefix tree); the record is already gone from the store.
   void on_removed(RemovalCallback callback) { on_removed_ = std::move(callback); }
@@ -266,6 +275,8 @@ class CheckpointStore {
   ResultTask<void> unpin(CheckpointId id);
   // Writes what is not written yet and deletes what waits for deletion (call it when idle and at shutdown).
   ResultTask<void> flush();
+  // Reads all of the index, also where no reading of ours goes. One that is damaged is built anew of what can be read, unless to look.
+  ResultTask<IndexCheck> check_index();
 
   const std::map<NamespaceId, NamespaceRecord>& namespaces() const { return namespaces_; }
   ResultTask<NamespaceId> add_namespace(std::string identity_json, std::string probe, std::string facts_json);
@@ -358,6 +369,7 @@ class CheckpointStore {
   bool in_use(CheckpointId id) const { return uses_.contains(id); }
   bool some_are_in_use() const;  // that may leave the slot directory when they are not any more
   void saving_failed(const Error& error);
+  void index_was_rebuilt(const std::string& why);
   std::string slot_path(const std::string& name) const { return options_.slot_dir + "/" + name; }
   std::string disk_path(const std::string& name) const { return options_.disk_dir + "/" + name; }
   std::string path_of(Tier tier, const std::string& name) const { return tier == Tier::slots ? slot_path(name) : disk_path(name); }
@@ -371,6 +383,8 @@ class CheckpointStore {
   SavingCallback on_saving_;
   SavingCallback on_copying_;
   PinsCallback on_pins_fill_;
+  RebuiltCallback on_index_rebuilt_;
+  std::string untold_rebuild_;
   bool pins_fill_ = false;  // and it was said
   SavingPause pause_;
   SavingPause copying_pause_;  // of copies to the disk directory

@@ -297,6 +297,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   };
   struct Outcome {
     Result<void> rows, changed;
+    std::string rebuilt;  // why the index was
     std::vector<Result<void>> files;
     std::vector<std::uint64_t> left_bytes;  // of those that are still there
     Result<DiskSpace> before, after;  // the deletion of `floor_bytes`
@@ -335,6 +336,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
     Outcome outcome;
     outcome.rows = index_->remove_checkpoints(work.rows);
     outcome.changed = index_->update_checkpoints(work.changed);
+    outcome.rebuilt = index_->take_rebuilt();
     if (looks) outcome.before = files_.space(directory);
     for (const std::string& path : work.paths) {
       outcome.files.push_back(remove_state_files(files_, path));
@@ -351,6 +353,7 @@ ResultTask<void> CheckpointStore::tidy(std::optional<CheckpointId> own) {
   };
   auto outcome = co_await index_pool_.run(job);
   for (const std::string& path : work.paths) deleting_.erase(deleting_.find(path));
+  index_was_rebuilt(outcome.rebuilt);
 
   Result<void> result;
   const auto note = [&](const Result<void>& done, bool concerns) {

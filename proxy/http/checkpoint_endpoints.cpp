@@ -125,6 +125,18 @@ Task<OwnAnswer> verify(CheckpointStore& store, CheckpointId id) {
   co_return answer_with(object);
 }
 
+Task<OwnAnswer> verify_index(CheckpointStore& store) {
+  const Result<IndexCheck> check = co_await store.check_index();
+  if (!check) co_return trouble(check.error());
+  json::object object;
+  object["good"] = check->damage.empty();
+  if (!check->damage.empty()) {
+    object["why"] = check->damage;
+    object["rebuilt"] = check->rebuilt;
+  }
+  co_return answer_with(object);
+}
+
 Task<OwnAnswer> pin(CheckpointStore& store, CheckpointId id, bool pinned, std::string body) {
   std::string label;
   if (pinned && !body.empty()) {
@@ -177,6 +189,10 @@ Task<OwnAnswer> checkpoints_answer(CheckpointStore& store, std::string method, s
   if (rest.empty()) {
     if (!reads) co_return refusal(405, "GET, or POST of a prompt through `cairn serve`");
     co_return list(store);
+  }
+  if (rest == "/verify") {
+    if (method != "POST") co_return refusal(405, "POST");
+    co_return co_await verify_index(store);
   }
   std::int64_t number = 0;
   const char* const end = rest.data() + rest.size();

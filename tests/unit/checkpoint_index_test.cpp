@@ -273,6 +273,64 @@ TEST(Index, CheckpointsGoThoughAPageOfTokensIsDamaged) {
   EXPECT_EQ(*(*index)->tokens(kept), tokens_of(0));
 }
 
+// All rows could be read, at each start; none could be written, ever again.
+TEST(Index, IsBuiltAnewWhereDamageIsFoundByAWriteAlone) {
+  for (const UnreadPage damage : {UnreadPage::file_names, UnreadPage::freelist, UnreadPage::sequence}) {
+    SCOPED_TRACE(static_cast<int>(damage));
+    const ScratchDirectory scratch;
+    const std::string path = scratch.path() + "/index.sqlite";
+    std::vector<CheckpointId> ids;
+    const auto tokens_of = [](std::size_t number) { return tokens_of_length(9000, static_cast<Token>(number * 1000)); };
+    const auto add = [&](Index& index, std::size_t number) {
+      CheckpointRecord record = a_record(std::to_string(number), 9000);
+      auto added = index.add_checkpoint(record, tokens_of(number));
+      EXPECT_TRUE(added) << to_string(added.error());
+      ids.push_back(added ? *added : CheckpointId{});
+    };
+    {
+      auto index = Index::open(path);
+      ASSERT_TRUE((*index)->add_namespace({{}, "identity", "probe", "facts", 1, 2}));
+      ASSERT_TRUE((*index)->put_setting("key", "value"));
+      for (std::size_t i = 0; i < 5; ++i) add(**index, i);
+      const std::vector<CheckpointId> last{ids.back()};
+      ASSERT_TRUE((*index)->remove_checkpoints(last));  // leaves free pages
+    }
+    ASSERT_TRUE(Index::check(path));
+    damage_index(path, damage);
+    EXPECT_EQ(Index::check(path).error().code, ErrorCode::corrupt);
+    const auto written = [&](Index& index) {
+      std::vector<CheckpointId> unreadable;
+      auto all = all_of(index, unreadable);
+      EXPECT_TRUE(unreadable.empty());
+      EXPECT_TRUE(all);
+      for (const CheckpointRecord& record : *all) {
+        EXPECT_EQ(*index.tokens(record.id), tokens_of(static_cast<std::size_t>(std::stoi(record.file_name)))) << record.file_name;
+      }
+      return all->size();
+    };
+    auto index = Index::open(path);
+    ASSERT_TRUE(index);
+    EXPECT_EQ(written(**index), 4u);
+    add(**index, 5);
+    EXPECT_NE((*index)->take_rebuilt(), "");
+    EXPECT_EQ((*index)->take_rebuilt(), "") << "once";
+    EXPECT_EQ(written(**index), 5u);
+    EXPECT_GT(ids[5], ids[4]) << "no number is given twice";
+    EXPECT_EQ((*index)->namespaces()->size(), 1u);
+    EXPECT_EQ((*index)->settings()->at("key"), "value");
+    EXPECT_TRUE((*index)->is_in_place());
+    EXPECT_TRUE((*index)->put_setting("key", "another"));
+    const std::vector<CheckpointId> first{ids.front()};
+    EXPECT_TRUE((*index)->remove_checkpoints(first));
+    const auto sound = Index::check(path);
+    EXPECT_TRUE(sound) << to_string(sound.error());
+    index = Index::open(path);
+    ASSERT_TRUE(index);
+    EXPECT_EQ(written(**index), 4u);
+    EXPECT_EQ((*index)->take_rebuilt(), "");
+  }
+}
+
 TEST(Index, KnowsThatItsFileWasRemovedOrReplaced) {
   const ScratchDirectory scratch;
   const std::string path = scratch.path() + "/index.sqlite";

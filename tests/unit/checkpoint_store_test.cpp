@@ -735,6 +735,53 @@ TEST_F(Store, ADamagedIndexIsSetAside) {
 }
 
 // The index is read while the directory is looked through; but nothing happens to it before that is known to work.
+// Every save failed after the backend had written it whole, after each restart as well.
+TEST_F(Store, DamageThatOnlyWritesComeUponIsMendedAndSaidOnce) {
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(3000, salt), 9000));
+  fixture.store.reset();
+  damage_index(scratch.state() + "/index.sqlite", UnreadPage::file_names);
+  ASSERT_TRUE(fixture.open());
+  int said = 0;
+  store().on_index_rebuilt([&](const std::string&) { ++said; });
+  EXPECT_EQ(store().counters().files, 3u);
+  const auto saved = fixture.save(tokens_of_length(3000, 3), 9000);
+  ASSERT_TRUE(saved) << to_string(saved.error());
+  EXPECT_FALSE(store().saving_trouble());
+  EXPECT_TRUE(fixture.await(store().flush()));
+  EXPECT_TRUE(fixture.await(store().erase(saved->id)));
+  EXPECT_EQ(said, 1);
+  ASSERT_TRUE(fixture.open());
+  EXPECT_EQ(store().counters().files, 3u);
+  EXPECT_EQ(store().counters().damaged_entries, 0u);
+  EXPECT_EQ(*fixture.await(store().load_tokens([](const CheckpointRecord&, TokenSpan) {})), 3u);
+}
+
+TEST_F(Store, ACheckOfTheIndexFindsWhatNoReadingDoes) {
+  for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(3000, salt), 9000));
+  EXPECT_EQ(fixture.await(store().check_index())->damage, "");
+  fixture.store.reset();
+  damage_index(scratch.state() + "/index.sqlite", UnreadPage::file_names);
+  fixture.options.look_only = true;
+  ASSERT_TRUE(fixture.open());
+  for (int i = 0; i < 2; ++i) {
+    const auto looked = fixture.await(store().check_index());
+    ASSERT_TRUE(looked);
+    EXPECT_NE(looked->damage, "");
+    EXPECT_FALSE(looked->rebuilt);
+  }
+  fixture.options.look_only = false;
+  ASSERT_TRUE(fixture.open());
+  const auto mended = fixture.await(store().check_index());
+  ASSERT_TRUE(mended);
+  EXPECT_NE(mended->damage, "");
+  EXPECT_TRUE(mended->rebuilt);
+  EXPECT_EQ(fixture.await(store().check_index())->damage, "");
+  std::string said;
+  store().on_index_rebuilt([&](const std::string& why) { said = why; });
+  EXPECT_EQ(said, mended->damage);
+  EXPECT_EQ(store().counters().files, 3u);
+}
+
 TEST_F(Store, AnIndexIsNotSetAsideWhileTheDirectoryCannotBeRead) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();

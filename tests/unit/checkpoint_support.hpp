@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -111,6 +112,33 @@ inline void write_file(const std::string& path, const std::string& data) {
 inline std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// Of an index that nobody has open. Reading its rows goes by none of them.
+enum class UnreadPage { file_names, freelist, sequence };
+inline void damage_index(const std::string& path, UnreadPage which) {
+  constexpr std::size_t page_bytes = 4096;
+  std::string data = read_file(path);
+  std::uint32_t page = 0;
+  if (which == UnreadPage::freelist) {
+    constexpr std::size_t first_free_at = 32;  // of the header, big-endian
+    for (std::size_t i = 0; i < 4; ++i) page = page << 8 | static_cast<unsigned char>(data[first_free_at + i]);
+  } else {
+    sqlite3* database = nullptr;
+    ASSERT_EQ(sqlite3_open(path.c_str(), &database), SQLITE_OK);
+    const std::string name = which == UnreadPage::sequence ? "sqlite_sequence" : "sqlite_autoindex_checkpoints_1";
+    const auto root_of = [](void* root, int, char** values, char**) {
+      *static_cast<std::uint32_t*>(root) = static_cast<std::uint32_t>(std::stoul(values[0]));
+      return 0;
+    };
+    const std::string sql = "SELECT rootpage FROM sqlite_schema WHERE name='" + name + "'";
+    EXPECT_EQ(sqlite3_exec(database, sql.c_str(), root_of, &page, nullptr), SQLITE_OK);
+    sqlite3_close(database);
+  }
+  ASSERT_GT(page, 1u);
+  ASSERT_LE(page * page_bytes, data.size());
+  data.replace((page - 1) * page_bytes, 16, 16, '\xff');
+  write_file(path, data);
 }
 
 class MemoryFile final : public ReadableFile {
