@@ -202,6 +202,59 @@ TEST_P(PowerCut, AtEveryCall) {
   EXPECT_GT(cuts, 500);
 }
 
+TEST(RebuiltIndex, SurvivesAPowerCutAtEveryCall) {
+  const std::uint64_t base = seed();
+  int cuts = 0, rebuilt = 0;
+  for (const auto loss : {SimulatedDisk::Loss::everything, SimulatedDisk::Loss::nothing, SimulatedDisk::Loss::some}) {
+    bool cut = true;
+    for (int number = 1; cut; ++number) {
+      Machine machine;
+      const auto save = [&](StoreFixture& fixture, Token salt) {
+        const Tokens tokens = tokens_of_length(20, salt);
+        const auto saved = fixture.save(tokens, 2000);
+        if (saved) machine.journal[saved->id] = tokens;
+      };
+      std::string index;
+      {
+        const auto fixture = machine.start();
+        ASSERT_TRUE(fixture->open());
+        index = fixture->options.state_dir + "/index.sqlite";
+        for (Token salt = 1; salt <= 3; ++salt) save(*fixture, salt);
+        ASSERT_EQ(machine.journal.size(), 3u);
+      }
+      const SimulatedDisk::File file = machine.disk.find(index);
+      damage_index(index, UnreadPage::file_names, file->data);
+      file->durable = file->data;
+      file->unsynced.clear();
+      const int before = machine.disk.calls();
+      cut = false;
+      machine.disk.fault = [&](int call, std::string_view) -> std::optional<int> {
+        if (call == before + number) {
+          cut = true;
+          machine.disk.die();
+        }
+        return std::nullopt;
+      };
+      {
+        const auto fixture = machine.start();
+        if (fixture->open()) {
+          fixture->store->on_index_rebuilt([&](const std::string&) { ++rebuilt; });
+          save(*fixture, 4);
+          (void)fixture->await(fixture->store->flush());
+        }
+      }
+      std::mt19937_64 chance(base + static_cast<std::uint64_t>(number));
+      machine.disk.power_cut(loss, chance);
+      cuts += cut;
+      machine.check("call " + std::to_string(number) + ", " + std::string(name_of(loss)));
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+  std::cout << cuts << " power cuts, " << rebuilt << " times built anew\n";
+  EXPECT_GT(cuts, 100);
+  EXPECT_GT(rebuilt, 3);
+}
+
 // One call fails, or that one and all for a while after it; the store must be usable when that is over.
 TEST_P(FailingCalls, EveryOneOfThem) {
   const std::uint64_t base = seed();

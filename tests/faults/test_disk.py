@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from stack import Cairn, call, first_logprobs, logprob_distance, tokens, wait_until
+from stack import (Cairn, call, first_logprobs, give_write_access, logprob_distance, take_write_access, tokens, wait_until,
+                   without_roots_powers)
 from test_kill import kill_library
 
 FLAGS = ("-np", "2")
@@ -52,6 +53,38 @@ def test_vanished_slot_directory_loses_nothing(make_stack):
     resumes(stack, "back")
     stack.restart()
     assert stack.complete(first).timings["cache_n"] >= len(first) - 1
+
+
+def test_a_slot_directory_that_cairn_may_not_write_gets_no_files(make_stack):
+    """Each pause brought another state from the backend, which Cairn could neither rename nor delete."""
+    stack = make_stack("llama", backend_flags=FLAGS)
+    stack.cairn.stop()
+
+    def start(phase):
+        stack.cairn = Cairn(stack.cairn_port, stack.backend_port, stack.slot_dir, stack.state_dir, stack.cairn_log, stack.cairn_flags,
+                            prefix=without_roots_powers())
+        stack.cairn.wait_phase(phase)
+
+    def asks_new_things():
+        files = sorted(stack.slot_dir.iterdir())
+        for seed in range(3):
+            assert stack.complete(tokens(400, seed=f"{phase} {seed}")).answer.status == 200
+        assert sorted(stack.slot_dir.iterdir()) == files
+
+    start(phase := "ready")
+    stack.complete(tokens(400, seed=1))
+    stack.cairn.settle()
+    take_write_access(stack.slot_dir)
+    asks_new_things()
+    wait_until(lambda: said(stack, "nothing is saved until the disk allows it again"), "it is said")
+    asks_new_things()
+    assert said(stack, "nothing is saved until the disk allows it again") == 1 == said(stack, "give write access")
+    stack.cairn.stop()
+    start(phase := "plain")
+    asks_new_things()
+    give_write_access(stack.slot_dir)
+    stack.cairn.wait_phase("ready", 60)
+    resumes(stack, "allowed")
 
 
 def test_nobody_waits_for_the_disk_when_a_state_is_written_back(make_stack):

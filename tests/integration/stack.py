@@ -217,6 +217,25 @@ class Backend(Process):
         return self.tokenize(call(self.port, "POST", "/apply-template", body).json()["prompt"])
 
 
+def without_roots_powers():
+    """Begins a command that is to write where its user may alone, though it is root's."""
+    return ["setpriv", "--bounding-set", "-dac_override,-fowner"] if os.geteuid() == 0 else []
+
+
+def take_write_access(folder):
+    """From such a command; of the backend only where it is not root's."""
+    if os.geteuid() == 0:
+        nobody = 65534
+        os.chown(folder, nobody, nobody)
+    folder.chmod(0o755 if os.geteuid() == 0 else 0o555)
+
+
+def give_write_access(folder):
+    if os.geteuid() == 0:
+        os.chown(folder, 0, 0)
+    folder.chmod(0o755)
+
+
 class Cairn(Process):
     def __init__(self, port, backend_port, slot_dir, state_dir, log, flags=(), prefix=(), own_key=None):
         """`prefix`: a command that executes the rest, such as env."""

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from stack import Cairn, cairn_binary, call, free_port, prose, tokens, wait_until
+from stack import (Cairn, cairn_binary, call, free_port, prose, take_write_access, tokens, wait_until,
+                   without_roots_powers)
 from test_endpoints import infill_flags, special_tokens  # noqa: F401 (a fixture)
 
 
@@ -291,6 +292,46 @@ def test_damage_in_the_index_is_told(make_stack):
     listed = run(stack, "list")
     assert listed["checkpoints"] == [] and listed["damaged"] == 0
     assert run(stack, "verify") == []
+
+
+def test_damage_that_only_writes_come_upon_is_told_and_mended(make_stack):
+    """Every row could be read and every state was good; nothing could be saved any more."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 2)
+    stack.cairn.stop()
+    path = stack.state_dir / "index.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as index:
+        root, = index.execute("SELECT rootpage FROM sqlite_schema WHERE name='sqlite_autoindex_checkpoints_1'").fetchone()
+        page, = index.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * page)
+        file.write(b"\xff" * 16)
+    before = path.read_bytes()
+    *good, bad = run(stack, "verify", status=1)
+    assert len(good) == 2 and all(one["good"] for one in good), good
+    assert not bad["index_good"] and "damaged" in bad["error"], bad
+    assert path.read_bytes() == before
+    stack.start_cairn()
+    stack.cairn.wait_phase("ready")
+    saved(stack, 3)
+    assert len(run(stack, "list")["checkpoints"]) == 3
+    assert stack.cairn_log.read_text().count("the index was damaged, and built anew") == 1
+    assert all(one["good"] for one in run(stack, "verify"))
+
+
+def test_check_says_that_slot_dir_may_not_be_written(make_stack):
+    """All was well, and `cairn serve` filled the disk with states that it could neither rename nor delete."""
+    stack = make_stack("llama", backend_flags=("-np", "2"))
+    saved(stack, 1)
+    stack.cairn.stop()
+    take_write_access(stack.slot_dir)
+    before = files_below(stack.slot_dir)
+    command = [*without_roots_powers(), cairn_binary(), "check", "--backend", f"http://127.0.0.1:{stack.backend_port}", "--slot-dir", stack.slot_dir,
+               "--state-dir", stack.state_dir]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done
+    assert "slot_dir cannot be written" in done.stdout and "give write access" in done.stdout, done.stdout
+    assert files_below(stack.slot_dir) == before
 
 
 def test_verify_over_http_reads_the_tokens(make_stack):

@@ -114,11 +114,10 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// Of an index that nobody has open. Reading its rows goes by none of them.
+// Of the index at `path`, which nobody has open. Reading its rows goes by none of them.
 enum class UnreadPage { file_names, freelist, sequence };
-inline void damage_index(const std::string& path, UnreadPage which) {
+inline void damage_index(const std::string& path, UnreadPage which, std::string& data) {
   constexpr std::size_t page_bytes = 4096;
-  std::string data = read_file(path);
   std::uint32_t page = 0;
   if (which == UnreadPage::freelist) {
     constexpr std::size_t first_free_at = 32;  // of the header, big-endian
@@ -138,6 +137,10 @@ inline void damage_index(const std::string& path, UnreadPage which) {
   ASSERT_GT(page, 1u);
   ASSERT_LE(page * page_bytes, data.size());
   data.replace((page - 1) * page_bytes, 16, 16, '\xff');
+}
+inline void damage_index(const std::string& path, UnreadPage which) {
+  std::string data = read_file(path);
+  damage_index(path, which, data);
   write_file(path, data);
 }
 
