@@ -4,10 +4,10 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/found_states.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/store.hpp"
 #include "checkpoint/store_disk.hpp"
-#include "checkpoint/store_startup.hpp"
 
 namespace cairn {
 

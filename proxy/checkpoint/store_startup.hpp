@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -35,9 +34,6 @@ struct Loaded {
   std::string owner_note;            // what our lock files say: whose states lie beside them
   std::string strange_states;        // where states lie that another index has known, which may be late or out of sight; not swept
 };
-
-// Names of states in `directory` that are being saved, or never were to their end.
-Result<std::set<std::string>> half_saved_files(FileLayer& files, const std::string& directory);
 
 // What is there goes into `checkpoints`.
 Result<Loaded> load_and_sweep(FileLayer& files, const StoreOptions& options, CheckpointEntries& checkpoints);
