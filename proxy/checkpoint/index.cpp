@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include <cstring>
+#include <chrono>
 #include <utility>
 
 #include "checkpoint/index_codec.hpp"
@@ -330,9 +331,12 @@ Result<void> Index::put_setting(const std::string& key, const std::string& value
 template <class Write>
 auto Index::mending(const Write& write) -> decltype(write()) {
   auto done = write();
-  if (done || done.error().code != ErrorCode::corrupt || beyond_mending_) return done;
+  constexpr std::chrono::minutes not_again_for{1};  // it reads all there is
+  const auto now = std::chrono::steady_clock::now();
+  if (done || done.error().code != ErrorCode::corrupt || beyond_mending_ || now < mended_from_) return done;
   if (auto rebuilt = rebuild(done.error().context); !rebuilt) {
     beyond_mending_ = rebuilt.error().code == ErrorCode::corrupt;
+    mended_from_ = now + not_again_for;  // a full disk, say
     Error both = done.error();
     both.context += "; it could not be built anew: " + rebuilt.error().context;
     return both;

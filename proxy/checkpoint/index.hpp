@@ -5,6 +5,7 @@
 // first has the database built anew of what can be read.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -97,6 +98,7 @@ class Index {
   std::map<const char*, sqlite3_stmt*> statements_;  // by the address of their text
   std::string rebuilt_;
   bool beyond_mending_ = false;  // was rebuilt in vain
+  std::chrono::steady_clock::time_point mended_from_{};  // it could not be rebuilt: not tried before
 };
 
 }  // namespace cairn

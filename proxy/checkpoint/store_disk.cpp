@@ -22,18 +22,20 @@ Result<void> same_directory(FileLayer& files, const std::string& directory) {
   return another_directory(directory);
 }
 
-std::unique_ptr<FileLock> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note) {
+Result<std::unique_ptr<FileLock>> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note) {
   auto locked = files.lock(lock_file_in(directory));
-  if (!locked) return nullptr;
+  if (!locked) return locked.error();
   if (!owner_note.empty()) (void)(*locked)->note(owner_note);  // else another Cairn would take what lies there for nobody's
-  return std::move(*locked);
+  return locked;
 }
 
 Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, const std::string& owner_note,
                                  std::unique_ptr<FileLock>& anew) {
   if (lock != nullptr) {
     auto same = same_directory(files, directory);
-    if (!same && lock->deleted()) anew = lock_anew(files, directory, owner_note);
+    if (!same && lock->deleted()) {
+      if (auto locked = lock_anew(files, directory, owner_note)) anew = std::move(*locked);
+    }
     if (!same && anew == nullptr) return same.error();
   }
   auto space = files.space(directory);

@@ -36,8 +36,8 @@ Error another_directory(const std::string& directory);
 // was. Where somebody has emptied it nothing comes back: it is locked anew.
 Result<DiskSpace> space_to_write(FileLayer& files, const std::string& directory, const FileLock* lock, const std::string& owner_note,
                                  std::unique_ptr<FileLock>& anew);
-// As start-up does it; null where that is not possible.
-std::unique_ptr<FileLock> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note);
+// As start-up does it. invalid: another Cairn has it.
+Result<std::unique_ptr<FileLock>> lock_anew(FileLayer& files, const std::string& directory, const std::string& owner_note);
 
 bool same_stamps(const std::vector<FileStamp>& a, const std::vector<FileStamp>& b, bool with_ctime);
 

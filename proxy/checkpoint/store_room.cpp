@@ -30,8 +30,11 @@ ResultTask<DiskSpace> CheckpointStore::slot_space() {
   const auto job = [this, &lock, &locked_anew, in_ram]() -> Result<DiskSpace> {
     if (!in_ram) {
       auto space = space_to_write(files_, options_.slot_dir, lock.get(), owner_note_, locked_anew);
-      // We could not when we started.
-      if (space && lock == nullptr && !options_.look_only) locked_anew = lock_anew(files_, options_.slot_dir, owner_note_);
+      if (!space || lock != nullptr || options_.look_only) return space;
+      // We could not when we started. Whose states lie there stays written as long as that is open.
+      auto locked = lock_anew(files_, options_.slot_dir, strange_states_.empty() ? owner_note_ : std::string{});
+      if (locked) locked_anew = std::move(*locked);
+      if (!locked && locked.error().code == ErrorCode::invalid) return disk_error(ErrorCode::io, locked.error().context);
       return space;
     }
     const auto found = files_.space(options_.slot_dir);
@@ -41,7 +44,9 @@ ResultTask<DiskSpace> CheckpointStore::slot_space() {
       if (auto made = files_.make_directory(options_.slot_dir, DirectoryFor::backend); !made) return made.error();
     }
     // Without its lock file it would pass for a directory that is away, and what lay in it for something that may come back.
-    if (is_gone || (lock != nullptr && lock->deleted())) locked_anew = lock_anew(files_, options_.slot_dir, owner_note_);
+    if (is_gone || (lock != nullptr && lock->deleted())) {
+      if (auto locked = lock_anew(files_, options_.slot_dir, owner_note_)) locked_anew = std::move(*locked);
+    }
     return space_to_write(files_, options_.slot_dir, nullptr, owner_note_, locked_anew);
   };
   auto space = co_await index_pool_.run(job);

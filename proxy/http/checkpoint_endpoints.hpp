@@ -6,6 +6,7 @@
 //   POST   /cairn/checkpoints/ID/pin      {"label": "…"} (may be missing)
 //   POST   /cairn/checkpoints/ID/unpin
 //   POST   /cairn/checkpoints/ID/verify   reads its files; bad ones are dropped
+//   POST   /cairn/checkpoints/verify      reads all of the index; a damaged one is built anew
 //   DELETE /cairn/checkpoints/ID          evicts it, unless it is pinned (409)
 // Thread: the I/O thread. Errors: as answers of status 400 and above, {"error": {"message": …}}.
 #pragma once

@@ -212,7 +212,7 @@ Task<void> Router::warm(Downstream& downstream, RequestRecord& record) {
     const CacheOptions& options = served_.entries().front().server->front().options();
     warming.change_key(own_key_, options.api_key);
   }
-  const std::shared_ptr<WarmedPrompt> prompt = warmed_.add(record.id);
+  const std::shared_ptr<WarmedPrompt> prompt = warmed_.add();
   record.warmed = prompt;
   co_await dispatch(warming, record);
   record.warmed.reset();

@@ -109,7 +109,7 @@ ResultTask<void> WarmingDownstream::write_head(const ResponseHead& head, BodyFra
   ResponseHead told = head;
   // Only its pieces have been counted by now.
   told.fields.set(computed_before_field, std::to_string(std::max<std::int64_t>(0, record_.computed_tokens)));
-  told.fields.set(warmed_field, std::to_string(record_.id));
+  told.fields.set(warmed_field, std::to_string(record_.warmed->id));
   co_return co_await client_.write_head(told, framing);
 }
 

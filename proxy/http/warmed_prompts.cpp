@@ -11,13 +11,13 @@
 
 namespace cairn {
 
-std::shared_ptr<WarmedPrompt> WarmedPrompts::add(std::uint64_t id) {
+std::shared_ptr<WarmedPrompt> WarmedPrompts::add() {
   // One that is not known any more is not saved any worse.
   std::size_t tokens = 0, keep = 0;
   while (keep < latest_.size() && keep + 1 < kept && (tokens += latest_[keep]->tokens.size()) <= kept_tokens) ++keep;
   latest_.resize(keep);
   auto prompt = std::make_shared<WarmedPrompt>();
-  prompt->id = id;
+  prompt->id = ++last_id_;
   latest_.push_front(prompt);
   return prompt;
 }

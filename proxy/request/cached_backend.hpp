@@ -180,7 +180,8 @@ class CachedBackend {
   };
   Task<void> save_before_foreign(CancelSource& cancel);
   // A request whose slot the backend chooses has been sent: finds out which, so that nobody is sent there to wait.
-  void find_taken();
+  // Not `soon`: after a while, if nobody is looking already.
+  void find_taken(bool soon = true);
   // Until the backend ends a task whose client has left: it notices after a second of silence, and then ends its batch.
   double seconds_until_noticed() const;
   // Before its process may be stopped for another model: the same, and a save under way is waited for.
@@ -300,8 +301,10 @@ class CachedBackend {
   ResultTask<bool> same_adapters(CancelSource& cancel);  // they can be switched at run time
   // Before a state is saved or put in. Errors: closed, when it is another process or has other adapters; timeout, when it does not say.
   ResultTask<void> still_ours();
-  Task<bool> taken(int slot);  // by a request that the backend placed
-  Task<void> look_for_taken();
+  // By a request that the backend placed. `left`: whom it is asked for.
+  Task<bool> taken(int slot, const CancelSource* left = nullptr);
+  Task<void> look_for_taken(bool at_first_soon);
+  Task<void> look_who_runs();
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);
@@ -351,6 +354,7 @@ class CachedBackend {
   std::optional<Result<InfillLayout>> infill_layout_;
   CostModel costs_;
 
+  std::shared_ptr<Wakeup> look_soon_;  // null: nobody looks for what the backend has placed
   bool sweeping_ = false;
   bool copying_late_ = false;
   BackendPhase phase_ = BackendPhase::connecting;

@@ -258,20 +258,21 @@ Task<void> CachedBackend::sweep() {
 
 // llama-server would put a slot action off until that request ends, and what it has put off besides for longer: ending an action, it
 // does not begin the next of those (seen with build 11669).
-Task<bool> CachedBackend::taken(int slot) {
+Task<bool> CachedBackend::taken(int slot, const CancelSource* left) {
   if (foreign_ == 0) co_return false;
-  // One of ours that was broken off ends by itself, soon.
+  // One of ours that was broken off ends by itself, once the backend has been asked nothing for a second.
+  constexpr std::chrono::milliseconds quiet{1200};
   const bool broken_off = std::as_const(slots_).at(slot).attempted != nullptr;
   const std::chrono::duration<double> patience{broken_off ? seconds_until_noticed() : 0.0};
   const auto began = std::chrono::steady_clock::now();
-  constexpr std::chrono::milliseconds again{50};
   for (;;) {
     const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
     if (!infos) co_return false;
     const bool busy = std::ranges::any_of(*infos, [&](const SlotInfo& info) { return info.id == slot && info.processing; });
     if (!busy) co_return false;
-    if (std::chrono::steady_clock::now() - began >= patience) break;
-    co_await rest(again);
+    if (stopping_.cancelled() || std::chrono::steady_clock::now() - began >= patience) break;
+    co_await rest(quiet);
+    if (left != nullptr && left->cancelled()) co_return false;  // nobody wants it any more
   }
   slots_.forget(slot);
   co_return true;
@@ -296,27 +297,55 @@ Task<bool> CachedBackend::find_placed(int slot) {
   co_return true;
 }
 
-void CachedBackend::find_taken() { spawn(look_for_taken()); }
+void CachedBackend::find_taken(bool soon) {
+  if (look_soon_ == nullptr) {
+    look_soon_ = std::make_shared<Wakeup>(executor_);
+    spawn(look_for_taken(soon));
+  } else if (soon) {
+    look_soon_->notify();
+  }
+}
 
-Task<void> CachedBackend::look_for_taken() {
-  constexpr std::chrono::milliseconds soon{20}, later{200};
-  for (const auto pause : {soon, later}) {
-    Wakeup tick(executor_);
-    (void)co_await tick.wait_for(pause);
-    if (foreign_ == 0 || phase_ != BackendPhase::ready || stopping_.cancelled()) co_return;
-    std::vector<bool> ours;
-    for (const SlotState& state : std::as_const(slots_).slots()) ours.push_back(state.running);
-    const Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
-    if (!infos || foreign_ == 0) co_return;
-    bool found = false;
-    for (const SlotInfo& info : *infos) {
-      if (info.id < 0 || info.id >= static_cast<int>(std::min(ours.size(), slots_.slots().size()))) continue;
-      SlotState& state = slots_.at(info.id);
-      state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)];
-      found = found || state.taken;
+// While somebody waits for such a slot it is looked at again: what runs there may have ended unnoticed. Seldom, for what the backend is
+// asked puts off its notice of a client that left.
+Task<void> CachedBackend::look_for_taken(bool at_first_soon) {
+  constexpr std::chrono::milliseconds soon{20}, later{200}, seldom{1200}, most{10'000};
+  const auto any_taken = [this] { return std::ranges::any_of(std::as_const(slots_).slots(), &SlotState::taken); };
+  std::chrono::milliseconds pause = at_first_soon ? soon : seldom;
+  for (;;) {
+    const std::shared_ptr<Wakeup> asked = look_soon_ = std::make_shared<Wakeup>(executor_);
+    const std::function<void()> wake = [asked] { asked->notify(); };
+    const CancelSource::Registration registration = stopping_.on_cancel(wake);
+    const bool hurry = co_await asked->wait_for(pause) && pause > soon;
+    if (foreign_ == 0 || phase_ != BackendPhase::ready || stopping_.cancelled()) break;
+    if (!hurry) {
+      co_await look_who_runs();
+      scheduler_.reconsider();
     }
-    scheduler_.reconsider();
-    if (found) co_return;
+    const bool awaited = any_taken() && scheduler_.waiting() > 0;
+    if (asked->notified()) {
+      pause = soon;
+    } else if (pause == soon && !any_taken()) {
+      pause = later;
+    } else if (awaited) {
+      pause = std::clamp(pause * 2, seldom, most);
+    } else {
+      break;
+    }
+  }
+  look_soon_.reset();
+}
+
+Task<void> CachedBackend::look_who_runs() {
+  std::vector<bool> ours;
+  for (const SlotState& state : std::as_const(slots_).slots()) ours.push_back(state.running);
+  const Result<std::vector<SlotInfo>> infos = co_await api_.slots(stopping_);
+  if (!infos || foreign_ == 0) co_return;
+  for (const SlotInfo& info : *infos) {
+    if (info.id < 0 || info.id >= static_cast<int>(std::min(ours.size(), slots_.slots().size()))) continue;
+    SlotState& state = slots_.at(info.id);
+    // What a client of ours that left has begun there ends by itself.
+    state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)] && state.attempted == nullptr;
   }
 }
 

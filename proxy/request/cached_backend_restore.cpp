@@ -34,7 +34,7 @@ ResultTask<void> CachedBackend::restore(int slot, CheckpointId id, CancelSource&
   if (const Result<void> read = co_await read_ahead(id); !read) co_return read.error();
   // A request may have waited long since its plan was made: the model may be another one by now.
   if (const Result<void> ours = co_await still_ours(); !ours) co_return ours.error();
-  if (co_await taken(slot)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
+  if (co_await taken(slot, &cancel)) co_return upstream_error(ErrorCode::unsupported, "a request that the backend placed runs in the slot");
   const CheckpointRecord* record = store_->find(id);
   if (record == nullptr) co_return disk_error(ErrorCode::not_found, "the checkpoint is gone");
   if (phase_ != BackendPhase::ready || record->namespace_id != probe_.name_space) {

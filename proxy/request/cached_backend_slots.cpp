@@ -272,6 +272,7 @@ Task<void> CachedBackend::save_idle_slots(int except) {
 void CachedBackend::note_task_started(int slot) {
   SlotState& started = slots_.at(slot);
   started.running = started.leased;
+  started.taken = false;
   // Where nobody has seen the end of a task that was broken off, what is counted later may be its doing.
   started.unresolved = started.unresolved || started.attempted != nullptr;
   started.attempted.reset();

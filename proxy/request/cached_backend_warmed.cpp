@@ -19,6 +19,7 @@ void CachedBackend::watch(const std::shared_ptr<WarmedPrompt>& prompt, TokenSpan
   prompt->name_space = probe_.name_space;
   prompt->tokens.assign(tokens.begin(), tokens.end());
   prompt->was_there = is_saved(*prompt);
+  (void)watched();  // those that nobody asks for any more go
   watched_.push_back(prompt);
 }
 

@@ -159,7 +159,11 @@ std::optional<int> CachedRequest::choose(std::span<const int> idle, bool patient
   // Where a request that the backend placed runs, ours would wait for its end, whichever slot comes free before. With one slot there
   // is no choice.
   const bool all_taken = std::ranges::all_of(idle, [&](int id) { return std::as_const(backend_.slots()).at(id).taken; });
-  if (all_taken && !parsed_.id_slot && backend_.slots().slots().size() > 1) return std::nullopt;
+  if (all_taken && slot_ < 0 && !parsed_.id_slot && backend_.slots().slots().size() > 1) {
+    const bool soon = false;
+    backend_.find_taken(soon);
+    return std::nullopt;
+  }
   for (const int id : idle) {
     if (!parsed_.id_slot && !all_taken && backend_.slots().at(id).taken) continue;
     if (parsed_.id_slot && id != *parsed_.id_slot % static_cast<int>(backend_.slots().slots().size())) continue;

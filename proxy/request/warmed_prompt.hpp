@@ -14,7 +14,7 @@ namespace cairn {
 class CachedBackend;
 
 struct WarmedPrompt {
-  std::uint64_t id = 0;              // of its request
+  std::uint64_t id = 0;
   bool answered = false;             // its request has ended
   CachedBackend* backend = nullptr;  // that computes it; nullptr: none that could save it, and `why`
   NamespaceId name_space{};

@@ -63,7 +63,8 @@ BackendRamCache::Learnt BackendRamCache::learn(TokenSpan prompt, std::uint32_t p
     learnt.resume_points = std::move(nearest->resume_points);
     cut_resume_points(learnt.resume_points, static_cast<std::uint32_t>(reused));
   }
-  if (was_there || (any && missed)) cleared_.erase(nearest);
+  const bool was_promised = any && common_prefix(nearest->tokens, prompt) >= promised;
+  if (was_there || (missed && was_promised)) cleared_.erase(nearest);
   if (missed) ++strikes_;
   else if (promises) strikes_ = 0;
   if (strikes_ >= strikes_to_distrust) {

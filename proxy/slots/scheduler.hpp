@@ -73,7 +73,8 @@ class Scheduler {
 
   // Picks one of the idle slots, or nullopt to wait for a better one. Those behind may take these meanwhile, and it is asked
   // again, before them, whenever a slot comes free (and each `offered_again` while it is the first); with none idle it is asked
-  // once, when the wait begins. Not `patient`: it has waited long enough, or nothing is in use that could come free.
+  // once, when the wait begins. Not `patient`: it has waited long enough, or nothing is in use that could come free; it declines
+  // then only what would make it wait longer still.
   using Choose = std::function<std::optional<int>(std::span<const int> idle, bool patient)>;
   // In order of arrival.
   ResultTask<Lease> acquire(Choose choose, CancelSource& cancel);

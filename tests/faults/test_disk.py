@@ -1,6 +1,7 @@
 """The disk fails under a serving Cairn: answers go on, it is said once, and saving resumes when the disk is back."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 
@@ -65,23 +66,26 @@ def test_a_slot_directory_that_cairn_may_not_write_gets_no_files(make_stack):
                             prefix=without_roots_powers())
         stack.cairn.wait_phase(phase)
 
+    asked = itertools.count()
+
     def asks_new_things():
-        files = sorted(stack.slot_dir.iterdir())
-        for seed in range(3):
-            assert stack.complete(tokens(400, seed=f"{phase} {seed}")).answer.status == 200
-        assert sorted(stack.slot_dir.iterdir()) == files
+        for _ in range(3):
+            assert stack.complete(tokens(400, seed=f"new {next(asked)}")).answer.status == 200
 
     start(phase := "ready")
     stack.complete(tokens(400, seed=1))
     stack.cairn.settle()
     take_write_access(stack.slot_dir)
+    files = sorted(stack.slot_dir.iterdir())
     asks_new_things()
     wait_until(lambda: said(stack, "nothing is saved until the disk allows it again"), "it is said")
     asks_new_things()
+    assert sorted(stack.slot_dir.iterdir()) == files
     assert said(stack, "nothing is saved until the disk allows it again") == 1 == said(stack, "give write access")
     stack.cairn.stop()
     start(phase := "plain")
     asks_new_things()
+    assert sorted(stack.slot_dir.iterdir()) == files
     give_write_access(stack.slot_dir)
     stack.cairn.wait_phase("ready", 60)
     resumes(stack, "allowed")

@@ -52,7 +52,7 @@ def test_no_pieces_where_a_request_waits_for_any_slot(rig):
     foreign = rig.open({"prompt": prompt(40, 311), "n_predict": 2, "cache_prompt": False})
     wait_until(lambda: len(rig.client_calls()) == 2, "and a request that takes any")
     text = prompt(3 * LONG, 312)
-    ours = rig.open({"prompt": text, "n_predict": 2})
+    ours = rig.open({"prompt": text, "n_predict": 2, "id_slot": 1})  # else it would wait in Cairn
     wait_until(lambda: len(rig.client_calls()) == 3, "the prompt itself is sent")
     assert pieces_of(rig, text) == []
     backend.hold_prefill.set()
@@ -113,6 +113,41 @@ def test_nobody_waits_behind_what_the_backend_placed_while_another_slot_will_com
     rig.wait_free()
 
 
+def test_who_waits_for_what_the_backend_placed_is_told_of_an_end_that_nobody_saw(rig):
+    """The slot of a request whose client had left was seen in use, as the backend had not noticed yet, and never looked at again: everybody
+    waited for the other slot's answer."""
+    backend = rig.start(slots=2, state_version=4)
+    slot = backend.slots[0]
+
+    def told_busy(count):
+        return backend.of(lambda made: made.told_busy == count and made.answered.is_set())
+
+    with rig.streaming({"prompt": prompt(200, 360), "n_predict": 2, "cache_prompt": False, "id_slot": 1}):
+        backend.hold_stream = threading.Event()
+        leaving = rig.open({"prompt": prompt(200, 361), "n_predict": 2, "cache_prompt": False, "id_slot": 0, "stream": True})
+        read_until(leaving, b"data: ")
+        wait_until(lambda: told_busy(2), "Cairn looks where they run")
+        backend.hold_slots = looking = threading.Event()
+        backend.forget_calls()
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        leaving.close()
+        wait_until(lambda: not slot.busy, "the backend is rid of it")
+        slot.busy = True  # as if it had not noticed yet
+        backend.hold_slots = backend.hold_stream = None
+        looking.set()
+        wait_until(lambda: told_busy(2), "Cairn has looked again")
+        text = prompt(300, 362)
+        answers = []
+        waiter = threading.Thread(target=lambda: answers.append(rig.post({"prompt": text, "n_predict": 2}, timeout=20)))
+        waiter.start()
+        wait_until(lambda: rig.cairn.status()["queue"]["waiting"] == 1, "both slots are believed to be in use")
+        slot.busy = False
+        waiter.join()
+        assert answers[0].json()["content"] == backend.expected(text)
+        assert backend.slots[1].busy
+    rig.wait_free()
+
+
 def test_what_a_client_that_left_has_begun_is_not_taken_for_what_the_backend_placed(rig):
     """Beside any other stream nothing was put into the slot that it had left: the backend is told, and takes a second to notice."""
     backend = rig.start(slots=2, state_version=4)
@@ -122,8 +157,10 @@ def test_what_a_client_that_left_has_begun_is_not_taken_for_what_the_backend_pla
     assert rig.right(prompt(LONG, 351))
     assert rig.right(prompt(LONG, 352))
     rig.settle()
-    with rig.streaming({"messages": [{"role": "user", "content": "a" * 60}], "max_tokens": 2}, "/v1/messages"):
-        slot = next(slot for slot in backend.slots if not slot.busy)
+    backend.forget_calls()
+    with rig.streaming({"prompt": prompt(200, 355), "n_predict": 2, "cache_prompt": False, "id_slot": 1}):
+        wait_until(lambda: backend.of(lambda made: made.told_busy == 1 and made.answered.is_set()), "Cairn looks where it runs")
+        slot = backend.slots[0]
         backend.hold_prefill = threading.Event()
         leaving = rig.open({"prompt": prompt(LONG, 353), "n_predict": 2})
         wait_until(lambda: slot.busy, "its prompt is computed")

@@ -57,7 +57,6 @@ TEST(PosixDirectory, AFileThatIsGoneMeanwhileIsNotFound) {
   EXPECT_EQ(files.open_directory(scratch.path() + "/none").error().code, ErrorCode::not_found);
 }
 
-// Copies were made for their owner alone: a llama-server of another user could not restore them.
 // Not by the real ids, as access() does, and root may write everywhere.
 TEST(PosixFileLayer, TellsWhereThisUserMayNotWrite) {
   const ScratchDirectory scratch;
@@ -77,6 +76,7 @@ TEST(PosixFileLayer, TellsWhereThisUserMayNotWrite) {
   EXPECT_FALSE(others->read_only);
 }
 
+// Copies were made for their owner alone: a llama-server of another user could not restore them.
 TEST(PosixFileLayer, WhatIsCreatedIsForAllWhomTheUmaskLets) {
   const ScratchDirectory scratch;
   PosixFileLayer files;

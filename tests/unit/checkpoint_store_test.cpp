@@ -734,7 +734,6 @@ TEST_F(Store, ADamagedIndexIsSetAside) {
   EXPECT_TRUE(fixture.save(tokens_of_length(50), 3000));
 }
 
-// The index is read while the directory is looked through; but nothing happens to it before that is known to work.
 // Every save failed after the backend had written it whole, after each restart as well.
 TEST_F(Store, DamageThatOnlyWritesComeUponIsMendedAndSaidOnce) {
   for (Token salt = 0; salt < 3; ++salt) ASSERT_TRUE(fixture.save(tokens_of_length(3000, salt), 9000));
@@ -782,6 +781,7 @@ TEST_F(Store, ACheckOfTheIndexFindsWhatNoReadingDoes) {
   EXPECT_EQ(store().counters().files, 3u);
 }
 
+// The index is read while the directory is looked through; but nothing happens to it before that is known to work.
 TEST_F(Store, AnIndexIsNotSetAsideWhileTheDirectoryCannotBeRead) {
   ASSERT_TRUE(fixture.save(tokens_of_length(50), 3000));
   fixture.store.reset();
