@@ -124,7 +124,8 @@ std::string not_writable(const std::string& directory) {
   std::filesystem::path path = std::filesystem::absolute(directory, unknown);
   while (!std::filesystem::exists(path, unknown) && path.has_relative_path()) path = path.parent_path();
   if (::faccessat(AT_FDCWD, path.c_str(), W_OK | X_OK, AT_EACCESS) == 0) return {};
-  if (errno == EPERM) return {};  // a filter of system calls that does not know this one says nothing of the directory
+  // A filter of system calls that does not know this one.
+  if (errno == EPERM && ::access(path.c_str(), W_OK | X_OK) == 0) return {};
   return fmt::format("{}: {}", path.string(), std::generic_category().message(errno));
 }
 

@@ -332,11 +332,10 @@ template <class Write>
 auto Index::mending(const Write& write) -> decltype(write()) {
   auto done = write();
   constexpr std::chrono::minutes not_again_for{1};  // it reads all there is
-  const auto now = std::chrono::steady_clock::now();
-  if (done || done.error().code != ErrorCode::corrupt || beyond_mending_ || now < mended_from_) return done;
+  if (done || done.error().code != ErrorCode::corrupt || beyond_mending_ || std::chrono::steady_clock::now() < mended_from_) return done;
   if (auto rebuilt = rebuild(done.error().context); !rebuilt) {
     beyond_mending_ = rebuilt.error().code == ErrorCode::corrupt;
-    mended_from_ = now + not_again_for;  // a full disk, say
+    mended_from_ = std::chrono::steady_clock::now() + not_again_for;  // a full disk, say
     Error both = done.error();
     both.context += "; it could not be built anew: " + rebuilt.error().context;
     return both;

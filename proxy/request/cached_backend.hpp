@@ -305,6 +305,7 @@ class CachedBackend {
   Task<bool> taken(int slot, const CancelSource* left = nullptr);
   Task<void> look_for_taken(bool at_first_soon);
   Task<void> look_who_runs();
+  bool ends_by_itself(const SlotState& state) const;
   ResultTask<void> wash(int slot);
   Task<void> drop(CheckpointId checkpoint);
   void believe(const std::vector<SlotInfo>& infos);

@@ -262,20 +262,24 @@ Task<bool> CachedBackend::taken(int slot, const CancelSource* left) {
   if (foreign_ == 0) co_return false;
   // One of ours that was broken off ends by itself, once the backend has been asked nothing for a second.
   constexpr std::chrono::milliseconds quiet{1200};
-  const bool broken_off = std::as_const(slots_).at(slot).attempted != nullptr;
-  const std::chrono::duration<double> patience{broken_off ? seconds_until_noticed() : 0.0};
-  const auto began = std::chrono::steady_clock::now();
   for (;;) {
     const Result<std::vector<SlotInfo>> infos = co_await api_.slots(*background_);
     if (!infos) co_return false;
     const bool busy = std::ranges::any_of(*infos, [&](const SlotInfo& info) { return info.id == slot && info.processing; });
     if (!busy) co_return false;
-    if (stopping_.cancelled() || std::chrono::steady_clock::now() - began >= patience) break;
+    if (stopping_.cancelled() || !ends_by_itself(std::as_const(slots_).at(slot))) break;
     co_await rest(quiet);
     if (left != nullptr && left->cancelled()) co_return false;  // nobody wants it any more
   }
   slots_.forget(slot);
   co_return true;
+}
+
+// The task there is one of ours whose client has left, for all we know. Our looks put its end off.
+bool CachedBackend::ends_by_itself(const SlotState& state) const {
+  constexpr double put_off_s = 1.2;
+  const std::chrono::duration<double> since = std::chrono::steady_clock::now() - state.attempted_at;
+  return state.attempted != nullptr && since.count() < seconds_until_noticed() + put_off_s;
 }
 
 double CachedBackend::seconds_until_noticed() const {
@@ -309,11 +313,11 @@ void CachedBackend::find_taken(bool soon) {
 // While somebody waits for such a slot it is looked at again: what runs there may have ended unnoticed. Seldom, for what the backend is
 // asked puts off its notice of a client that left.
 Task<void> CachedBackend::look_for_taken(bool at_first_soon) {
-  constexpr std::chrono::milliseconds soon{20}, later{200}, seldom{1200}, most{10'000};
-  const auto any_taken = [this] { return std::ranges::any_of(std::as_const(slots_).slots(), &SlotState::taken); };
+  constexpr std::chrono::milliseconds soon{20}, later{200}, seldom{1200}, most{5000};
+  const auto found = [this] { return static_cast<std::uint64_t>(std::ranges::count_if(std::as_const(slots_).slots(), &SlotState::taken)); };
   std::chrono::milliseconds pause = at_first_soon ? soon : seldom;
   for (;;) {
-    const std::shared_ptr<Wakeup> asked = look_soon_ = std::make_shared<Wakeup>(executor_);
+    const std::shared_ptr<Wakeup> asked = look_soon_;
     const std::function<void()> wake = [asked] { asked->notify(); };
     const CancelSource::Registration registration = stopping_.on_cancel(wake);
     const bool hurry = co_await asked->wait_for(pause) && pause > soon;
@@ -322,12 +326,12 @@ Task<void> CachedBackend::look_for_taken(bool at_first_soon) {
       co_await look_who_runs();
       scheduler_.reconsider();
     }
-    const bool awaited = any_taken() && scheduler_.waiting() > 0;
     if (asked->notified()) {
       pause = soon;
-    } else if (pause == soon && !any_taken()) {
-      pause = later;
-    } else if (awaited) {
+      look_soon_ = std::make_shared<Wakeup>(executor_);
+    } else if (pause == soon && found() < foreign_) {
+      pause = later;  // its task had not begun
+    } else if (found() > 0 && scheduler_.waiting() > 0) {
       pause = std::clamp(pause * 2, seldom, most);
     } else {
       break;
@@ -344,8 +348,7 @@ Task<void> CachedBackend::look_who_runs() {
   for (const SlotInfo& info : *infos) {
     if (info.id < 0 || info.id >= static_cast<int>(std::min(ours.size(), slots_.slots().size()))) continue;
     SlotState& state = slots_.at(info.id);
-    // What a client of ours that left has begun there ends by itself.
-    state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)] && state.attempted == nullptr;
+    state.taken = info.processing && !state.running && !ours[static_cast<std::size_t>(info.id)] && !ends_by_itself(state);
   }
 }
 

@@ -39,6 +39,7 @@ void SlotTable::forget(int id) {
 
 void SlotTable::note_attempt(int id, TokenSpan prompt, std::uint32_t held_before) {
   if (at(id).unresolved) return;
+  at(id).attempted_at = std::chrono::steady_clock::now();
   at(id).attempted = std::make_shared<const Tokens>(prompt.begin(), prompt.end());
   at(id).held_before = held_before;
 }

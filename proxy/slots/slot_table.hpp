@@ -31,6 +31,7 @@ struct SlotState {
   bool taken = false;           // a request whose slot the backend chose was seen to run there
   bool doubtful = false;        // the backend may have cleared it since: believed only when it has been saved
   Tokens known;                 // ids of its first tokens
+  std::chrono::steady_clock::time_point attempted_at{};
   std::shared_ptr<const Tokens> attempted;  // the prompt of a task that was broken off: how much of it is there, GET /slots tells
   std::uint32_t held_before = 0;            // by the slot, before that task: tokens
   bool unresolved = false;      // nor was it known what an earlier one had left: the length tells nothing

@@ -344,8 +344,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/health":
             self.reply({"status": "ok"})
         elif path == "/props":
-            if backend.hold_props is not None:
-                backend.hold_props.wait(60)
+            if (hold := backend.hold_props) is not None:
+                hold.wait(60)
             self.reply({"total_slots": len(backend.slots), "model_path": str(backend.model_path), "build_info": "b1-scripted",
                         "chat_template": "scripted", "media_marker": backend.marker or f"<__media_{backend.process}__>",
                         "endpoint_slots": True, "endpoint_metrics": True, "is_sleeping": False, "role": backend.role})
@@ -353,8 +353,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply({"data": [{"id": "scripted", "meta": {"n_vocab": VOCABULARY, "n_ctx": backend.n_ctx, "n_embd": 8,
                                                              "n_params": 1000, "size": 4000, "ftype": "F32"}}]})
         elif path == "/slots":
-            if backend.hold_slots is not None:
-                backend.hold_slots.wait(60)
+            if (hold := backend.hold_slots) is not None:
+                hold.wait(60)
             rows = []
             for slot in backend.slots:
                 row = {"id": slot.id, "is_processing": slot.busy}
@@ -418,8 +418,8 @@ class _Handler(BaseHTTPRequestHandler):
         with slot.lock:
             began = time.monotonic()
             if action == "save":
-                if backend.hold_save is not None:
-                    backend.hold_save.wait(60)
+                if (hold := backend.hold_save) is not None:
+                    hold.wait(60)
                 if backend.refuse_save:
                     return self.refuse("Unable to save slot", 400 if backend.refuse_save is True else backend.refuse_save)
                 count, size = backend.save(slot, body["filename"])
@@ -429,8 +429,8 @@ class _Handler(BaseHTTPRequestHandler):
                 try:
                     with contextlib.suppress(ClientGone):
                         self.hold(backend.hold_restore, call)
-                    if backend.hold_restore is not None:
-                        backend.hold_restore.wait(60)
+                    if (hold := backend.hold_restore) is not None:
+                        hold.wait(60)
                     if backend.refuse_restore:
                         raise ValueError("refused")
                     count, size = backend.restore(slot, body["filename"])
