@@ -4,10 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <future>
-#include <limits>
 #include <memory_resource>
 #include <optional>
 #include <span>

@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from scripted_rig import Rig  # noqa: E402
 from stack import Backend, Stack, free_port, tail  # noqa: E402
 
 LOGS = pytest.StashKey()
@@ -27,6 +28,14 @@ def watch_log(request):
     """Call it with (name, path): a failure shows the end of that file."""
     logs = request.node.stash.setdefault(LOGS, [])
     return lambda name, path: logs.append((name, path))
+
+
+@pytest.fixture
+def rig(tmp_path, watch_log):
+    """A scripted backend and Cairn in front of it."""
+    rig = Rig(tmp_path, watch_log)
+    yield rig
+    rig.close()
 
 
 @pytest.fixture

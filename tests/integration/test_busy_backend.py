@@ -2,17 +2,8 @@
 
 import threading
 
-import pytest
-
-from scripted_rig import LONG, Rig, prompt, read_until
+from scripted_rig import LONG, prompt, read_until
 from stack import call, wait_until
-
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
 
 
 def busy_slot(rig, slot):

@@ -12,7 +12,7 @@ from certificates import Authority
 from scripted_backend import ScriptedBackend
 from scripted_rig import LONG, open_request, prompt
 from stack import TLS, Backend, Cairn, free_port, quick_run, tokens, wait_until
-from test_life import Watched, gated, rig  # noqa: F401
+from test_life import Watched, gated  # noqa: F401
 
 MARKERS = {"template": b"POST /apply-template", "tokenize": b"POST /tokenize", "same process": b"GET /props", "restore": b"action=restore",
            "piece": b'"n_predict":0', "forward": b"POST /v1/chat/completions", "save": b"action=save"}

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from scripted_rig import LONG, Rig, prompt
+from scripted_rig import LONG, prompt
 from stack import KINDS, Backend, call, clear_beginning, free_port, prose, quick_run
 
 ANTHROPIC = {"anthropic-version": "2023-06-01"}
@@ -234,13 +234,6 @@ def test_images_are_passed_on(make_stack, path, body):
 
 
 # --- what only a scripted backend does --------------------------------------------------------------------
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
-
 
 def text(count, seed):
     return bytes(prompt(count, seed)).decode()

@@ -12,16 +12,9 @@ import threading
 
 import pytest
 
-from scripted_rig import Rig, LONG, open_request, prompt, read_until
+from scripted_rig import LONG, open_request, prompt, read_until
 from stack import call, connect, free_port, full_run, wait_until
 from tcp_gate import TcpGate
-
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
 
 
 class Watched:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from scripted_backend import render
-from scripted_rig import LONG, Rig, prompt, read_until, told
+from scripted_rig import LONG, prompt, read_until, told
 from stack import REPOSITORY, call, common, free_port, wait_until
 from tcp_gate import TcpGate
 
@@ -58,13 +58,6 @@ def test_each_has_its_test(trouble):
     path, name = TABLE[trouble].split()
     text = (REPOSITORY / "tests" / path).read_text()
     assert re.search(rf"^def {name}\(|^TEST(_F)?\(.*\b{name}\w*", text, re.MULTILINE), f"{path} has no {name}"
-
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
 
 
 @pytest.fixture

@@ -11,15 +11,8 @@ import threading
 import pytest
 
 from scripted_backend import ScriptedBackend
-from scripted_rig import LONG, Rig, open_request, prompt, read_all, read_until
+from scripted_rig import LONG, open_request, prompt, read_all, read_until
 from stack import call, free_port, wait_until
-
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
 
 
 # --- the hazard of old builds -----------------------------------------------------------------------------

@@ -7,19 +7,10 @@ import pty
 import subprocess
 import threading
 
-import pytest
-
-from scripted_rig import LONG, Rig, prompt
+from scripted_rig import LONG, prompt
 from stack import cairn_binary, call, free_port
 
 REFUSED = "Unable to save slot"  # as the scripted backend refuses a save
-
-
-@pytest.fixture
-def rig(tmp_path, watch_log):
-    rig = Rig(tmp_path, watch_log)
-    yield rig
-    rig.close()
 
 
 def text(count, seed):
